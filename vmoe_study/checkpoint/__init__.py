@@ -1,0 +1,1 @@
+"""Saving, restoring, importing and exporting parameters."""

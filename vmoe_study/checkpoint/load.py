@@ -1,0 +1,169 @@
+"""Reading checkpoints, verified: whole steps, parameters alone, the config.
+
+A step is read with Orbax's handlers, not its manager: they wait for no other
+host, so that a failure on one host can be told to all before any goes on.
+"""
+
+from collections.abc import Iterator
+import contextlib
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vmoe_study.checkpoint import manifest as manifest_lib
+from vmoe_study.checkpoint import tree as tree_lib
+from vmoe_study.checkpoint.errors import CheckpointError
+
+PyTree = Any
+
+_AS_NUMPY = object()  # In the place of a template: read to host memory.
+_REASON_CHARACTERS = 400
+
+
+def load_params(
+  directory: epath.PathLike,
+  step: int | None = None,
+  template: PyTree | None = None,
+) -> tuple[PyTree, dict[str, Any], int]:
+  """Verified parameters of a checkpoint, without its optimizer state.
+
+  Args:
+    directory: of a `CheckpointStore`; only read.
+    step: the step wanted; None for the newest intact one.
+    template: as in `CheckpointStore.restore`; None for nested dictionaries of
+      numpy arrays, on any machine whatever devices the checkpoint came from.
+
+  Returns:
+    Parameters, config, step.
+
+  Raises:
+    ValueError: names, shapes or dtypes differ from the template's.
+    CheckpointError: there is no checkpoint, or none that is intact.
+  """
+  directory = absolute(directory)
+  template = _AS_NUMPY if template is None else template
+  found, trees, config = restore_trees(directory, step, {"params": template})
+  return trees["params"], config, found
+
+
+def load_config(
+  directory: epath.PathLike, step: int | None = None
+) -> tuple[dict[str, Any], int]:
+  """The config of the newest (or given) step with an intact manifest; step.
+
+  Raises:
+    CheckpointError: there is no checkpoint, or none with an intact manifest.
+  """
+  found, _, config = restore_trees(absolute(directory), step, {})
+  return config, found
+
+
+def restore_trees(
+  directory: epath.Path, step: int | None, templates: dict[str, PyTree]
+) -> tuple[int, dict[str, PyTree], dict[str, Any]]:
+  """The newest intact step among those allowed; reports the others."""
+  steps = complete_steps(directory)
+  if not steps or (step is not None and step not in steps):
+    wanted = "checkpoint" if step is None else f"step {step}"
+    raise CheckpointError(
+      f"{directory} holds no {wanted}; its complete steps are {steps}. Give a "
+      "directory that a run saved checkpoints in, and one of its steps."
+    )
+  for candidate in reversed(steps) if step is None else [step]:
+    path = directory / str(candidate)
+    try:
+      manifest = _read_manifest(path)
+      trees = {
+        item: _read_item(path, item, manifest["items"].get(item, {}), template)
+        for item, template in templates.items()
+      }
+      return candidate, trees, manifest["config"]
+    except CheckpointError as error:
+      logging.warning("Checkpoint %s is damaged: %s.", path, error)
+  raise CheckpointError(
+    f"{directory} holds no intact checkpoint among the steps {steps} tried "
+    f"{'newest first' if step is None else f'for step {step}'}; the reasons "
+    "are logged above. Restore the files from a copy, or start anew in another "
+    "directory."
+  )
+
+
+def _read_manifest(path: epath.Path) -> dict[str, Any]:
+  with _all_hosts_or_none():
+    handler = ocp.JsonCheckpointHandler()
+    manifest = handler.restore(path / "manifest", args=ocp.args.JsonRestore())
+    manifest_lib.check(manifest)
+  return manifest
+
+
+def _read_item(
+  path: epath.Path, item: str, saved: dict[str, dict], template: PyTree
+) -> PyTree:
+  """One verified tree; `saved` is its part of the manifest."""
+  if template is not _AS_NUMPY:
+    manifest_lib.check_template(item, saved, template, str(path))
+    if not jax.tree.leaves(template):
+      return template
+  with _all_hosts_or_none():
+    if template is _AS_NUMPY:
+      tree = _read_numpy(path / item, saved)
+    else:
+      tree = ocp.StandardCheckpointHandler().restore(
+        path / item,
+        args=ocp.args.StandardRestore(jax.tree.map(_abstract, template)),
+      )
+  manifest_lib.check_arrays(item, saved, tree)
+  return tree
+
+
+def _read_numpy(path: epath.Path, saved: dict[str, dict]) -> PyTree:
+  restore_args = {name: ocp.RestoreArgs(np.ndarray) for name in saved}
+  tree = ocp.PyTreeCheckpointHandler().restore(
+    path,
+    args=ocp.args.PyTreeRestore(restore_args=tree_lib.unflatten(restore_args)),
+  )
+  return jax.tree.map(np.asarray, tree)
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+  sharding = getattr(leaf, "sharding", None)
+  if sharding is None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+@contextlib.contextmanager
+def _all_hosts_or_none() -> Iterator[None]:
+  """Makes a host's failure to read every host's, so that all step back."""
+  failure = None
+  try:
+    yield
+  except Exception as error:
+    # Damaged files raise whatever their reader stumbled over.
+    failure = error
+  failed = np.array(failure is not None)
+  if jax.process_count() > 1:
+    failed = multihost_utils.process_allgather(failed).any()
+  if failed:
+    reason = str(failure or "another host could not read it")
+    raise CheckpointError(
+      f"it cannot be read: {reason[:_REASON_CHARACTERS]}"
+    ) from failure
+
+
+def complete_steps(directory: epath.Path) -> list[int]:
+  """The complete steps, in order."""
+  if not directory.exists():
+    return []
+  return sorted(ocp.utils.checkpoint_steps(directory))
+
+
+def absolute(directory: epath.PathLike) -> epath.Path:
+  """The directory as Orbax wants it; a URL stays as it is."""
+  path = epath.Path(directory)
+  return path if "://" in str(path) else path.expanduser().resolve()

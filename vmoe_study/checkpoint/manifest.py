@@ -1,0 +1,108 @@
+"""What a checkpoint says of itself: config, arrays, fingerprints.
+
+A plain JSON item beside the arrays. It carries a digest of itself, so that a
+flipped byte in it is seen too, and fingerprints of every array, because the
+array storage returns changed bytes and casts dtypes without a word.
+"""
+
+from collections.abc import Mapping
+import hashlib
+import json
+from typing import Any
+
+import jax
+
+from vmoe_study.checkpoint import fingerprint
+from vmoe_study.checkpoint import tree as tree_lib
+from vmoe_study.checkpoint.errors import CheckpointError
+
+_FORMAT = 1
+_SHOWN = 8
+
+
+def build(items: Mapping[str, Any], config: Mapping[str, Any]) -> dict:
+  """The manifest of trees of arrays, by item name, with its digest.
+
+  Every process of a multi-host run takes part; all get the same manifest.
+  """
+  manifest = {
+    "format": _FORMAT,
+    "config": json.loads(json.dumps(config)),
+    "items": {name: describe(tree) for name, tree in items.items()},
+  }
+  return manifest | {"digest": _digest(manifest)}
+
+
+def describe(tree: Any) -> dict[str, dict[str, Any]]:
+  """Shape, dtype and fingerprint of every leaf, by path."""
+  leaves = tree_lib.flatten(tree)
+  lanes = {name: fingerprint.fingerprint(leaf) for name, leaf in leaves.items()}
+  lanes = jax.device_get(lanes)
+  return {
+    name: {
+      "shape": list(leaf.shape),
+      "dtype": str(leaf.dtype),
+      "fingerprint": fingerprint.to_text(lanes[name]),
+    }
+    for name, leaf in leaves.items()
+  }
+
+
+def check(manifest: Any) -> None:
+  """Raises CheckpointError unless the manifest is one of ours, unchanged."""
+  if not isinstance(manifest, dict) or "digest" not in manifest:
+    raise CheckpointError("its manifest is not one that this package writes")
+  content = {key: value for key, value in manifest.items() if key != "digest"}
+  if manifest["digest"] != _digest(content):
+    raise CheckpointError("its manifest does not match its own digest")
+  if content["format"] != _FORMAT:
+    raise CheckpointError(
+      f"its format is {content['format']}, this version reads {_FORMAT}"
+    )
+
+
+def check_template(
+  item: str, saved: Mapping[str, dict], template: Any, where: str
+) -> None:
+  """Compares what a program expects with what a checkpoint holds.
+
+  Raises:
+    ValueError: names the parameters that are missing, left over, or of another
+      shape or dtype.
+  """
+  wanted = tree_lib.flatten(template)
+  problems = [
+    f"{name}: expected, not in the checkpoint"
+    for name in wanted.keys() - saved.keys()
+  ] + [
+    f"{name}: in the checkpoint, not expected"
+    for name in saved.keys() - wanted.keys()
+  ]
+  for name in wanted.keys() & saved.keys():
+    have = f"{saved[name]['dtype']}{saved[name]['shape']}"
+    want = f"{wanted[name].dtype}{list(wanted[name].shape)}"
+    if have != want:
+      problems.append(f"{name}: {have} in the checkpoint, {want} expected")
+  if problems:
+    shown = "\n  ".join(sorted(problems)[:_SHOWN])
+    raise ValueError(
+      f"{item} of {where} differs from this model in {len(problems)} arrays:\n"
+      f"  {shown}\nNames, shapes and dtypes must agree: use the config that "
+      "the checkpoint was made with, or another directory."
+    )
+
+
+def check_arrays(item: str, saved: Mapping[str, dict], tree: Any) -> None:
+  """Raises CheckpointError if any restored array is not the one saved."""
+  found = describe(tree)
+  damaged = sorted(name for name in saved if found.get(name) != saved[name])
+  if damaged:
+    raise CheckpointError(
+      f"{len(damaged)} arrays of {item} are not what was saved, the first is "
+      f"{damaged[0]}"
+    )
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+  text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,196 @@
+"""Checkpoints of a run: saved while it goes on, verified when restored.
+
+A thin layer over Orbax, which writes arrays in parallel from every host and
+makes a step visible only when it is complete. What is added here: parameters
+and optimizer state are separate items, so that a model opens without its
+optimizer; the config travels along; and every array is compared with its
+fingerprint (`manifest.py`), so that a damaged step is reported and the newest
+intact one used instead.
+
+On disk: DIRECTORY/STEP/{params,opt_state,manifest}. A tree without leaves is
+not stored. A damaged step that a run had to step back over is renamed
+DIRECTORY/damaged-STEP, to make room for the run to save that step again.
+"""
+
+from collections.abc import Iterator
+import contextlib
+from typing import Any, NamedTuple
+
+from absl import logging
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import orbax.checkpoint as ocp
+
+from vmoe_study.checkpoint import load
+from vmoe_study.checkpoint import manifest as manifest_lib
+from vmoe_study.checkpoint.errors import CheckpointError
+
+PyTree = Any
+
+_REASON_CHARACTERS = 400
+
+
+class Restored(NamedTuple):
+  """One verified checkpoint."""
+
+  step: int
+  params: PyTree
+  opt_state: PyTree
+  config: dict[str, Any]
+
+
+class CheckpointStore:
+  """The checkpoints of one run, in one directory that it alone writes.
+
+  Every method is called by all processes of a multi-host run.
+  """
+
+  def __init__(
+    self,
+    directory: epath.PathLike,
+    *,
+    keep: int = 3,
+    keep_every: int | None = None,
+  ):
+    """Opens the directory, creating it, and removes unfinished saves.
+
+    Args:
+      directory: local path or gs:// URL.
+      keep: how many of the newest checkpoints to keep, at least 1.
+      keep_every: also keep every step that is a multiple of this for ever.
+
+    Raises:
+      ValueError: `keep` or `keep_every` is below 1.
+    """
+    for name, value in (("keep", keep), ("keep_every", keep_every)):
+      if value is not None and value < 1:
+        raise ValueError(
+          f"{name}={value}: at least 1 checkpoint must be kept. Raise it."
+        )
+    self._directory = load.absolute(directory)
+    self._options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep,
+      keep_period=keep_every,
+      cleanup_tmp_directories=True,
+      lightweight_initialize=True,
+    )
+    self._manager = ocp.CheckpointManager(
+      self._directory, options=self._options
+    )
+
+  def latest_step(self) -> int | None:
+    """The newest step saved (or being saved); None if there is none."""
+    return self._manager.latest_step()
+
+  def save(
+    self,
+    step: int,
+    params: PyTree,
+    opt_state: PyTree,
+    config: dict[str, Any],
+    wait: bool = False,
+  ) -> None:
+    """Copies the state off the devices and writes it in the background.
+
+    Args:
+      step: larger than any step saved before.
+      params: tree of arrays, on any mesh; may be donated after the call.
+      opt_state: likewise; None or a tree without leaves if there is none.
+      config: JSON-able; comes back with the checkpoint.
+      wait: return only when the checkpoint is complete.
+
+    Raises:
+      ValueError: `step` is not larger than the latest step.
+      CheckpointError: this save, or the one before it, failed. Complete
+        checkpoints are untouched, and a later save may be tried.
+    """
+    self.wait()
+    latest = self.latest_step()
+    if latest is not None and step <= latest:
+      raise ValueError(
+        f"step {step} is not larger than the latest saved step {latest} of "
+        f"{self._directory}: steps are saved in order. Restore the latest "
+        "step first, or use a new directory."
+      )
+    items = {"params": params, "opt_state": opt_state}
+    items = {
+      name: tree for name, tree in items.items() if jax.tree.leaves(tree)
+    }
+    manifest = manifest_lib.build(items, config)
+    args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    with self._reporting(f"saving step {step}"):
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(manifest=ocp.args.JsonSave(manifest), **args),
+      )
+    if wait:
+      self.wait()
+
+  def restore(
+    self, step: int | None = None, *, params: PyTree, opt_state: PyTree
+  ) -> Restored:
+    """Reads one step into the shardings of the templates, and verifies it.
+
+    Args:
+      step: the step wanted; None for the newest intact one.
+      params: tree of jax.ShapeDtypeStruct (or arrays) with shardings on any
+        mesh; without a sharding, arrays go to the first device.
+      opt_state: likewise.
+
+    Raises:
+      ValueError: names, shapes or dtypes differ from the checkpoint's.
+      CheckpointError: there is no checkpoint, or none that is intact.
+    """
+    self.wait()
+    templates = {"params": params, "opt_state": opt_state}
+    found, trees, config = load.restore_trees(self._directory, step, templates)
+    if step is None:
+      self._set_aside(found)
+    return Restored(found, trees["params"], trees["opt_state"], config)
+
+  def wait(self) -> None:
+    """Blocks until the save under way is complete.
+
+    Raises:
+      CheckpointError: it failed.
+    """
+    with self._reporting("saving in the background"):
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then releases threads; the store cannot be used afterwards."""
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _reporting(self, action: str) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:
+      raise CheckpointError(
+        f"{action} in {self._directory} failed: "
+        f"{str(error)[:_REASON_CHARACTERS]}. Complete checkpoints "
+        f"there are untouched, the newest is step {self.latest_step()}. Free "
+        "space or mend the file system, then run again."
+      ) from error
+
+  def _set_aside(self, intact: int) -> None:
+    """Renames the steps after the newest intact one: all are damaged."""
+    steps = load.complete_steps(self._directory)
+    damaged = [step for step in steps if step > intact]
+    if not damaged:
+      return
+    if jax.process_index() == 0:
+      for step in damaged:
+        target, copies = self._directory / f"damaged-{step}", 1
+        while target.exists():
+          copies += 1
+          target = self._directory / f"damaged-{step}-{copies}"
+        (self._directory / str(step)).rename(target)
+        logging.warning("The damaged step %d is now %s.", step, target)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("set_aside")
+    self._manager.reload()

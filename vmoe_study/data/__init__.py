@@ -1,0 +1,1 @@
+"""Images in, batches out: sources, operations, the input pipeline."""

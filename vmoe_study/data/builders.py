@@ -1,0 +1,109 @@
+"""From a data set's name to its TFDS builder, and building it.
+
+Reading a prepared data set needs only its files; building one needs code:
+ours for the sets of `datasets/`, TFDS's for the rest.
+"""
+
+import importlib
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.read_only_builder import builder_from_files
+
+PACKAGE = "vmoe_study.data.datasets"
+OURS = {
+  "digits": ("digits", "Digits"),
+  "fashion_mnist": ("fashion_mnist", "LocalFashionMnist"),
+}
+AUTOMATIC = "digits"
+
+
+class MissingDataError(FileNotFoundError):
+  """A data set, or a file it is built from, is not there; says the remedy."""
+
+
+def _is_ours(name: str) -> bool:
+  return name.split("/")[0].split(":")[0] in OURS
+
+
+def make_builder(
+  name: str, data_dir: str | None = None
+) -> tfds.core.DatasetBuilder:
+  """Returns the builder whose code makes data set `name`.
+
+  Args:
+    name: a TFDS name, with "/config" and ":version" where there are such.
+    data_dir: the TFDS folder; TFDS's default when None.
+
+  Raises:
+    MissingDataError: neither this package nor TFDS has such a builder.
+  """
+  base, _, config = name.partition("/")
+  if base in OURS:
+    module, cls = OURS[base]
+    builder = getattr(importlib.import_module(f"{PACKAGE}.{module}"), cls)
+    return builder(data_dir=data_dir, config=config or None)
+  try:
+    return tfds.builder(name, data_dir=data_dir, try_gcs=False)
+  except tfds.core.DatasetNotFoundError as error:
+    raise MissingDataError(
+      f"no builder is known for data set {name!r}; this package builds"
+      f" {', '.join(OURS)}; TFDS lists its own with `tfds.list_builders()`"
+    ) from error
+
+
+def prepare(
+  name: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  download: bool = False,
+) -> tfds.core.DatasetBuilder:
+  """Builds data set `name`, unless it is there already.
+
+  Args:
+    name: as for `make_builder`.
+    data_dir: where to put it.
+    manual_dir: the folder with the files that the user has to supply.
+    download: whether TFDS may fetch files from the network.
+
+  Raises:
+    MissingDataError: a needed file is missing and may not be downloaded.
+  """
+  builder = make_builder(name, data_dir)
+  if builder.is_prepared():
+    return builder
+  manual_dir = manual_dir or getattr(builder, "default_manual_dir", None)
+  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+  if _is_ours(name):
+    # ArrayRecord is written without TensorFlow, which takes seconds to import.
+    builder.download_and_prepare(
+      download_config=config, file_format="array_record"
+    )
+  else:
+    builder.download_and_prepare(download_config=config)
+  return builder
+
+
+def open_prepared(
+  name: str, data_dir: str | None = None
+) -> tfds.core.DatasetBuilder:
+  """Returns a builder read from the files of a prepared data set.
+
+  Builds nothing and downloads nothing, except that `digits`, which is part of
+  scikit-learn, is built on first use (a fraction of a second).
+
+  Raises:
+    MissingDataError: the data set is not there; names the command to get it.
+  """
+  try:
+    return builder_from_files(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError as error:
+    if name == AUTOMATIC:
+      prepare(name, data_dir)
+      return builder_from_files(name, data_dir=data_dir)
+    where = Path(data_dir).expanduser() if data_dir else "the default folder"
+    option = f" --data_dir={data_dir}" if data_dir else ""
+    raise MissingDataError(
+      f"data set {name!r} is not prepared in {where}; run\n"
+      f"  python -m vmoe_study prepare {name}{option}"
+    ) from error

@@ -1,0 +1,84 @@
+"""Batches go to the device while the step before them runs."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+_END = object()
+
+
+class Prefetcher(Iterator[T], Generic[T]):
+  """An iterator whose items a thread makes ahead of the consumer.
+
+  Attributes:
+    wait_seconds: how long the consumer has waited for items, in all.
+  """
+
+  def __init__(
+    self, iterator: Iterator[Any], put: Callable[[Any], T], size: int
+  ):
+    self.wait_seconds = 0.0
+    self._iterator = iterator
+    self._put = put
+    self._ready: queue.Queue[Any] = queue.Queue(maxsize=size)
+    self._error: BaseException | None = None
+    self._closed = threading.Event()
+    self._thread = threading.Thread(target=self._fill, daemon=True)
+    self._thread.start()
+
+  def _fill(self) -> None:
+    try:
+      for item in self._iterator:
+        if not self._offer(self._put(item)):
+          return
+    except BaseException as error:  # raised again where the items are used
+      self._error = error
+    self._offer(_END)
+
+  def _offer(self, item: Any) -> bool:
+    """Queues `item` as soon as there is room; False once closed."""
+    while not self._closed.is_set():
+      try:
+        self._ready.put(item, timeout=0.1)
+        return True
+      except queue.Full:
+        pass
+    return False
+
+  def __next__(self) -> T:
+    start = time.perf_counter()
+    item = self._ready.get()
+    self.wait_seconds += time.perf_counter() - start
+    if item is not _END:
+      return item
+    self._ready.put(_END)  # a second call ends in the same way
+    if self._error is not None:
+      raise self._error
+    raise StopIteration
+
+  def close(self) -> None:
+    """Ends the thread, then the iterator beneath with its processes."""
+    self._closed.set()
+    self._thread.join()
+    if hasattr(self._iterator, "close"):
+      self._iterator.close()
+
+
+def prefetch_to_device(
+  iterator: Iterator[Any], put: Callable[[Any], T], size: int = 2
+) -> Prefetcher[T]:
+  """Runs `put` (the transfer to the device) up to `size` items ahead.
+
+  Args:
+    iterator: host batches.
+    put: moves one batch to the device and returns it there.
+    size: how many items may wait; 2 is double buffering.
+
+  Returns:
+    The iterator of device batches. An exception of `iterator` or `put` is
+    raised again by its `next`. Close it to end its thread.
+  """
+  return Prefetcher(iterator, put, size)

@@ -1,0 +1,210 @@
+"""Random access to the records of TFRecord and ArrayRecord files.
+
+A TFRecord file is a sequence of records, each of
+    length (uint64), masked crc32c of length (uint32),
+    data (`length` bytes), masked crc32c of data (uint32),
+all little-endian. It has no index, so the headers are read once and the start
+of every record kept in a sidecar file in the cache folder, as int64; a record
+is then one ranged read, on a local disk or a remote store alike.
+"""
+
+import dataclasses
+import hashlib
+import os
+import struct
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import google_crc32c
+import numpy as np
+from absl import logging
+from grain.sources import ArrayRecordDataSource
+
+HEADER_BYTES = 12
+FOOTER_BYTES = 4
+SCAN_THREADS = 16
+
+
+class RecordError(ValueError):
+  """A record, or the example in it, cannot be used; says which and why."""
+
+
+def masked_crc(data: bytes) -> int:
+  """The checksum that TFRecord stores: crc32c rotated by 15, plus a constant."""
+  crc = google_crc32c.value(data)
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _length(header: bytes, where: str) -> int:
+  """The record length in a header, checked against its checksum."""
+  length, crc = struct.unpack("<QI", header)
+  if masked_crc(header[:8]) != crc:
+    raise RecordError(
+      f"{where}: the checksum of the record's length is wrong; the file is"
+      " damaged: fetch or prepare it again"
+    )
+  return length
+
+
+def scan_offsets(filesystem: fsspec.AbstractFileSystem, path: str) -> np.ndarray:
+  """Reads the record headers of one TFRecord file.
+
+  Args:
+    filesystem: any fsspec file system.
+    path: the file's path on it.
+
+  Returns:
+    int64 (N + 1,): where each complete record begins and where the last one
+    ends. A record cut short by the end of the file is left out, so reading it
+    fails by number.
+
+  Raises:
+    RecordError: a header's checksum is wrong.
+  """
+  offsets = [0]
+  with filesystem.open(path, "rb") as file:
+    size = file.seek(0, os.SEEK_END)
+    while offsets[-1] + HEADER_BYTES <= size:
+      file.seek(offsets[-1])
+      where = f"{path}, record {len(offsets) - 1}"
+      length = _length(file.read(HEADER_BYTES), where)
+      end = offsets[-1] + HEADER_BYTES + length + FOOTER_BYTES
+      if end > size:
+        break
+      offsets.append(end)
+  return np.asarray(offsets, np.int64)
+
+
+def cache_dir() -> Path:
+  """Where sidecar files live: $XDG_CACHE_HOME/vmoe_study or under ~/.cache."""
+  root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  return Path(root) / "vmoe_study"
+
+
+def write_atomically(path: Path, array: np.ndarray) -> None:
+  """Writes the raw bytes of `array`; readers see all of it or nothing."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    file.write(array.tobytes())
+  os.replace(file.name, path)
+
+
+def sidecar(url: str) -> Path:
+  """Returns the offset index of a TFRecord file, made on first use.
+
+  Its name holds a digest of the file's size and times, so that a file that
+  was prepared again gets a new index.
+  """
+  filesystem, path = fsspec.core.url_to_fs(url)
+  digest = hashlib.sha256(f"{url} {filesystem.ukey(path)}".encode())
+  target = cache_dir() / "offsets" / f"{digest.hexdigest()[:32]}.i64"
+  if not target.exists():
+    write_atomically(target, scan_offsets(filesystem, path))
+  return target
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSpan:
+  """Records [skip, skip + take) of one file (a path or URL)."""
+
+  filename: str
+  skip: int
+  take: int
+
+
+class Records:
+  """The records of a list of file spans, as one sequence of bytes."""
+
+  def __init__(self, spans: Sequence[FileSpan]):
+    """Takes spans in order; a span needs filename, skip and take."""
+    self._spans = list(spans)
+    self._starts = np.cumsum([0, *(span.take for span in spans)])
+
+  def __len__(self) -> int:
+    return int(self._starts[-1])
+
+  def locate(self, index: int) -> tuple[int, int]:
+    """Returns which span holds record `index`, and its number in that file."""
+    shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+    record = index - int(self._starts[shard]) + self._spans[shard].skip
+    return shard, record
+
+  def where(self, index: int) -> str:
+    """Names record `index` for a reader of error messages."""
+    shard, record = self.locate(index)
+    return f"{self._spans[shard].filename}, record {record}"
+
+  def __getitem__(self, index: int) -> bytes:
+    raise NotImplementedError
+
+
+class TfRecords(Records):
+  """Records of TFRecord files on any file system that fsspec knows.
+
+  Pickles small: the offsets stay in the sidecar files.
+  """
+
+  def __init__(self, spans: Sequence[FileSpan]):
+    """Finds or makes the offset index of every file."""
+    super().__init__(spans)
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+      self._sidecars = list(pool.map(sidecar, [s.filename for s in spans]))
+    logging.info("offset index ready for %d record files", len(spans))
+
+  def __getitem__(self, index: int) -> bytes:
+    """Returns the data of one record, its checksums verified.
+
+    Raises:
+      RecordError: the record is damaged or cut short.
+    """
+    shard, record = self.locate(index)
+    where = self.where(index)
+    span = np.fromfile(self._sidecars[shard], np.int64, 2, offset=8 * record)
+    if len(span) < 2:
+      raise RecordError(
+        f"{where}: the file ends before this record does: it was cut short;"
+        " fetch or prepare it again"
+      )
+    filesystem, path = fsspec.core.url_to_fs(self._spans[shard].filename)
+    raw = filesystem.cat_file(path, start=int(span[0]), end=int(span[1]))
+    length = _length(raw[:HEADER_BYTES], where)
+    data = raw[HEADER_BYTES : HEADER_BYTES + length]
+    if masked_crc(data) != int.from_bytes(raw[-FOOTER_BYTES:], "little"):
+      raise RecordError(
+        f"{where}: the checksum of the data is wrong: the file is damaged;"
+        " fetch or prepare it again"
+      )
+    return data
+
+
+class ArrayRecords(Records):
+  """Records of ArrayRecord files, which are read from local paths only."""
+
+  def __init__(self, spans: Sequence[FileSpan]):
+    """Raises ValueError if a file is not on a local path."""
+    super().__init__(spans)
+    for span in spans:
+      if "://" in str(span.filename):
+        raise ValueError(
+          f"{span.filename}: ArrayRecord files are read from local paths only;"
+          " mount the bucket, or prepare the data set as TFRecord"
+        )
+    self._source = ArrayRecordDataSource(
+      [f"{s.filename}[{s.skip}:{s.skip + s.take}]" for s in spans]
+    )
+
+  def __getitem__(self, index: int) -> bytes:
+    """Returns the data of one record.
+
+    Raises:
+      RecordError: the record is damaged.
+    """
+    try:
+      return self._source[index]
+    except (ValueError, RuntimeError, IndexError) as error:
+      raise RecordError(
+        f"{self.where(index)}: {error}; fetch or prepare the file again"
+      ) from error

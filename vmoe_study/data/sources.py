@@ -1,0 +1,148 @@
+"""Prepared data sets by random access: example i, undecoded."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from vmoe_study.data import builders
+from vmoe_study.data.recipes import RECIPES
+from vmoe_study.data.records import (
+  ArrayRecords,
+  RecordError,
+  Records,
+  TfRecords,
+)
+
+
+class Source(Protocol):
+  """What the input pipeline reads. Sources pickle, to reach worker processes.
+
+  Attributes:
+    num_classes: the number of classes of the labels.
+    label_names: their names, in class order.
+  """
+
+  num_classes: int
+  label_names: Sequence[str]
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Returns {"image": bytes or uint8 (H, W, C), "label": int or ints}."""
+
+  def labels(self) -> np.ndarray:
+    """Returns int64 (N,): every label, no image decoded."""
+
+  def where(self, index: int) -> str:
+    """Names example `index` for a reader of error messages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+  """One split of a prepared TFDS data set (TFRecord or ArrayRecord)."""
+
+  records: Records
+  features: tfds.features.FeaturesDict
+  label_key: str
+
+  @property
+  def _label(self) -> tfds.features.FeatureConnector:
+    label = self.features[self.label_key]
+    return getattr(label, "feature", label)  # a Sequence of class labels
+
+  @property
+  def num_classes(self) -> int:
+    return self._label.num_classes
+
+  @property
+  def label_names(self) -> Sequence[str]:
+    return self._label.names
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def where(self, index: int) -> str:
+    return self.records.where(index)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Reads example `index`; the image stays encoded.
+
+    Raises:
+      RecordError: the record is damaged or is no such example.
+    """
+    record = self.records[index]
+    try:
+      example = self.features.deserialize_example_np(
+        record, decoders={"image": tfds.decode.SkipDecoding()}
+      )
+    except Exception as error:  # protobuf and TFDS raise many kinds
+      raise RecordError(
+        f"{self.where(index)}: not an example of this data set ({error})"
+      ) from error
+    return {"image": example["image"], "label": example[self.label_key]}
+
+  def labels(self) -> np.ndarray:
+    """Reads every record (but decodes no image).
+
+    Raises:
+      ValueError: the data set has several labels per image.
+    """
+    if isinstance(self.features[self.label_key], tfds.features.Sequence):
+      raise ValueError(
+        f"feature {self.label_key!r} holds several labels per image, but one"
+        " label is needed; choose a single-label data set"
+      )
+    return np.asarray([self[i]["label"] for i in range(len(self))], np.int64)
+
+
+RECORDS = {"tfrecord": TfRecords, "array_record": ArrayRecords}
+
+
+def open_source(
+  name: str,
+  split: str,
+  data_dir: str | None = None,
+  label_key: str | None = None,
+) -> Source:
+  """Opens one split of a prepared data set. Never downloads.
+
+  Args:
+    name: a TFDS name ("name", "name/config", "name:version").
+    split: a TFDS split expression, e.g. "train" or "train[:99%]".
+    data_dir: the TFDS folder (a path or URL); TFDS's default when None.
+    label_key: the label's feature; by default the recipe's, else "label".
+
+  Raises:
+    MissingDataError: the data set is not prepared; names the command.
+    ValueError: no such split, label feature or readable format.
+  """
+  builder = builders.open_prepared(name, data_dir)
+  info = builder.info
+  if label_key is None:
+    label_key = RECIPES[name].label_key if name in RECIPES else "label"
+  for key in ("image", label_key):
+    if key not in info.features:
+      raise ValueError(
+        f"data set {name!r} has no feature {key!r}; it has"
+        f" {', '.join(info.features)}; set label_key"
+      )
+  file_format = info.file_format.value
+  if file_format not in RECORDS:
+    raise ValueError(
+      f"data set {name!r} is stored as {file_format!r}; readable are"
+      f" {', '.join(RECORDS)}; convert it with TFDS's convert_format"
+    )
+  try:
+    spans = info.splits[split].file_instructions
+  except (KeyError, ValueError) as error:
+    raise ValueError(
+      f"data set {name!r} has no split {split!r}; it has"
+      f" {', '.join(info.splits)}, and slices such as 'train[:90%]'"
+    ) from error
+  features = tfds.features.FeaturesDict(
+    {key: info.features[key] for key in ("image", label_key)}
+  )
+  return TfdsSource(RECORDS[file_format](spans), features, label_key)

@@ -1,0 +1,1 @@
+"""Flax modules: routers, mixtures of experts, Vision Transformers."""

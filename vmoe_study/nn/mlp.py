@@ -1,0 +1,35 @@
+"""The MLP of a Transformer block, which is also what an expert is."""
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+
+class Mlp(nn.Module):
+  """Two dense layers with a GELU between them.
+
+  Attributes:
+    mlp_dim: F, hidden size.
+    dropout_rate: after each layer.
+    dtype: of the computation; parameters are float32.
+  """
+
+  mlp_dim: int
+  dropout_rate: float = 0.0
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "... D"], deterministic: bool = True
+  ) -> Float[Array, "... D"]:
+    width = x.shape[-1]
+    initializers = {
+      "kernel_init": nn.initializers.xavier_uniform(),
+      "bias_init": nn.initializers.normal(1e-6),
+      "dtype": self.dtype,
+    }
+    drop = nn.Dropout(self.dropout_rate, deterministic=deterministic)
+    x = nn.Dense(self.mlp_dim, name="Dense_0", **initializers)(x)
+    x = drop(jax.nn.gelu(x))
+    x = nn.Dense(width, name="Dense_1", **initializers)(x)
+    return drop(x)

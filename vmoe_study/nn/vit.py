@@ -1,0 +1,336 @@
+"""Vision Transformers, dense (2010.11929) or with MoE blocks (2106.05974).
+
+Modules are named as in the public V-MoE code (`Encoder/encoderblock_1/Moe/Mlp/
+Dense_0`, ...), so that its checkpoints map by path.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vmoe_study.nn.mlp import Mlp
+from vmoe_study.nn.moe import Moe, MoeOptions
+from vmoe_study.routing.balance import RoutingAux
+from vmoe_study.routing.exchange import Exchange
+
+_SIZES = ("width", "depth", "mlp_dim", "num_heads")
+# 2308.00951 (Ti, S) and 2106.05974 (S8, its 8-layer "S"; B, L, H).
+VARIANTS = {
+  "Ti": (192, 12, 768, 3),
+  "S": (384, 12, 1536, 6),
+  "S8": (512, 8, 2048, 8),
+  "B": (768, 12, 3072, 12),
+  "L": (1024, 24, 4096, 16),
+  "H": (1280, 32, 5120, 16),
+}
+
+
+def variant(name: str) -> dict[str, int]:
+  """Sizes of a backbone by name, as "B/16": variant and patch size.
+
+  Raises:
+    ValueError: for a name that is not VARIANT/PATCH.
+  """
+  match = re.fullmatch(r"(\w+)/([1-9]\d*)", name)
+  if not match or match[1] not in VARIANTS:
+    raise ValueError(
+      f"backbone {name!r}: must be one of {list(VARIANTS)}, a slash and a "
+      "patch size, as in 'B/16'."
+    )
+  sizes = dict(zip(_SIZES, VARIANTS[match[1]], strict=True))
+  return sizes | {"patch_size": int(match[2])}
+
+
+def moe_blocks(rule: str | Sequence[int], depth: int) -> tuple[int, ...]:
+  """Which 0-based blocks are MoE.
+
+  Args:
+    rule: "every N" (blocks N-1, 2N-1, ...), "last N odd" (V-MoE), "last N"
+      (Soft MoE), or block numbers.
+    depth: number of blocks.
+
+  Raises:
+    ValueError: if the rule is none of these, or names a block outside.
+  """
+  if not isinstance(rule, str):
+    blocks = tuple(sorted(set(rule)))
+  elif match := re.fullmatch(r"every ([1-9]\d*)", rule):
+    blocks = tuple(range(int(match[1]) - 1, depth, int(match[1])))
+  elif match := re.fullmatch(r"last ([1-9]\d*)( odd)?", rule):
+    candidates = range(1, depth, 2) if match[2] else range(depth)
+    blocks = tuple(candidates[-int(match[1]) :])
+  else:
+    raise ValueError(
+      f"moe.blocks={rule!r}: must be 'every N', 'last N odd', 'last N' or a "
+      "list of block numbers."
+    )
+  if not blocks or blocks[0] < 0 or blocks[-1] >= depth:
+    raise ValueError(
+      f"moe.blocks={rule!r}: picks blocks {list(blocks)} of a model with "
+      f"blocks 0 to {depth - 1}."
+    )
+  return blocks
+
+
+class VitOutputs(NamedTuple):
+  """What a forward pass leaves besides the logits.
+
+  Attributes:
+    features: the representation before the classification head.
+    aux: of every MoE block, by its name.
+  """
+
+  features: Float[Array, "B D"]
+  aux: dict[str, RoutingAux]
+
+
+class EncoderBlock(nn.Module):
+  """Attention and an MLP or a mixture of experts, each with a residual."""
+
+  mlp_dim: int
+  num_heads: int
+  moe: MoeOptions | None
+  dropout_rate: float
+  qk_norm: bool
+  dtype: str
+  exchange: Exchange
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B L D"], deterministic: bool
+  ) -> tuple[Float[Array, "B L D"], dict[str, RoutingAux]]:
+    y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
+    y = _attention(self, "SelfAttention")(y)
+    x = x + nn.Dropout(self.dropout_rate, deterministic=deterministic)(y)
+
+    y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_1")(x)
+    mlp = self.mlp_dim, self.dropout_rate, self.dtype
+    if self.moe is None:
+      return x + Mlp(*mlp, name="Mlp")(y, deterministic), {}
+    moe = Moe(self.moe, *mlp, self.exchange, name="Moe")
+    y, aux = moe(y, deterministic)
+    return x + y, {self.name: aux}
+
+
+class Encoder(nn.Module):
+  """Position embeddings, blocks, and a final norm."""
+
+  depth: int
+  block: dict[str, Any]
+  moe: MoeOptions | None
+  posemb: str
+  grid: tuple[int, int]
+  remat: str
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B L D"], deterministic: bool
+  ) -> tuple[Float[Array, "B L D"], dict[str, RoutingAux]]:
+    if self.posemb == "learned":
+      x = AddPositions(name="posembed_input")(x)
+    else:
+      positions = sincos2d(*self.grid, x.shape[-1])
+      class_token = ((x.shape[1] - len(positions), 0), (0, 0))
+      x = x + jnp.pad(positions, class_token).astype(x.dtype)
+    rate = self.block["dropout_rate"]
+    x = nn.Dropout(rate, deterministic=deterministic)(x)
+
+    blocks = () if self.moe is None else moe_blocks(self.moe.blocks, self.depth)
+    block_class, aux = _REMAT[self.remat](EncoderBlock), {}
+    for i in range(self.depth):
+      moe = self.moe if i in blocks else None
+      name = f"encoderblock_{i}"
+      block = block_class(moe=moe, name=name, **self.block)
+      x, block_aux = block(x, deterministic)
+      aux |= block_aux
+    norm = nn.LayerNorm(dtype=self.block["dtype"], name="encoder_norm")
+    return norm(x), aux
+
+
+def _remat(policy=None):
+  return lambda block: nn.remat(block, static_argnums=(2,), policy=policy)
+
+
+_REMAT = {
+  "none": lambda block: block,
+  "full": _remat(),
+  "dots": _remat(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+}
+
+
+class AddPositions(nn.Module):
+  """Adds a learned embedding to every position."""
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    init = nn.initializers.normal(0.02)
+    embedding = self.param("pos_embedding", init, (1, *x.shape[1:]))
+    return x + embedding.astype(x.dtype)
+
+
+def sincos2d(height: int, width: int, features: int) -> Float[Array, "L D"]:
+  """Fixed positions: sine and cosine of x, then of y (2104.02057).
+
+  Raises:
+    ValueError: if `features` is not a multiple of 4.
+  """
+  if features % 4:
+    raise ValueError(
+      f"width={features}: posemb='sincos2d' needs a multiple of 4."
+    )
+  y, x = np.mgrid[:height, :width].reshape(2, -1, 1)
+  omega = 10_000.0 ** -np.linspace(0, 1, features // 4)
+  waves = [f(p * omega) for p in (x, y) for f in (np.sin, np.cos)]
+  return jnp.asarray(np.concatenate(waves, axis=1), jnp.float32)
+
+
+class MapHead(nn.Module):
+  """Multi-head attention pooling: one learned probe attends to all tokens."""
+
+  mlp_dim: int
+  num_heads: int
+  qk_norm: bool
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B D"]:
+    shape = 1, 1, x.shape[-1]
+    probe = self.param("probe", nn.initializers.xavier_uniform(), shape)
+    probe = jnp.tile(probe, (x.shape[0], 1, 1)).astype(self.dtype)
+    x = _attention(self, "MultiHeadDotProductAttention")(probe, x)
+    y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm")(x)
+    return (x + Mlp(self.mlp_dim, dtype=self.dtype, name="Mlp")(y))[:, 0]
+
+
+def _attention(module: nn.Module, name: str) -> nn.Module:
+  return nn.MultiHeadDotProductAttention(
+    num_heads=module.num_heads,
+    dtype=module.dtype,
+    kernel_init=nn.initializers.xavier_uniform(),
+    normalize_qk=module.qk_norm,
+    force_fp32_for_softmax=True,
+    name=name,
+  )
+
+
+class VisionTransformer(nn.Module):
+  """Images to class logits.
+
+  Attributes:
+    num_classes: size of the head.
+    patch_size: pixels, along both sides.
+    width: D.
+    depth: number of blocks.
+    mlp_dim: F, of dense blocks and of experts.
+    num_heads: of attention; divides the width.
+    moe: routed blocks; None or router "dense" for a dense model.
+    pool: features are the mean over tokens ("gap"), a class token ("token"),
+      or attention pooling ("map").
+    posemb: "learned" or "sincos2d".
+    representation_size: width of a tanh layer before the head; 0 for none.
+    head_bias_init: constant that the head's biases start from.
+    qk_norm: normalise queries and keys.
+    dropout_rate: after position embeddings, attention and MLP layers.
+    dtype: of the computation; parameters and routers are float32.
+    remat: what the backward pass recomputes: "none", "dots" (all but matrix
+      products with parameters), "full" (whole blocks).
+    exchange: where experts are.
+  """
+
+  num_classes: int
+  patch_size: int
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  moe: MoeOptions | None = None
+  pool: Literal["gap", "token", "map"] = "gap"
+  posemb: Literal["learned", "sincos2d"] = "learned"
+  representation_size: int = 0
+  head_bias_init: float = 0.0
+  qk_norm: bool = False
+  dropout_rate: float = 0.0
+  dtype: Literal["float32", "bfloat16"] = "float32"
+  remat: Literal["none", "dots", "full"] = "none"
+  exchange: Exchange = Exchange()
+
+  @nn.compact
+  def __call__(
+    self, images: Float[Array, "B H W channels"], deterministic: bool = True
+  ) -> tuple[Float[Array, "B classes"], VitOutputs]:
+    x, grid = self._patches(images)
+    if self.pool == "token":
+      zeros = nn.initializers.zeros
+      token = self.param("cls", zeros, (1, 1, self.width)).astype(x.dtype)
+      x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1)
+    x, aux = self._encoder(grid)(x, deterministic)
+    features = self._features(x)
+    logits = nn.Dense(
+      self.num_classes,
+      kernel_init=nn.initializers.zeros,
+      bias_init=nn.initializers.constant(self.head_bias_init),
+      name="head",
+    )(features)
+    return logits, VitOutputs(features, aux)
+
+  def _patches(self, images: Array) -> tuple[Array, tuple[int, int]]:
+    height, width = images.shape[1:3]
+    patch = self.patch_size
+    if height % patch or width % patch:
+      raise ValueError(
+        f"patch_size={patch} does not divide the image size {height} x "
+        f"{width}. Choose a divisor, or resize the images."
+      )
+    embed = nn.Conv(
+      self.width,
+      (patch, patch),
+      strides=(patch, patch),
+      padding="VALID",
+      dtype=self.dtype,
+      name="embedding",
+    )
+    grid = height // patch, width // patch
+    return embed(images).reshape(len(images), -1, self.width), grid
+
+  def _encoder(self, grid: tuple[int, int]) -> nn.Module:
+    if self.width % self.num_heads:
+      raise ValueError(
+        f"num_heads={self.num_heads} does not divide width={self.width}."
+      )
+    block = {
+      "mlp_dim": self.mlp_dim,
+      "num_heads": self.num_heads,
+      "dropout_rate": self.dropout_rate,
+      "qk_norm": self.qk_norm,
+      "dtype": self.dtype,
+      "exchange": self.exchange,
+    }
+    dense = self.moe is None or self.moe.router == "dense"
+    return Encoder(
+      depth=self.depth,
+      block=block,
+      moe=None if dense else self.moe,
+      posemb=self.posemb,
+      grid=grid,
+      remat=self.remat,
+      name="Encoder",
+    )
+
+  def _features(self, x: Array) -> Array:
+    if self.pool == "map":
+      head = self.mlp_dim, self.num_heads, self.qk_norm, self.dtype
+      x = MapHead(*head, name="MapHead")(x)
+    else:
+      x = x[:, 0] if self.pool == "token" else x.mean(axis=1)
+    if self.representation_size:
+      layer = nn.Dense(
+        self.representation_size, dtype=self.dtype, name="pre_logits"
+      )
+      x = jnp.tanh(layer(x))
+    return x.astype(jnp.float32)

@@ -1,0 +1,1 @@
+"""Routing as arrays in, arrays out: scores, choices, plans, losses."""

@@ -1,0 +1,172 @@
+"""Who picks: tokens choose experts, or experts choose tokens.
+
+Both functions turn scores, which decide who goes where, and weights, which
+decide how much of an expert's output comes back, into an `IndexPlan`. Scores
+only pick: no gradient flows through them. Ties go to the lower index.
+"""
+
+import dataclasses
+from typing import ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vmoe_study.routing.plan import IndexPlan
+
+
+def token_choice(
+  scores: Float[Array, "G S E"],
+  weights: Float[Array, "G S E"],
+  *,
+  num_selected_experts: int,
+  capacity: int,
+  batch_priority: bool = False,
+) -> IndexPlan:
+  """Each token takes the K experts that it scores highest (2106.05974).
+
+  An expert serves all first choices before all second choices and, within a
+  choice, tokens by position, or with `batch_priority` by decreasing largest
+  score. A choice that finds its expert full is dropped.
+
+  Args:
+    scores: who goes where.
+    weights: how much comes back.
+    num_selected_experts: K, in [1, E].
+    capacity: C, slots per expert.
+    batch_priority: serve confident tokens first.
+
+  Raises:
+    ValueError: if K is not in [1, E].
+  """
+  num_tokens, num_experts = scores.shape[1:]
+  if not 1 <= num_selected_experts <= num_experts:
+    raise ValueError(
+      f"num_selected_experts={num_selected_experts}: a token can choose from "
+      f"1 to num_experts={num_experts} experts. Lower K or add experts."
+    )
+  best, experts = jax.lax.top_k(
+    jax.lax.stop_gradient(scores), num_selected_experts
+  )
+  priority = best[..., 0] if batch_priority else None
+  queue = _queue(experts, priority)
+  lengths = jax.nn.one_hot(experts, num_experts, dtype=jnp.int32).sum((1, 2))
+  starts = jnp.cumsum(lengths, axis=1) - lengths
+
+  place = starts[..., None] + jnp.arange(capacity)
+  tokens = _take(queue, place) % num_tokens
+  served = jnp.arange(capacity) < lengths[..., None]
+  tokens = jnp.where(served, tokens, num_tokens)
+
+  rank = jnp.argsort(queue, axis=1).reshape(*experts.swapaxes(1, 2).shape)
+  rank = rank.swapaxes(1, 2) - _take(starts, experts)
+  slots = experts * capacity + rank
+  slots = jnp.where(rank < capacity, slots, num_experts * capacity)
+  return IndexPlan(tokens, _slot_weights(weights, tokens), num_tokens, slots)
+
+
+def expert_choice(
+  scores: Float[Array, "G S E"],
+  weights: Float[Array, "G S E"],
+  *,
+  capacity: int,
+) -> IndexPlan:
+  """Each expert takes the C tokens that score highest for it (2202.09368).
+
+  A token may be taken by many experts or by none. If C > S, the slots beyond
+  S stay empty.
+
+  Args:
+    scores: who goes where.
+    weights: how much comes back.
+    capacity: C, slots per expert.
+  """
+  num_tokens = scores.shape[1]
+  scores = jax.lax.stop_gradient(scores).swapaxes(1, 2)
+  _, tokens = jax.lax.top_k(scores, min(capacity, num_tokens))
+  empty = ((0, 0), (0, 0), (0, capacity - tokens.shape[-1]))
+  tokens = jnp.pad(tokens, empty, constant_values=num_tokens)
+  return IndexPlan(tokens, _slot_weights(weights, tokens), num_tokens)
+
+
+def _queue(
+  experts: Int[Array, "G S K"], priority: Float[Array, "G S"] | None
+) -> Int[Array, "G K*S"]:
+  """All choices k*S + s: by expert, then in the order that it serves them."""
+  num_groups, _, num_choices = experts.shape
+  by_choice = (experts * num_choices + jnp.arange(num_choices)).swapaxes(1, 2)
+  keys = [by_choice]
+  if priority is not None:
+    keys.append(jnp.broadcast_to(-priority[:, None], by_choice.shape))
+  flat = [key.reshape(num_groups, -1) for key in keys]
+  index = jax.lax.broadcasted_iota(jnp.int32, flat[0].shape, 1)
+  return jax.lax.sort((*flat, index), num_keys=len(flat), is_stable=True)[-1]
+
+
+def _take(values: Int[Array, "G N"], index: Int[Array, "G a b"]):
+  """values[g, index[g, a, b]]; the index is clipped to its bounds."""
+  flat = index.reshape(index.shape[0], -1)
+  taken = jnp.take_along_axis(values, flat, axis=1, mode="clip")
+  return taken.reshape(index.shape)
+
+
+def _slot_weights(
+  weights: Float[Array, "G S E"], tokens: Int[Array, "G E C"]
+) -> Float[Array, "G E C"]:
+  """Each slot's token's weight for the slot's expert; 0 for an empty slot."""
+  return jnp.take_along_axis(
+    weights.swapaxes(1, 2), tokens, axis=2, mode="fill", fill_value=0
+  )
+
+
+class Choice(Protocol):
+  """Scores and weights to a plan with C slots per expert."""
+
+  num_selected_experts: int
+
+  def __call__(
+    self,
+    scores: Float[Array, "G S E"],
+    weights: Float[Array, "G S E"],
+    *,
+    capacity: int,
+  ) -> IndexPlan: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenChoice:
+  """`token_choice` with its options."""
+
+  num_selected_experts: int = 1
+  batch_priority: bool = False
+
+  def __call__(
+    self,
+    scores: Float[Array, "G S E"],
+    weights: Float[Array, "G S E"],
+    *,
+    capacity: int,
+  ) -> IndexPlan:
+    return token_choice(
+      scores,
+      weights,
+      num_selected_experts=self.num_selected_experts,
+      capacity=capacity,
+      batch_priority=self.batch_priority,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertChoice:
+  """`expert_choice`; its capacity does not depend on a number of choices."""
+
+  num_selected_experts: ClassVar[int] = 1
+
+  def __call__(
+    self,
+    scores: Float[Array, "G S E"],
+    weights: Float[Array, "G S E"],
+    *,
+    capacity: int,
+  ) -> IndexPlan:
+    return expert_choice(scores, weights, capacity=capacity)

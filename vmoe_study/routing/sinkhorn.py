@@ -1,0 +1,80 @@
+"""Entropic optimal transport between tokens and experts.
+
+Tokens are rows with mass 1, experts are columns with mass S/E.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# While logits of a group lie within this range, no product in the scaling form
+# of Sinkhorn exceeds S * exp(2 * 40) or falls below exp(-2 * 40): in float32
+# nothing overflows and nothing that matters is flushed to zero.
+_SCALING_RANGE = 40.0
+
+
+def sinkhorn(
+  logits: Float[Array, "G S E"], num_iterations: int = 20
+) -> Float[Array, "G S E"]:
+  """The entropic transport plan of cost -logits, epsilon 1 (1306.0895).
+
+  With potentials f of tokens and g of experts, T = exp(logits + f + g). From
+  f = g = 0, one iteration sets g so that columns sum to S/E, then f so that
+  rows sum to 1: at the end rows are exact and columns approximate.
+
+  With u = exp(f), v = exp(g) and the kernel exp(logits) an iteration is two
+  small matrix-vector products (the scaling form). It is used wherever float32
+  holds it; a wider range of logits takes the same steps by logsumexp.
+
+  Args:
+    logits: router logits, float32.
+    num_iterations: column and row updates.
+
+  Returns:
+    T, differentiable through the iterations.
+  """
+  fits = _range_of_groups(logits) <= _SCALING_RANGE
+  return jax.lax.cond(
+    fits,
+    functools.partial(_sinkhorn_scaling, num_iterations=num_iterations),
+    functools.partial(_sinkhorn_log, num_iterations=num_iterations),
+    logits,
+  )
+
+
+def _range_of_groups(logits):
+  logits = jax.lax.stop_gradient(logits)
+  return (logits.max(axis=(1, 2)) - logits.min(axis=(1, 2))).max()
+
+
+def _sinkhorn_scaling(logits, num_iterations):
+  num_tokens, num_experts = logits.shape[1:]
+  top = jax.lax.stop_gradient(logits.max(axis=(1, 2), keepdims=True))
+  kernel = jnp.exp(logits - top)
+
+  def iterate(_, scaling):
+    u, v = scaling
+    v = (num_tokens / num_experts) / jnp.einsum("GSE,GS->GE", kernel, u)
+    u = 1.0 / jnp.einsum("GSE,GE->GS", kernel, v)
+    return u, v
+
+  ones = jnp.ones_like(kernel[..., 0]), jnp.ones_like(kernel[:, 0])
+  u, v = jax.lax.fori_loop(0, num_iterations, iterate, ones)
+  return u[:, :, None] * kernel * v[:, None, :]
+
+
+def _sinkhorn_log(logits, num_iterations):
+  num_tokens, num_experts = logits.shape[1:]
+  log_column = jnp.log(num_tokens / num_experts)
+
+  def iterate(_, potentials):
+    f, g = potentials
+    g = log_column - jax.nn.logsumexp(logits + f[:, :, None], axis=1)
+    f = -jax.nn.logsumexp(logits + g[:, None, :], axis=2)
+    return f, g
+
+  zeros = jnp.zeros_like(logits[..., 0]), jnp.zeros_like(logits[:, 0])
+  f, g = jax.lax.fori_loop(0, num_iterations, iterate, zeros)
+  return jnp.exp(logits + f[:, :, None] + g[:, None, :])

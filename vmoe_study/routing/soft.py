@@ -1,0 +1,35 @@
+"""Soft MoE: every slot is a mixture of all tokens (2308.00951)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vmoe_study.routing.plan import DensePlan
+
+
+def slot_logits(
+  x: Float[Array, "G S D"],
+  mu: Float[Array, "D E C"],
+  scale: Float[Array, ""],
+) -> Float[Array, "G S E C"]:
+  """Scaled cosine similarity of tokens and learned slots, float32."""
+  return jnp.einsum(
+    "GSD,DEC->GSEC",
+    _normalize(x, axis=2),
+    scale * _normalize(mu, axis=0),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+
+
+def soft_choice(logits: Float[Array, "G S E C"]) -> DensePlan:
+  """Dispatch: softmax over tokens per slot. Combine: over slots per token."""
+  slots = logits.reshape(*logits.shape[:2], -1)
+  return DensePlan(
+    dispatch_weights=jax.nn.softmax(logits, axis=1),
+    combine_weights=jax.nn.softmax(slots, axis=2).reshape(logits.shape),
+  )
+
+
+def _normalize(x, axis):
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.sum(x**2, axis=axis, keepdims=True) + 1e-6)

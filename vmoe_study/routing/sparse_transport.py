@@ -1,0 +1,142 @@
+"""Optimal transport in which each expert takes from at most k tokens.
+
+Squared-2-norm regularised transport with k-sparse columns (2209.15466). With
+affinities A (S x E), column mass b = S/E and gamma = 1, its semi-dual is
+
+  minimise over alpha in R^S:  sum_e b * M(alpha + A[:, e]) - sum_s alpha_s
+  M(x) = max <p, x> - (b/2) (|p|^2 - 1)
+         over p in the simplex with at most k nonzeros.
+
+The maximiser p is the projection of x/b onto the k-sparse simplex: keep the k
+largest entries and project them onto the simplex. Column e of the transport
+plan is T_e = b * p_e, and the gradient in alpha is T's row sums minus 1.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def sparse_transport(
+  affinity: Float[Array, "G S E"],
+  max_nonzeros: int,
+  *,
+  solver: str = "adam",
+  num_iterations: int = 20,
+) -> Float[Array, "G S E"]:
+  """The k-sparse transport plan: columns sum to S/E, rows roughly to 1.
+
+  Differentiable in `affinity` at the solver's alpha and the support it gives;
+  the dependence of alpha itself on the affinity is not followed.
+
+  Args:
+    affinity: who suits whom; the routers pass softmax probabilities.
+    max_nonzeros: k, the tokens that an expert may take from.
+    solver: one of `SOLVERS`.
+    num_iterations: steps of the solver.
+
+  Raises:
+    ValueError: for an unknown solver.
+  """
+  if solver not in SOLVERS:
+    raise ValueError(f"solver={solver!r}: must be one of {list(SOLVERS)}.")
+  max_nonzeros = min(max_nonzeros, affinity.shape[1])
+  alpha = SOLVERS[solver](
+    jax.lax.stop_gradient(affinity), max_nonzeros, num_iterations
+  )
+  return transport_at(jax.lax.stop_gradient(alpha), affinity, max_nonzeros)
+
+
+def transport_at(
+  alpha: Float[Array, "G S"],
+  affinity: Float[Array, "G S E"],
+  max_nonzeros: int,
+) -> Float[Array, "G S E"]:
+  """The transport plan that maximises the semi-dual's columns at `alpha`."""
+  masses, tokens = _columns(alpha, affinity, max_nonzeros)
+  group, expert = _leading_indices(tokens)
+  empty = jnp.zeros_like(affinity.swapaxes(1, 2))
+  filled = empty.at[group, expert, tokens].set(masses, unique_indices=True)
+  return filled.swapaxes(1, 2)
+
+
+def semi_dual(
+  alpha: Float[Array, "G S"],
+  affinity: Float[Array, "G S E"],
+  max_nonzeros: int,
+) -> Float[Array, "G"]:
+  """The objective that the solvers minimise, per group."""
+  column_mass = affinity.shape[1] / affinity.shape[2]
+  transport_plan = transport_at(alpha, affinity, max_nonzeros)
+  profit = jnp.sum(transport_plan * (alpha[..., None] + affinity), axis=(1, 2))
+  squares = jnp.sum(transport_plan**2, axis=(1, 2))
+  constant = affinity.shape[2] * column_mass**2
+  return profit - (squares - constant) / 2 - alpha.sum(axis=1)
+
+
+def _columns(alpha, affinity, max_nonzeros):
+  """Nonzeros of T: masses and tokens, both (G, E, k)."""
+  column_mass = affinity.shape[1] / affinity.shape[2]
+  x = (alpha[:, None, :] + affinity.swapaxes(1, 2)) / column_mass
+  largest, tokens = jax.lax.top_k(x, max_nonzeros)
+  return column_mass * project_onto_simplex(largest), tokens
+
+
+def project_onto_simplex(
+  descending: Float[Array, "*batch k"],
+) -> Float[Array, "*batch k"]:
+  """Projects vectors, sorted to descend, onto the simplex.
+
+  p = max(x - tau, 0), where tau = (sum of the n largest - 1) / n for the
+  largest n that keeps the n-th entry positive.
+  """
+  count = jnp.arange(1, descending.shape[-1] + 1, dtype=descending.dtype)
+  taus = (jnp.cumsum(descending, axis=-1) - 1) / count
+  support = jax.lax.stop_gradient(jnp.sum(descending > taus, axis=-1))
+  tau = jnp.take_along_axis(taus, support[..., None] - 1, axis=-1)
+  return jnp.maximum(descending - tau, 0)
+
+
+def _excess(alpha, affinity, max_nonzeros) -> Float[Array, "G S"]:
+  """Gradient of the semi-dual: row sums of T minus 1."""
+  masses, tokens = _columns(alpha, affinity, max_nonzeros)
+  group, _ = _leading_indices(tokens)
+  return jnp.full_like(alpha, -1.0).at[group, tokens].add(masses)
+
+
+def _leading_indices(tokens: Int[Array, "G E k"]):
+  group = jnp.arange(tokens.shape[0])[:, None, None]
+  expert = jnp.arange(tokens.shape[1])[:, None]
+  return group, expert
+
+
+def _adam(affinity, max_nonzeros, num_iterations) -> Float[Array, "G S"]:
+  """The authors' solver: Adam from zero, until a group's gradient is small."""
+  rate, decay_1, decay_2, epsilon, tolerance = 1e-2, 0.9, 0.999, 1e-8, 1e-3
+
+  def step(i, carry):
+    alpha, first, second, error = carry
+    gradient = _excess(alpha, affinity, max_nonzeros)
+    running = error > tolerance
+    first_new = decay_1 * first + (1 - decay_1) * gradient
+    second_new = decay_2 * second + (1 - decay_2) * gradient**2
+    update = (first_new / (1 - decay_1 ** (i + 1))) / (
+      jnp.sqrt(second_new / (1 - decay_2 ** (i + 1))) + epsilon
+    )
+    new = alpha - rate * update, first_new, second_new, _norm(gradient)
+    return jax.tree.map(lambda a, b: jnp.where(running, a, b), new, carry)
+
+  zeros = jnp.zeros_like(affinity[..., 0])
+  error = jnp.full_like(zeros[:, :1], jnp.inf)
+  return jax.lax.fori_loop(
+    0, num_iterations, step, (zeros, zeros, zeros, error)
+  )[0]
+
+
+def _norm(x: Float[Array, "G S"]) -> Float[Array, "G 1"]:
+  return jnp.sqrt(jnp.sum(x**2, axis=1, keepdims=True))
+
+
+SOLVERS: dict[str, Callable] = {"adam": _adam}
