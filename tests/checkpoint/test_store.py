@@ -112,7 +112,7 @@ def test_a_step_can_be_named(saved, states):
   restored = _restore(saved, states, step=STEPS[0])
   assert restored.step == STEPS[0]
   assert _same(restored.params, states[STEPS[0]][0])
-  with pytest.raises(CheckpointError, match="no step 5; .*3, 7"):
+  with pytest.raises(CheckpointError, match=r"no step 5; .*3, 7"):
     _restore(saved, states, step=5)
 
 
@@ -197,7 +197,7 @@ def test_differences_are_named(saved, states, change):
 def test_damage_anywhere_is_never_silent(directory, saved, states):
   """Every file deleted, cut short, and flipped at random bytes."""
   rng = np.random.default_rng(0)
-  params, opt_state = states[STEPS[0]]
+  params, _ = states[STEPS[0]]
   fallbacks = 0
   for file in _files(directory, STEPS[-1]):
     content = file.read_bytes()

@@ -4,16 +4,16 @@ A step is read with Orbax's handlers, not its manager: they wait for no other
 host, so that a failure on one host can be told to all before any goes on.
 """
 
-from collections.abc import Iterator
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
-from absl import logging
-from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
 
 from vmoe_study.checkpoint import manifest as manifest_lib
 from vmoe_study.checkpoint import tree as tree_lib

@@ -5,9 +5,9 @@ flipped byte in it is seen too, and fingerprints of every array, because the
 array storage returns changed bytes and casts dtypes without a word.
 """
 
-from collections.abc import Mapping
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax

@@ -12,15 +12,15 @@ not stored. A damaged step that a run had to step back over is renamed
 DIRECTORY/damaged-STEP, to make room for the run to save that step again.
 """
 
-from collections.abc import Iterator
 import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
+import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-import jax
 from jax.experimental import multihost_utils
-import orbax.checkpoint as ocp
 
 from vmoe_study.checkpoint import load
 from vmoe_study.checkpoint import manifest as manifest_lib
@@ -170,6 +170,10 @@ class CheckpointStore:
     try:
       yield
     except Exception as error:
+      # A manager never leaves the failed state, so a new one takes over.
+      self._manager = ocp.CheckpointManager(
+        self._directory, options=self._options
+      )
       raise CheckpointError(
         f"{action} in {self._directory} failed: "
         f"{str(error)[:_REASON_CHARACTERS]}. Complete checkpoints "

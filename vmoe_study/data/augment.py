@@ -1,10 +1,11 @@
 """Image operations as plain functions, and the strings that name them.
 
 An operation takes an image and its arguments; one that draws random numbers
-also takes `rng`. Images are uint8 (H, W, C) with C = 1 or 3 (RGB) until
-`value_range` makes them float32; before `decode` an image may be the bytes of
-a JPEG or PNG file. A configuration names operations in the field's manner:
-"inception_crop(224)|flip_lr|value_range(-1, 1)".
+also takes `rng`. Images are uint8 (H, W, C) with C = 1 or 3 (RGB).
+A configuration names operations in the field's manner, after decoding:
+"inception_crop(224)|flip_lr|value_range(-1, 1)". `value_range` comes last, and
+is applied to whole batches, after they have left the worker processes: bytes
+travel four times lighter than floats.
 """
 
 import ast
@@ -16,6 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vmoe_study.data.randaugment import randaug
+
 Image = np.ndarray
 Rng = np.random.Generator
 
@@ -24,26 +27,36 @@ class ImageError(ValueError):
   """An image that cannot be decoded or used."""
 
 
-def decode(image: bytes | Image) -> Image:
-  """Decodes JPEG or PNG bytes to uint8 (H, W, C); an array passes through.
+def decode(data: bytes | Image, channels: int = 3) -> Image:
+  """Decodes a JPEG or PNG file; an array passes through.
 
-  Grey images keep one channel; anything else becomes RGB. The orientation tag
-  of cameras is ignored, as TensorFlow's decoder does.
+  Args:
+    data: the file's bytes.
+    channels: 3 for RGB, 1 for grey; images of the other kind are converted.
+
+  Returns:
+    uint8 (H, W, channels). The orientation tag of cameras is ignored, as
+    TensorFlow's decoder does.
 
   Raises:
-    ImageError: the bytes are no image, or a JPEG that was cut short.
+    ImageError: the bytes are no image, a JPEG that was cut short, or empty.
   """
-  if isinstance(image, np.ndarray):
-    return image
-  if image[:2] == b"\xff\xd8" and not _jpeg_is_whole(image):
-    raise ImageError("the JPEG data is cut short")
-  flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
-  decoded = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
-  if decoded is None:
-    raise ImageError(f"{len(image)} bytes that are no readable image")
-  if decoded.ndim == 2:
-    return decoded[..., None]
-  return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+  if isinstance(data, bytes):
+    if data[:2] == b"\xff\xd8" and not _jpeg_is_whole(data):
+      raise ImageError("the JPEG data is cut short")
+    kind = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    array = np.frombuffer(data, np.uint8)
+    image = (
+      cv2.imdecode(array, kind | cv2.IMREAD_IGNORE_ORIENTATION)
+      if len(data)
+      else None
+    )
+    if image is None:
+      raise ImageError(f"{len(data)} bytes that are no readable image")
+    data = image[..., None] if channels == 1 else image
+  if data.size == 0:
+    raise ImageError(f"an image of shape {data.shape} has no pixels")
+  return data
 
 
 def _jpeg_is_whole(data: bytes) -> bool:
@@ -146,25 +159,28 @@ def pad_crop(image: Image, pad: int, *, rng: Rng) -> Image:
 
 def flip_lr(image: Image, *, rng: Rng) -> Image:
   """Mirrors left and right with probability one half."""
-  return image[:, ::-1] if rng.random() < 0.5 else image
+  if rng.random() < 0.5:
+    return cv2.flip(image, 1).reshape(image.shape)
+  return image
 
 
-def value_range(image: Image, low: float, high: float) -> Image:
-  """Maps 0..255 linearly to float32 low..high."""
-  scale = np.float32((high - low) / 255)
-  return image * scale + np.float32(low)
+def value_range(images: Image, low: float, high: float) -> np.ndarray:
+  """Maps uint8 0..255 linearly to float32 low..high; an image or a batch."""
+  table = np.linspace(low, high, 256, dtype=np.float32)
+  rows = images.reshape(len(images), -1)
+  return cv2.LUT(rows, table).reshape(images.shape)
 
 
 OPS: dict[str, Callable[..., Any]] = {
   op.__name__: op
   for op in (
-    decode,
     resize,
     resize_small,
     central_crop,
     inception_crop,
     pad_crop,
     flip_lr,
+    randaug,
     value_range,
   )
 }
@@ -186,27 +202,34 @@ class Op:
 
 @dataclasses.dataclass(frozen=True)
 class Ops:
-  """A parsed chain of operations; call it with an image and a generator."""
+  """A parsed chain of operations.
+
+  Attributes:
+    steps: what is done to one image.
+    value_range: the range of the finished batch, which is float32.
+  """
 
   steps: tuple[Op, ...]
+  value_range: tuple[float, float] = (0.0, 255.0)
 
   @property
   def is_random(self) -> bool:
     """Whether any operation draws random numbers."""
     return any(step.is_random for step in self.steps)
 
-  def __call__(self, image: bytes | Image, rng: Rng | None = None) -> Image:
-    """Decodes if need be, applies every step, returns float32 (H, W, C).
+  def __call__(self, image: Image, rng: Rng | None = None) -> Image:
+    """Applies every step to a uint8 (H, W, C) image.
 
     Raises:
-      ImageError: the image cannot be decoded, is empty, or too small.
+      ImageError: the image is too small for an operation.
     """
-    image = decode(image)
-    if min(image.shape) == 0:
-      raise ImageError(f"an image of shape {image.shape} has no pixels")
     for step in self.steps:
       image = step(image, rng)
-    return np.asarray(image, np.float32)
+    return image
+
+  def finish(self, images: Image) -> np.ndarray:
+    """Turns uint8 images into float32 in `value_range`."""
+    return value_range(images, *self.value_range)
 
 
 def parse_ops(text: str) -> Ops:
@@ -214,9 +237,16 @@ def parse_ops(text: str) -> Ops:
 
   Raises:
     ValueError: bad syntax, an unknown name or wrong arguments; lists what is
-      known.
+      known. Also a value_range that is not last.
   """
-  return Ops(tuple(_parse_op(part.strip()) for part in text.split("|")))
+  *steps, last = [_parse_op(part.strip()) for part in text.split("|")]
+  if any(step.name == "value_range" for step in steps):
+    raise ValueError(
+      f"operations {text!r}: value_range must come last: move it to the end"
+    )
+  if last.name == "value_range":
+    return Ops(tuple(steps), last.args)
+  return Ops((*steps, last))
 
 
 def _parse_op(text: str) -> Op:

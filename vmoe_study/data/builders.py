@@ -14,6 +14,7 @@ PACKAGE = "vmoe_study.data.datasets"
 OURS = {
   "digits": ("digits", "Digits"),
   "fashion_mnist": ("fashion_mnist", "LocalFashionMnist"),
+  "jft_like": ("jft_like", "JftLike"),
 }
 AUTOMATIC = "digits"
 
@@ -40,9 +41,11 @@ def make_builder(
   """
   base, _, config = name.partition("/")
   if base in OURS:
-    module, cls = OURS[base]
-    builder = getattr(importlib.import_module(f"{PACKAGE}.{module}"), cls)
-    return builder(data_dir=data_dir, config=config or None)
+    module, class_name = OURS[base]
+    cls = getattr(importlib.import_module(f"{PACKAGE}.{module}"), class_name)
+    if hasattr(cls, "config_from_name"):
+      return cls(data_dir=data_dir, config=cls.config_from_name(config))
+    return cls(data_dir=data_dir)
   try:
     return tfds.builder(name, data_dir=data_dir, try_gcs=False)
   except tfds.core.DatasetNotFoundError as error:

@@ -10,20 +10,22 @@ Evaluation: every example once, in order, the last batch padded and masked.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import cv2
 import grain
 import numpy as np
 from absl import flags, logging
 
-from vmoe_study.data.augment import ImageError, Ops, parse_ops
+from vmoe_study.data.augment import ImageError, Ops, decode, parse_ops
 from vmoe_study.data.records import RecordError
 from vmoe_study.data.sources import Source, open_source
 
 Batch = dict[str, np.ndarray]
+Example = dict[str, Any]
 
-THREADS = 2
+THREADS = 2  # of this process, where there are no worker processes
 BATCHES_AHEAD = 2
 MAX_REPLACEMENTS = 16
 
@@ -71,12 +73,10 @@ class DataSpec:
       )
 
 
-def encode_label(
-  label: int | Sequence[int], num_classes: int, smoothing: float, where: str
+def check_labels(
+  label: int | Sequence[int], num_classes: int, where: str
 ) -> np.ndarray:
-  """Returns float32 (num_classes,): one-hot or multi-hot, smoothed.
-
-  Smoothing s turns a vector v into (1 - s) v + s / num_classes.
+  """Returns the label or labels of one example as int64 (n,).
 
   Raises:
     RecordError: a label lies outside [0, num_classes).
@@ -87,32 +87,66 @@ def encode_label(
       f"{where}: label {label} lies outside [0, {num_classes}); set num_classes"
       " to the data set's, or mend the data set"
     )
-  vector = np.zeros(num_classes, np.float32)
-  vector[labels] = 1.0
-  return vector * (1 - smoothing) + np.float32(smoothing / num_classes)
+  return labels
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+  """Packs examples for the way out of a worker process, as light as can be.
+
+  Images stay bytes, labels stay class numbers: `labels[i]` belongs to example
+  `owner[i]`.
+  """
+  labels = [example["labels"] for example in examples]
+  return {
+    "image": np.stack([example["image"] for example in examples]),
+    "labels": np.concatenate(labels),
+    "owner": np.repeat(np.arange(len(labels)), [len(x) for x in labels]),
+    "mask": np.asarray([e["mask"] for e in examples], np.float32),
+    "skipped": np.asarray([e["skipped"] for e in examples], np.int32),
+  }
+
+
+def label_matrix(
+  batch: Batch, num_classes: int, smoothing: float
+) -> np.ndarray:
+  """Returns float32 (b, num_classes): one-hot or multi-hot rows, smoothed.
+
+  Smoothing s turns a row v into (1 - s) v + s / num_classes.
+  """
+  rows = np.zeros((len(batch["image"]), num_classes), np.float32)
+  rows[batch["owner"], batch["labels"]] = 1 - smoothing
+  if smoothing:
+    rows += np.float32(smoothing / num_classes)
+  return rows
 
 
 class Loader:
   """Reads, decodes and augments single examples of one data set.
 
+  An example is a dict of "image" (uint8, H W C), "labels" (int64, n), "mask"
+  (float) and "skipped" (int).
+
   Attributes:
     source: the examples.
+    ops: what is done to the images.
     image_shape: (H, W, C) of every image after the operations.
   """
 
   def __init__(self, spec: DataSpec):
     """Opens the data set and loads one example to learn the image's shape."""
     self.spec = spec
+    self.ops: Ops = parse_ops(spec.ops)
     self.source: Source = open_source(
       spec.name, spec.split, spec.data_dir, spec.label_key
     )
-    self._ops: Ops = parse_ops(spec.ops)
     self.image_shape: tuple[int, ...] | None = None
     first = self.load_or_next(0, np.random.default_rng(0))
     self.image_shape = first["image"].shape
 
-  def load(self, index: int, rng: np.random.Generator | None = None) -> Batch:
-    """Returns {"image": float32 (H, W, C), "label": float32 (num_classes,)}.
+  def load(
+    self, index: int, rng: np.random.Generator | None = None
+  ) -> Example:
+    """Returns example `index`, augmented.
 
     Raises:
       RecordError: naming the record, whatever is wrong with it.
@@ -120,7 +154,7 @@ class Loader:
     where = self.source.where(index)
     example = self.source[index]
     try:
-      image = self._ops(example["image"], rng)
+      image = self.ops(decode(example["image"], self.source.channels), rng)
     except ImageError as error:
       raise RecordError(f"{where}: {error}") from error
     if self.image_shape not in (None, image.shape):
@@ -129,23 +163,15 @@ class Loader:
         f" but {self.image_shape} before; let the operations fix the shape,"
         " e.g. with resize or central_crop"
       )
-    label = encode_label(
-      example["label"],
-      self.spec.num_classes,
-      self.spec.label_smoothing,
-      where,
-    )
-    return {"image": image, "label": label}
+    labels = check_labels(example["label"], self.spec.num_classes, where)
+    return {"image": image, "labels": labels, "mask": 1.0, "skipped": 0}
 
-  def load_or_next(self, index: int, rng: np.random.Generator) -> Batch:
-    """As `load`; where damaged examples are skipped, the next one stands in.
-
-    Adds "skipped": int32, the number of examples passed over.
-    """
+  def load_or_next(self, index: int, rng: np.random.Generator) -> Example:
+    """As `load`; where damaged examples are skipped, the next one stands in."""
     for skipped in range(MAX_REPLACEMENTS):
       try:
         example = self.load((index + skipped) % len(self.source), rng)
-        return {**example, "skipped": np.int32(skipped)}
+        return {**example, "skipped": skipped}
       except RecordError as error:
         if self.spec.on_error == "raise":
           raise
@@ -155,8 +181,8 @@ class Loader:
       f" {self.source.where(index)}; prepare data set {self.spec.name!r} again"
     )
 
-  def load_or_mask(self, index: int) -> Batch:
-    """Returns `load` plus "mask", float32: 0 beyond the end, else 1.
+  def load_or_mask(self, index: int) -> Example:
+    """As `load`, with "mask" 0 beyond the end of the data set.
 
     The mask is also 0 for an example without any label (there is no truth to
     count it against) and, where damaged examples are skipped, for such a one.
@@ -165,18 +191,17 @@ class Loader:
     if index < len(self.source):
       try:
         example = self.load(index)
-        mask = np.float32(example["label"].any())
-        return {**example, "mask": mask, "skipped": np.int32(0)}
+        return {**example, "mask": float(example["labels"].size > 0)}
       except RecordError as error:
         if self.spec.on_error == "raise":
           raise
         logging.warning("masked: %s", error)
         skipped = 1
     return {
-      "image": np.zeros(self.image_shape, np.float32),
-      "label": np.zeros(self.spec.num_classes, np.float32),
-      "mask": np.float32(0),
-      "skipped": np.int32(skipped),
+      "image": np.zeros(self.image_shape, np.uint8),
+      "labels": np.zeros(0, np.int64),
+      "mask": 0.0,
+      "skipped": skipped,
     }
 
 
@@ -189,35 +214,38 @@ def _host_batch_size(batch_size: int, process_count: int) -> int:
   return batch_size // process_count
 
 
-class _Batches:
+class Batches:
   """Batches by number, in this process or ahead of time in others."""
 
-  def __init__(self, batches: grain.MapDataset, num_workers: int):
+  def __init__(
+    self,
+    batches: grain.MapDataset,
+    finish: Callable[[Batch], Batch],
+    num_workers: int,
+  ):
+    """Takes collated batches and what `finish`es them in this process."""
     self._batches = batches
+    self._finish = finish
     self._workers = grain.MultiprocessingOptions(
       num_workers, per_worker_buffer_size=BATCHES_AHEAD
     )
-    self.skipped = 0
 
   def __getitem__(self, number: int) -> Batch:
-    return self._count(self._batches[number])
+    return self._finish(self._batches[number])
 
   def iterate(self, start: int = 0) -> Iterator[Batch]:
     """Yields batches `start`, `start` + 1, ... prepared ahead of time."""
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain's workers ask for absl flags
-    reading = grain.ReadOptions(THREADS, prefetch_buffer_size=BATCHES_AHEAD)
+    threads = 1 if self._workers.num_workers else THREADS
+    reading = grain.ReadOptions(threads, prefetch_buffer_size=BATCHES_AHEAD)
     dataset = self._batches[start:].to_iter_dataset(reading)
     iterator = iter(dataset.mp_prefetch(self._workers, _start_worker))
     try:
       for batch in iterator:
-        yield self._count(batch)
+        yield self._finish(batch)
     finally:
       iterator.close()
-
-  def _count(self, batch: Batch) -> Batch:
-    self.skipped += int(batch["skipped"].sum())
-    return {k: v for k, v in batch.items() if k != "skipped"}
 
 
 def _start_worker(index: int, count: int) -> None:
@@ -226,29 +254,56 @@ def _start_worker(index: int, count: int) -> None:
   cv2.setNumThreads(1)
 
 
-class TrainInput:
+class _Input:
+  """What training and evaluation inputs share.
+
+  Attributes:
+    num_examples: examples in all data sets together, over all hosts.
+    num_classes: the width of the label vectors.
+    image_shape: (H, W, C).
+    skipped: damaged examples passed over or masked so far, on this host.
+  """
+
+  def __init__(self, loaders: Sequence[Loader], num_examples: int):
+    self.num_examples = num_examples
+    self.num_classes = loaders[0].spec.num_classes
+    self.image_shape = loaders[0].image_shape
+    self.skipped = 0
+    self._smoothing = loaders[0].spec.label_smoothing
+    self._ops = loaders[0].ops
+
+  def _finish(self, batch: Batch) -> Batch:
+    """From bytes and class numbers to float32 images and label vectors."""
+    self.skipped += int(batch["skipped"].sum())
+    return {
+      "image": self._ops.finish(batch["image"]),
+      "label": label_matrix(batch, self.num_classes, self._smoothing),
+      "mask": batch["mask"],
+    }
+
+
+class TrainInput(_Input):
   """An endless stream of training batches; see the module's docstring.
 
   Attributes:
-    num_examples: examples in all data sets together.
     batch_size: the global batch size.
-    num_classes: the width of the label vectors.
-    image_shape: (H, W, C).
   """
 
   def __init__(
-    self, loaders: Sequence[Loader], batches: _Batches, batch_size: int
+    self,
+    loaders: Sequence[Loader],
+    stream: grain.MapDataset,
+    batch_size: int,
+    num_workers: int,
   ):
-    self.num_examples = sum(len(loader.source) for loader in loaders)
+    """Takes this host's collated batches as `stream`."""
+    super().__init__(loaders, sum(len(loader.source) for loader in loaders))
     self.batch_size = batch_size
-    self.num_classes = loaders[0].spec.num_classes
-    self.image_shape = loaders[0].image_shape
-    self._batches = batches
+    self._batches = Batches(stream, self._finish_training, num_workers)
 
-  @property
-  def skipped(self) -> int:
-    """Damaged examples passed over so far, in the batches handed out."""
-    return self._batches.skipped
+  def _finish_training(self, batch: Batch) -> Batch:
+    finished = self._finish(batch)
+    return {"image": finished["image"], "label": finished["label"]}
 
   def __getitem__(self, step: int) -> Batch:
     """Returns this host's slice of the global batch of `step`.
@@ -267,32 +322,20 @@ class TrainInput:
     return self._batches.iterate(start_step)
 
 
-class EvalInput:
-  """One pass over a data set, as often as it is iterated.
-
-  Attributes:
-    num_examples: how many examples a pass covers, over all hosts.
-    num_classes: the width of the label vectors.
-    image_shape: (H, W, C).
-  """
+class EvalInput(_Input):
+  """One pass over a data set, as often as it is iterated."""
 
   def __init__(
     self,
     loader: Loader,
-    batches: _Batches,
+    stream: grain.MapDataset,
     num_examples: int,
-    num_batches: int,
+    num_workers: int,
   ):
-    self.num_examples = num_examples
-    self.num_classes = loader.spec.num_classes
-    self.image_shape = loader.image_shape
-    self._batches = batches
-    self._num_batches = num_batches
-
-  @property
-  def skipped(self) -> int:
-    """Damaged examples masked so far, over all passes."""
-    return self._batches.skipped
+    """Takes this host's collated batches, padding included, as `stream`."""
+    super().__init__([loader], num_examples)
+    self._num_batches = len(stream)
+    self._batches = Batches(stream, self._finish, num_workers)
 
   def __len__(self) -> int:
     """Batches per pass: the same on every host."""
@@ -347,22 +390,30 @@ def train_input(
   stream = streams[0]
   if len(streams) > 1:
     stream = grain.MapDataset.mix(streams, [weight for _, weight in mixture])
-  batches = stream.batch(host_batch)[process_index::process_count]
-  return TrainInput(loaders, _Batches(batches, num_workers), batch_size)
+  batches = stream.batch(host_batch, batch_fn=collate)
+  local = batches[process_index::process_count]
+  return TrainInput(loaders, local, batch_size, num_workers)
 
 
 def _check_mixture(mixture: Mixture) -> None:
-  """Raises ValueError unless weights are positive and classes agree."""
+  """Raises ValueError unless weights are positive and batches agree."""
   for spec, weight in mixture:
     if not weight > 0:
       raise ValueError(
         f"the weight of {spec.name!r} is {weight}; it must be positive: leave"
         " the data set out instead"
       )
-  classes = {spec.name: spec.num_classes for spec, _ in mixture}
-  if len(set(classes.values())) > 1:
+  first = mixture[0][0]
+  for field in ("num_classes", "label_smoothing"):
+    values = {spec.name: getattr(spec, field) for spec, _ in mixture}
+    if set(values.values()) != {getattr(first, field)}:
+      raise ValueError(
+        f"the mixed data sets have {field} {values}; give all the same"
+      )
+  ranges = {spec.name: parse_ops(spec.ops).value_range for spec, _ in mixture}
+  if len(set(ranges.values())) > 1:
     raise ValueError(
-      f"the mixed data sets have {classes} classes; num_classes must agree"
+      f"the mixed data sets have value_range {ranges}; give all the same"
     )
 
 
@@ -404,8 +455,7 @@ def eval_input(
   batches = (
     grain.MapDataset.source(order)
     .map(loader.load_or_mask)
-    .batch(host_batch)[process_index::process_count]
+    .batch(host_batch, batch_fn=collate)
   )
-  return EvalInput(
-    loader, _Batches(batches, num_workers), len(indices), num_batches
-  )
+  local = batches[process_index::process_count]
+  return EvalInput(loader, local, len(indices), num_workers)

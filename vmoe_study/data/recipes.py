@@ -26,17 +26,67 @@ class Recipe:
   manual: tuple[str, ...] = ()
 
 
-def _splits(train: str, val: str, test: str) -> dict[str, str]:
-  return {"train": train, "val": val, "test": test}
-
-
 def _held_out(percent: int, test: str = "test") -> dict[str, str]:
-  """The last `percent` of train is the validation split."""
+  """The last `percent` of the training split selects, `test` tests."""
   keep = 100 - percent
-  return _splits(f"train[:{keep}%]", f"train[{keep}%:]", test)
+  return {"train": f"train[:{keep}%]", "val": f"train[{keep}%:]", "test": test}
 
+
+def _given(val: str = "validation", test: str = "test") -> dict[str, str]:
+  """The data set's own splits."""
+  return {"train": "train", "val": val, "test": test}
+
+
+# For sets that come in one piece: 60% train, 20% select, 20% test.
+_ONE_PIECE = {
+  "train": "train[:60%]",
+  "val": "train[60%:80%]",
+  "test": "train[80%:]",
+}
+
+_IMAGENET_TRAIN = "ILSVRC2012_img_train.tar"
+_IMAGENET_VAL = "ILSVRC2012_img_val.tar"
 
 RECIPES: dict[str, Recipe] = {
+  # Built from local files.
   "digits": Recipe(_held_out(10), 10),
   "fashion_mnist": Recipe(_held_out(10), 10),
+  "emoji": Recipe(_held_out(10), 99),
+  # ImageNet and its other test sets.
+  "imagenet2012": Recipe(
+    _held_out(1, "validation"), 1000, manual=(_IMAGENET_TRAIN, _IMAGENET_VAL)
+  ),
+  "imagenet2012_subset/1pct": Recipe(
+    _held_out(10, "validation"), 1000, manual=(_IMAGENET_TRAIN, _IMAGENET_VAL)
+  ),
+  "imagenet2012_subset/10pct": Recipe(
+    _held_out(10, "validation"), 1000, manual=(_IMAGENET_TRAIN, _IMAGENET_VAL)
+  ),
+  "imagenet2012_real": Recipe(
+    {"test": "validation"}, 1000, "real_label", manual=(_IMAGENET_VAL,)
+  ),
+  "imagenet_v2/matched-frequency": Recipe({"test": "test"}, 1000),
+  "imagenet_a": Recipe({"test": "test"}, 1000),
+  "imagenet_r": Recipe({"test": "test"}, 1000),
+  "imagenet_sketch": Recipe({"test": "test"}, 1000),
+  # Transfer and few-shot sets.
+  "caltech101": Recipe(_held_out(10), 102),
+  "caltech_birds2011": Recipe(_held_out(10), 200),
+  "cars196": Recipe(_held_out(10), 196),
+  "cifar10": Recipe(_held_out(10), 10),
+  "cifar100": Recipe(_held_out(10), 100),
+  "colorectal_histology": Recipe(_ONE_PIECE, 8),
+  "dtd": Recipe(_given(), 47),
+  "eurosat/rgb": Recipe(_ONE_PIECE, 10),
+  "food101": Recipe(_held_out(10, "validation"), 101),
+  "oxford_flowers102": Recipe(_given(), 102),
+  "oxford_iiit_pet": Recipe(_held_out(10), 37),
+  "patch_camelyon": Recipe(_given(), 2),
+  "places365_small": Recipe(_held_out(1, "validation"), 365),
+  "resisc45": Recipe(_ONE_PIECE, 45, manual=("NWPU-RESISC45.rar",)),
+  "stanford_dogs": Recipe(_held_out(10), 120),
+  "stl10": Recipe(_held_out(10), 10),
+  "sun397/tfds": Recipe(_given(), 397),
+  "svhn_cropped": Recipe(_held_out(10), 10),
+  "uc_merced": Recipe(_ONE_PIECE, 21),
 }

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vmoe_study.data import builders
+from vmoe_study.data.datasets.image_folder import ImageFolderSource
 from vmoe_study.data.recipes import RECIPES
 from vmoe_study.data.records import (
   ArrayRecords,
@@ -23,10 +24,12 @@ class Source(Protocol):
   Attributes:
     num_classes: the number of classes of the labels.
     label_names: their names, in class order.
+    channels: of the images: 1 (grey) or 3 (RGB).
   """
 
   num_classes: int
   label_names: Sequence[str]
+  channels: int
 
   def __len__(self) -> int: ...
 
@@ -60,6 +63,10 @@ class TfdsSource:
   @property
   def label_names(self) -> Sequence[str]:
     return self._label.names
+
+  @property
+  def channels(self) -> int:
+    return 1 if self.features["image"].shape[-1] == 1 else 3
 
   def __len__(self) -> int:
     return len(self.records)
@@ -98,6 +105,14 @@ class TfdsSource:
     return np.asarray([self[i]["label"] for i in range(len(self))], np.int64)
 
 
+def _open_image_folder(split: str, data_dir: str | None) -> Source:
+  if data_dir is None:
+    raise ValueError(
+      "image_folder needs data_dir: the folder that holds SPLIT/CLASS/*.jpg"
+    )
+  return ImageFolderSource(data_dir, split)
+
+
 RECORDS = {"tfrecord": TfRecords, "array_record": ArrayRecords}
 
 
@@ -110,8 +125,10 @@ def open_source(
   """Opens one split of a prepared data set. Never downloads.
 
   Args:
-    name: a TFDS name ("name", "name/config", "name:version").
-    split: a TFDS split expression, e.g. "train" or "train[:99%]".
+    name: a TFDS name ("name", "name/config", "name:version"), or
+      "image_folder".
+    split: a TFDS split expression, e.g. "train" or "train[:99%]"; for
+      image_folder the sub-folder of that name.
     data_dir: the TFDS folder (a path or URL); TFDS's default when None.
     label_key: the label's feature; by default the recipe's, else "label".
 
@@ -119,8 +136,9 @@ def open_source(
     MissingDataError: the data set is not prepared; names the command.
     ValueError: no such split, label feature or readable format.
   """
-  builder = builders.open_prepared(name, data_dir)
-  info = builder.info
+  if name == "image_folder":
+    return _open_image_folder(split, data_dir)
+  info = builders.open_prepared(name, data_dir).info
   if label_key is None:
     label_key = RECIPES[name].label_key if name in RECIPES else "label"
   for key in ("image", label_key):

@@ -53,9 +53,9 @@ def token_choice(
   lengths = jax.nn.one_hot(experts, num_experts, dtype=jnp.int32).sum((1, 2))
   starts = jnp.cumsum(lengths, axis=1) - lengths
 
-  place = starts[..., None] + jnp.arange(capacity)
-  tokens = _take(queue, place) % num_tokens
-  served = jnp.arange(capacity) < lengths[..., None]
+  slot = jnp.arange(capacity)[None, None]
+  tokens = _take(queue, starts[..., None] + slot) % num_tokens
+  served = slot < lengths[..., None]
   tokens = jnp.where(served, tokens, num_tokens)
 
   rank = jnp.argsort(queue, axis=1).reshape(*experts.swapaxes(1, 2).shape)
@@ -94,7 +94,8 @@ def _queue(
 ) -> Int[Array, "G K*S"]:
   """All choices k*S + s: by expert, then in the order that it serves them."""
   num_groups, _, num_choices = experts.shape
-  by_choice = (experts * num_choices + jnp.arange(num_choices)).swapaxes(1, 2)
+  choice = jnp.arange(num_choices)[None, None]
+  by_choice = (experts * num_choices + choice).swapaxes(1, 2)
   keys = [by_choice]
   if priority is not None:
     keys.append(jnp.broadcast_to(-priority[:, None], by_choice.shape))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 _SCALING_RANGE = 40.0
 
 
+@functools.partial(jax.jit, static_argnames="num_iterations")
 def sinkhorn(
   logits: Float[Array, "G S E"], num_iterations: int = 20
 ) -> Float[Array, "G S E"]:

@@ -12,6 +12,7 @@ largest entries and project them onto the simplex. Column e of the transport
 plan is T_e = b * p_e, and the gradient in alpha is T's row sums minus 1.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -19,6 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
+@functools.partial(
+  jax.jit, static_argnames=("max_nonzeros","solver", "num_iterations")
+)
 def sparse_transport(
   affinity: Float[Array, "G S E"],
   max_nonzeros: int,
@@ -49,6 +53,7 @@ def sparse_transport(
   return transport_at(jax.lax.stop_gradient(alpha), affinity, max_nonzeros)
 
 
+@functools.partial(jax.jit, static_argnames="max_nonzeros")
 def transport_at(
   alpha: Float[Array, "G S"],
   affinity: Float[Array, "G S E"],
@@ -92,7 +97,7 @@ def project_onto_simplex(
   p = max(x - tau, 0), where tau = (sum of the n largest - 1) / n for the
   largest n that keeps the n-th entry positive.
   """
-  count = jnp.arange(1, descending.shape[-1] + 1, dtype=descending.dtype)
+  count = jnp.cumsum(jnp.ones_like(descending), axis=-1)
   taus = (jnp.cumsum(descending, axis=-1) - 1) / count
   support = jax.lax.stop_gradient(jnp.sum(descending > taus, axis=-1))
   tau = jnp.take_along_axis(taus, support[..., None] - 1, axis=-1)

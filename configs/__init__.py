@@ -1,0 +1,1 @@
+"""Recipes: one file each, a lab record of what it reproduces."""

@@ -1,0 +1,86 @@
+"""What the recipes share: their arguments and their MoE blocks."""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+  """What `--config=FILE.py:name=value,...` may say.
+
+  Attributes:
+    router: a name of the zoo, or "dense".
+    capacity: capacity factor.
+    k: experts per token, under token choice.
+    group: images routed together.
+    bpr: batch priority, under token choice.
+    seed: of the run.
+  """
+
+  router: str = "softmax_expert_choice"
+  capacity: float = 1.0
+  k: int = 1
+  group: int = 1
+  bpr: bool = False
+  seed: int = 0
+
+
+def parse_arguments(text: str) -> Arguments:
+  """Reads "router=soft,capacity=2".
+
+  Raises:
+    ValueError: for an unknown name or a value of the wrong type.
+  """
+  fields = {field.name: field for field in dataclasses.fields(Arguments)}
+  values = {}
+  for part in filter(None, text.split(",")):
+    name, equals, value = part.partition("=")
+    if name not in fields or not equals:
+      raise ValueError(
+        f"config argument {part!r}: must be NAME=VALUE with a name in "
+        f"{list(fields)}."
+      )
+    values[name] = _read(name, value, fields[name].type)
+  return Arguments(**values)
+
+
+def moe(args: Arguments, *, num_experts: int, blocks: str) -> dict[str, Any]:
+  """The `model.moe` of a config.
+
+  Token choice trains with importance and load losses at weight 0.005 each
+  (2106.05974); the other routers balance experts by themselves.
+  """
+  options: dict[str, Any] = {}
+  if args.router != "dense":
+    options = {"num_experts": num_experts, "capacity_factor": args.capacity}
+  if args.router.endswith("_token_choice"):
+    options |= {"num_selected_experts": args.k, "batch_priority": args.bpr}
+    options["importance_loss_weight"] = 0.005
+    if not args.router.startswith("sparsity"):
+      options["load_loss_weight"] = 0.005
+  return {
+    "router": args.router,
+    "options": options,
+    "blocks": blocks,
+    "group_images": args.group,
+  }
+
+
+def config_dict(**sections) -> ConfigDict:
+  """A locked ConfigDict; optional sections may be added by the caller."""
+  return ConfigDict(sections).lock()
+
+
+def _read(name: str, value: str, kind: type) -> Any:
+  try:
+    return (
+      {"true": True, "false": False}[value.lower()]
+      if kind is bool
+      else (kind(value))
+    )
+  except (KeyError, ValueError) as error:
+    raise ValueError(
+      f"config argument {name}={value!r}: must be of type {kind.__name__}."
+    ) from error

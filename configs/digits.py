@@ -1,0 +1,63 @@
+"""scikit-learn's 1,797 handwritten digits: every router in a minute or two.
+
+Not an experiment of the study, but the smallest run through all of the
+project on real images: training, evaluation and few-shot transfer.
+
+  python -m vmoe_study train --config=configs/digits.py --workdir=DIR
+  python -m vmoe_study train --workdir=DIR \\
+    --config=configs/digits.py:router=sinkhorn_expert_choice,capacity=2
+
+Arguments: router (a name of the zoo, or "dense"), capacity (the factor), k
+(experts per token, for token choice), group (images routed together), bpr
+(batch priority, for token choice), seed.
+Hardware: two CPU cores. Expected: at least 96% test accuracy for every router;
+the table in README.md was made with this file.
+"""
+
+from configs import common
+
+
+def get_config(arguments: str = ""):
+  """The config, as `common.parse_arguments` documents its arguments."""
+  args = common.parse_arguments(arguments)
+  data = {"name": "digits", "num_classes": 10}
+  evaluation = {**data, "split": "test", "ops": "value_range(-1, 1)"}
+  fewshot_train = {**evaluation, "split": "train"}
+  return common.config_dict(
+    name="digits",
+    seed=args.seed,
+    model={
+      "fields": {
+        "num_classes": 10,
+        "patch_size": 2,
+        "width": 64,
+        "depth": 4,
+        "mlp_dim": 128,
+        "num_heads": 4,
+      },
+      "moe": common.moe(args, num_experts=8, blocks="every 2"),
+    },
+    data={
+      **data,
+      "split": "train",
+      "ops": "pad_crop(1)|value_range(-1, 1)",
+    },
+    train={
+      "batch_size": 64,
+      "num_epochs": 40.0,
+      "optimizer": {"weight_decay": (("kernel$", 0.05),), "clip_norm": 1.0},
+      "schedule": {"name": "cosine", "peak": 2e-3, "warmup_steps": 90},
+      "report_every": 90,
+      "evaluate_every": 450,
+      "save_every": 450,
+    },
+    evaluations={"test": {"data": evaluation, "batch_size": 128}},
+    fewshot={
+      "digits": {
+        "train": fewshot_train,
+        "test": evaluation,
+        "batch_size": 128,
+      }
+    },
+    mesh={"replica": -1, "expert": 1, "fsdp": False},
+  )

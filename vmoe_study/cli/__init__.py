@@ -1,0 +1,1 @@
+"""The command line: `python -m vmoe_study COMMAND` or `vmoe-study COMMAND`."""

@@ -1,0 +1,83 @@
+"""One entry point for all commands.
+
+A command is a module with HELP, `add_arguments(parser)` and `run(args)`, which
+returns the exit code. It is imported only when it is called.
+"""
+
+import argparse
+import importlib
+import logging as std_logging
+import os
+import sys
+
+# Command -> its module and what it does.
+COMMANDS = {
+  "train": ("train", "train a model, or resume its training"),
+  "evaluate": ("evaluate", "evaluate a checkpoint"),
+  "report": ("report", "tabulate finished runs"),
+  "prepare": ("prepare", "build a data set"),
+  "import-vmoe": ("import_vmoe", "convert a public V-MoE checkpoint"),
+  "export": ("export_npz", "write a checkpoint's parameters as .npz"),
+}
+USAGE_ERROR = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs a command and returns its exit code.
+
+  What is wrong with the input is said in a paragraph on stderr, with exit code
+  2; `--debug` shows where it was found.
+  """
+  argv = sys.argv[1:] if argv is None else argv
+  parser = argparse.ArgumentParser(
+    prog="vmoe-study",
+    description="Routers in Vision Mixture of Experts: an empirical study.",
+  )
+  commands = parser.add_subparsers(dest="command", required=True)
+  chosen = next((word for word in argv if word in COMMANDS), None)
+  module = None
+  for name, (file, summary) in COMMANDS.items():
+    sub = commands.add_parser(name, help=summary, description=summary)
+    sub.add_argument("--debug", action="store_true", help="show tracebacks")
+    if name == chosen:
+      module = importlib.import_module(f"vmoe_study.cli.{file}")
+      module.add_arguments(sub)
+  args, overrides = parser.parse_known_args(argv)
+  unknown = [word for word in overrides if not word.startswith("--config.")]
+  if unknown or (overrides and not hasattr(args, "config")):
+    parser.error(f"unrecognized arguments: {' '.join(unknown or overrides)}")
+  args.overrides = overrides
+  return _run(module, args)
+
+
+def _run(module, args) -> int:
+  _set_up_logging()
+  from vmoe_study.checkpoint.errors import CheckpointError
+  from vmoe_study.data.builders import MissingDataError
+  from vmoe_study.data.records import RecordError
+
+  try:
+    return module.run(args)
+  except (ValueError, CheckpointError, MissingDataError, RecordError) as error:
+    if args.debug:
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+def _set_up_logging() -> None:
+  """Progress on stderr, a plain line each; of libraries only warnings."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  from absl import logging
+
+  def is_ours(record: std_logging.LogRecord) -> bool:
+    ours = f"{os.sep}vmoe_study{os.sep}" in record.pathname
+    return ours or record.levelno >= std_logging.WARNING
+
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  handler = logging.get_absl_handler()
+  handler.addFilter(is_ours)
+  handler.setFormatter(
+    std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+  )

@@ -1,0 +1,239 @@
+"""The door: a ConfigDict becomes typed, checked parts here, once.
+
+Beyond this file nothing sees a ConfigDict. Unknown names, wrong types and
+values outside their domain fail here, naming the field, the value and the
+rule, before any device is touched.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from vmoe_study import options
+from vmoe_study.data.pipeline import DataSpec
+from vmoe_study.nn.moe import MoeOptions
+from vmoe_study.nn.router import make_router
+from vmoe_study.nn.vit import VisionTransformer, moe_blocks, variant
+from vmoe_study.sharding import MeshSpec
+from vmoe_study.train.optimizer import (
+  OptimizerSpec,
+  ScheduleSpec,
+  make_schedule,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+  """Fields of `VisionTransformer`, by backbone name and exceptions from it.
+
+  Attributes:
+    backbone: as in "B/16"; empty if all sizes are given in `fields`.
+    fields: of `VisionTransformer`, but `moe` and `exchange`.
+    moe: routed blocks; router "dense" for none.
+  """
+
+  backbone: str = ""
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  moe: MoeOptions = dataclasses.field(default_factory=MoeOptions)
+
+  def __post_init__(self):
+    hints = typing.get_type_hints(VisionTransformer)
+    own = {"parent", "name", "moe", "exchange"}
+    names = {f.name for f in dataclasses.fields(VisionTransformer)} - own
+    options.check_names("fields", self.fields, names)
+    for name, value in self.fields.items():
+      options.check_type(f"fields.{name}", value, hints[name])
+    make_router(self.moe.router, **self.moe.options)
+    sizes = self.arguments()
+    required = {"num_classes", "patch_size", "width", "depth", "mlp_dim"}
+    for name in sorted(required - sizes.keys()):
+      raise ValueError(f"fields.{name} must be given, or a backbone.")
+    moe_blocks(self.moe.blocks, sizes["depth"])
+
+  @property
+  def is_routed(self) -> bool:
+    """Whether there are MoE blocks."""
+    return self.moe.router != "dense"
+
+  def arguments(self) -> dict[str, Any]:
+    """Of `VisionTransformer`, except the exchange."""
+    sizes = variant(self.backbone) if self.backbone else {}
+    return {**sizes, **self.fields, "moe": self.moe}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSpec:
+  """How long, on what batches, by which loss and optimizer.
+
+  Attributes:
+    batch_size: images per step, over all hosts.
+    num_steps: updates; or else give `num_epochs`.
+    num_epochs: passes over the training data.
+    loss: "softmax_xent", or "sigmoid_xent" for many labels per image.
+    optimizer: see `OptimizerSpec`.
+    schedule: see `ScheduleSpec`.
+    accumulation: parts that a batch is computed in, one after another.
+    mixup: parameter of mixup's Beta distribution; 0 for none.
+    num_workers: data processes per host; 0 for threads only.
+    report_every: steps between training metrics.
+    evaluate_every: steps between evaluations; 0 for one at the end.
+    save_every: steps between checkpoints; 0 for one at the end.
+    keep: checkpoints to keep.
+    keep_every: checkpoints at multiples of this are kept for ever; 0 for none.
+  """
+
+  batch_size: int
+  num_steps: int = 0
+  num_epochs: float = 0.0
+  loss: Literal["softmax_xent", "sigmoid_xent"] = "softmax_xent"
+  optimizer: OptimizerSpec = dataclasses.field(default_factory=OptimizerSpec)
+  schedule: ScheduleSpec = dataclasses.field(default_factory=ScheduleSpec)
+  accumulation: int = 1
+  mixup: float = 0.0
+  num_workers: int = 0
+  report_every: int = 100
+  evaluate_every: int = 0
+  save_every: int = 0
+  keep: int = 2
+  keep_every: int = 0
+
+  def __post_init__(self):
+    for name in ("batch_size", "accumulation", "report_every", "keep"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
+    for name in ("mixup", "num_workers", "num_steps", "num_epochs"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more.")
+    for name in ("evaluate_every", "save_every", "keep_every"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more.")
+    if (self.num_steps > 0) == (self.num_epochs > 0):
+      raise ValueError(
+        f"num_steps={self.num_steps} and num_epochs={self.num_epochs}: give "
+        "just one of them, and more than 0."
+      )
+
+  def total_steps(self, num_examples: int) -> int:
+    """Updates of the whole run."""
+    if self.num_steps:
+      return self.num_steps
+    return max(1, math.ceil(self.num_epochs * num_examples / self.batch_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSpec:
+  """Accuracy and loss on a data set.
+
+  Attributes:
+    data: which, and how it is prepared.
+    batch_size: images at a time, over all hosts.
+  """
+
+  data: DataSpec
+  batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FewshotSpec:
+  """k-shot transfer to a data set; see `evaluate.fewshot`.
+
+  Attributes:
+    train: where the k images per class come from.
+    test: where accuracy is measured.
+    batch_size: images at a time, over all hosts.
+  """
+
+  train: DataSpec
+  test: DataSpec
+  batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A run.
+
+  Attributes:
+    name: of the recipe, for tables.
+    seed: of initial values, data order and all noise.
+    model: see `ModelSpec`.
+    data: training data.
+    train: see `TrainSpec`.
+    evaluations: by name; none is needed.
+    fewshot: by name; all share one penalty per number of shots.
+    shots: images per class of the few-shot evaluations.
+    mesh: see `MeshSpec`.
+  """
+
+  name: str
+  model: ModelSpec
+  data: DataSpec
+  train: TrainSpec
+  seed: int = 0
+  evaluations: Mapping[str, EvaluationSpec] = dataclasses.field(
+    default_factory=dict
+  )
+  fewshot: Mapping[str, FewshotSpec] = dataclasses.field(default_factory=dict)
+  shots: tuple[int, ...] = (1, 5, 10, 25)
+  mesh: MeshSpec = dataclasses.field(default_factory=MeshSpec)
+
+  def __post_init__(self):
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f"seed={self.seed}: must be in [0, 2**32).")
+    classes = self.model.fields["num_classes"]
+    upstream = {"data": self.data} | {
+      f"evaluations.{name}.data": spec.data
+      for name, spec in self.evaluations.items()
+    }
+    for where, data in upstream.items():
+      if data.num_classes != classes:
+        raise ValueError(
+          f"{where}.num_classes={data.num_classes} differs from the model's "
+          f"head, model.fields.num_classes={classes}. Make them equal."
+        )
+    if self.train.num_steps:
+      make_schedule(self.train.schedule, self.train.num_steps)
+
+  @property
+  def group_images(self) -> int:
+    """Images that a batch must not tear apart."""
+    return self.model.moe.group_images if self.model.is_routed else 1
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+  """A checked `Config` from nested mappings, as of a ConfigDict or JSON.
+
+  Raises:
+    ValueError: for whatever is wrong with it.
+  """
+  return options.build(Config, "config", values)
+
+
+def check_batches(config: Config, num_devices: int) -> None:
+  """Checks that every batch divides by devices and groups.
+
+  Raises:
+    ValueError: naming the batch, the numbers and the next size that fits.
+  """
+  shape = config.mesh.shape(num_devices)
+  num_experts = config.model.moe.options.get("num_experts", 1)
+  if config.model.is_routed and num_experts % shape["expert"]:
+    raise ValueError(
+      f"model.moe.options.num_experts={num_experts} cannot be shared out among "
+      f"mesh.expert={shape['expert']} devices: it must be a multiple."
+    )
+  sizes = {
+    "train.batch_size": config.train.batch_size // config.train.accumulation
+  }
+  for kind in ("evaluations", "fewshot"):
+    for name, spec in getattr(config, kind).items():
+      sizes[f"{kind}.{name}.batch_size"] = spec.batch_size
+  unit = num_devices * config.group_images
+  for where, size in sizes.items():
+    if size < 1 or size % unit:
+      raise ValueError(
+        f"{where}: {size} images at a time are not a multiple of "
+        f"{num_devices} devices x {config.group_images} images per group = "
+        f"{unit}. The next multiple is {max(-(-size // unit), 1) * unit}."
+      )

@@ -1,0 +1,73 @@
+"""`image_folder`: images in one folder per class, read where they lie."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class ImageFolderSource:
+  """The images of DATA_DIR/SPLIT/CLASS/*.jpg (.jpeg, .png), in sorted order.
+
+  Attributes:
+    num_classes: the number of class folders.
+    label_names: the class folders' names, sorted.
+    channels: 3; grey images are converted to RGB.
+  """
+
+  channels = 3
+
+  def __init__(self, data_dir: str, split: str):
+    """Lists the folder.
+
+    Raises:
+      ValueError: no such folder, no class in it, or a class without images.
+    """
+    self._root = Path(data_dir).expanduser() / split
+    self.label_names: Sequence[str] = _class_names(self._root)
+    self.num_classes = len(self.label_names)
+    files = [_image_files(self._root / name) for name in self.label_names]
+    self._files = [file for group in files for file in group]
+    self._labels = np.repeat(np.arange(len(files)), [len(g) for g in files])
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def where(self, index: int) -> str:
+    name = self.label_names[self._labels[index]]
+    return str(self._root / name / self._files[index])
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    image = Path(self.where(index)).read_bytes()
+    return {"image": image, "label": int(self._labels[index])}
+
+  def labels(self) -> np.ndarray:
+    return self._labels.astype(np.int64)
+
+
+def _class_names(root: Path) -> list[str]:
+  if not root.is_dir():
+    raise ValueError(
+      f"{root} is not a folder; image_folder reads DATA_DIR/SPLIT/CLASS/*.jpg"
+    )
+  names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+  if not names:
+    raise ValueError(
+      f"{root} holds no folders; image_folder needs one folder per class"
+    )
+  return names
+
+
+def _image_files(folder: Path) -> list[str]:
+  names = [entry.name for entry in os.scandir(folder)]
+  images = sorted(n for n in names if n.lower().endswith(SUFFIXES))
+  if not images:
+    raise ValueError(
+      f"class folder {folder} holds no {', '.join(SUFFIXES)} file; add images"
+      " or remove the folder"
+    )
+  return images

@@ -1,0 +1,275 @@
+"""From a `Config` to an assembled run: data, model, state, step, evaluators.
+
+This is the one place where models, data, training and evaluation meet.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from vmoe_study import sharding
+from vmoe_study.config import Config, FewshotSpec, check_batches
+from vmoe_study.data.mixup import mixup
+from vmoe_study.data.pipeline import (
+  DataSpec,
+  EvalInput,
+  TrainInput,
+  eval_input,
+  train_input,
+)
+from vmoe_study.data.sources import open_source
+from vmoe_study.evaluate.classification import ClassificationEvaluator
+from vmoe_study.evaluate.fewshot import FewshotEvaluator, FewshotTask
+from vmoe_study.nn.vit import VisionTransformer
+from vmoe_study.routing.exchange import Exchange
+from vmoe_study.train import loss as losses
+from vmoe_study.train.optimizer import make_optimizer, make_schedule
+from vmoe_study.train.state import TrainState
+from vmoe_study.train.step import make_train_step
+
+
+class Model:
+  """A configured Vision Transformer on a mesh, without data or optimizer."""
+
+  def __init__(
+    self,
+    config: Config,
+    image_shape: tuple[int, int, int],
+    mesh: Mesh | None = None,
+  ):
+    """Checks that the model can be built, computing shapes only.
+
+    Args:
+      config: of the run.
+      image_shape: height, width and channels.
+      mesh: devices; by default all, arranged as the config says.
+
+    Raises:
+      ValueError: if image, patches, groups, experts or devices do not fit.
+    """
+    self.mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
+    check_batches(config, self.mesh.size)
+    self.config = config
+    self.image_shape = image_shape
+    self.module = VisionTransformer(
+      **config.model.arguments(),
+      exchange=Exchange(self.mesh if self.mesh.size > 1 else None),
+    )
+    self.params_shape = jax.eval_shape(self._init, jax.random.key(0))
+    self.rules = sharding.parameter_rules(
+      config.mesh, has_experts=config.model.is_routed
+    )
+    self.params_sharding = sharding.tree_shardings(
+      self.mesh, self.rules, self.params_shape
+    )
+
+  def params_template(self) -> Any:
+    """Shapes, dtypes and shardings of the parameters."""
+    return _template(self.params_shape, self.params_sharding)
+
+  def init(self) -> Any:
+    """Fresh parameters; each device computes and holds its own part only."""
+    init = jax.jit(self._init, out_shardings=self.params_sharding)
+    return init(jax.random.key(self.config.seed))
+
+  def _init(self, key: jax.Array) -> Any:
+    batch = self.mesh.size * self.config.group_images
+    images = jnp.zeros((batch, *self.image_shape))
+    return self.module.init(key, images)["params"]
+
+  @functools.cached_property
+  def predict(self):
+    """Compiled: (params, images) to logits, without noise or dropout."""
+    return jax.jit(lambda params, images: self._apply(params, images)[0])
+
+  @functools.cached_property
+  def features(self):
+    """Compiled: (params, images) to the representation before the head."""
+    return jax.jit(
+      lambda params, images: self._apply(params, images)[1].features
+    )
+
+  def _apply(self, params, images):
+    return self.module.apply({"params": params}, images)
+
+  def loss(self, params: Any, batch: Any, key: jax.Array):
+    """Training loss of a batch and its metrics; `key` makes all noise."""
+    spec = self.config.train
+    mix, dropout, router = jax.random.split(key, 3)
+    if spec.mixup:
+      batch = mixup(batch, mix, spec.mixup, self.mesh.size)
+    logits, outputs = self.module.apply(
+      {"params": params},
+      batch["image"],
+      deterministic=False,
+      rngs={"dropout": dropout, "router": router},
+    )
+    main = losses.LOSSES[spec.loss](logits, batch["label"]).mean()
+    auxiliary = losses.auxiliary_loss(outputs.aux)
+    loss = main + auxiliary
+    metrics = {"loss": loss, "main_loss": main, "auxiliary_loss": auxiliary}
+    return loss, metrics | losses.routing_metrics(outputs.aux)
+
+
+class Training:
+  """A model with its optimizer: state and compiled step."""
+
+  def __init__(self, model: Model, num_examples: int):
+    """Prepares a run over `num_examples` training images.
+
+    Raises:
+      ValueError: if schedule or weight decay do not fit the run.
+    """
+    spec = model.config.train
+    self.model = model
+    self.num_steps = spec.total_steps(num_examples)
+    self.schedule = make_schedule(spec.schedule, self.num_steps)
+    self.optimizer = make_optimizer(
+      spec.optimizer, self.schedule, model.params_shape
+    )
+    self.opt_shape = jax.eval_shape(self.optimizer.init, model.params_shape)
+    self.opt_sharding = self._opt_sharding()
+    self.step = self._compiled_step()
+
+  def _opt_sharding(self) -> Any:
+    """Moments live where their parameters do; all else is replicated."""
+    return optax.tree_map_params(
+      self.optimizer,
+      lambda _, sharding_: sharding_,
+      self.opt_shape,
+      self.model.params_sharding,
+      transform_non_params=lambda _: sharding.replicated(self.model.mesh),
+    )
+
+  def _compiled_step(self):
+    model, spec = self.model, self.model.config.train
+    step = make_train_step(
+      model.loss,
+      self.optimizer,
+      seed=model.config.seed,
+      accumulation=spec.accumulation,
+      chunk=model.config.group_images,
+    )
+
+    def train_step(state, batch):
+      rate = self.schedule(state.step)
+      state, metrics = step(state, batch)
+      return state, metrics | {"learning_rate": rate}
+
+    shardings = self.state_sharding()
+    batch = sharding.by_batch(model.mesh)
+    return jax.jit(
+      train_step,
+      in_shardings=(shardings, batch),
+      out_shardings=(shardings, sharding.replicated(model.mesh)),
+      donate_argnums=0,
+    )
+
+  def state_sharding(self) -> TrainState:
+    """The sharding of every array of the state."""
+    scalar = sharding.replicated(self.model.mesh)
+    return TrainState(scalar, self.model.params_sharding, self.opt_sharding)
+
+  def state_template(self) -> TrainState:
+    """Shapes, dtypes and shardings of the state."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = TrainState(step, self.model.params_shape, self.opt_shape)
+    return _template(shapes, self.state_sharding())
+
+  def init(self) -> TrainState:
+    """The state before the first step."""
+    params = self.model.init()
+    init = jax.jit(self.optimizer.init, out_shardings=self.opt_sharding)
+    return self.state_at(0, params, init(params))
+
+  def state_at(self, step: int, params: Any, opt_state: Any) -> TrainState:
+    """The state after `step` steps."""
+    scalar = sharding.replicated(self.model.mesh)
+    step_array = jax.device_put(jnp.asarray(step, jnp.int32), scalar)
+    return TrainState(step_array, params, opt_state)
+
+
+def open_train_input(config: Config) -> TrainInput:
+  """This host's slices of the training batches.
+
+  Raises:
+    MissingDataError: if the data set is not prepared.
+  """
+  return train_input(
+    config.data,
+    batch_size=config.train.batch_size,
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    num_workers=config.train.num_workers,
+  )
+
+
+def make_evaluators(model: Model) -> list:
+  """The evaluators of a config, on this model's mesh."""
+  config = model.config
+  evaluators: list = [
+    ClassificationEvaluator(
+      name,
+      model.predict,
+      functools.partial(
+        _global_batches, model.mesh, _open(config, spec.data, spec.batch_size)
+      ),
+      losses.LOSSES[config.train.loss],
+    )
+    for name, spec in config.evaluations.items()
+  ]
+  if config.fewshot:
+    tasks = [
+      _fewshot_task(config, name, spec) for name, spec in config.fewshot.items()
+    ]
+
+    def features(params, images):
+      return model.features(params, sharding.to_global(model.mesh, images))
+
+    evaluators.append(
+      FewshotEvaluator("fewshot", features, tasks, config.shots, config.seed)
+    )
+  return evaluators
+
+
+def _fewshot_task(config: Config, name: str, spec: FewshotSpec) -> FewshotTask:
+  train = spec.train
+  source = open_source(train.name, train.split, train.data_dir, train.label_key)
+  return FewshotTask(
+    name,
+    source.labels(),
+    functools.partial(_open, config, train, spec.batch_size),
+    _open(config, spec.test, spec.batch_size),
+    train.num_classes,
+  )
+
+
+def _open(
+  config: Config, data: DataSpec, batch_size: int, indices=None
+) -> EvalInput:
+  return eval_input(
+    data,
+    batch_size=batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    indices=indices,
+    num_workers=config.train.num_workers,
+  )
+
+
+def _global_batches(mesh: Mesh, batches: Iterable) -> Iterator:
+  return (sharding.to_global(mesh, batch) for batch in batches)
+
+
+def _template(shapes: Any, shardings: Any) -> Any:
+  return jax.tree.map(
+    lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d),
+    shapes,
+    shardings,
+  )

@@ -1,0 +1,167 @@
+"""Optimizers and learning-rate schedules, from their specs."""
+
+import dataclasses
+import re
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleSpec:
+  """Learning rate by step: warm-up from 0, decay, cool-down to 0.
+
+  Attributes:
+    name: "constant", "linear" or "cosine" to `end` at the last step, or
+      "rsqrt": peak * sqrt(timescale / (timescale + steps since warm-up)).
+    peak: reached when the warm-up ends.
+    end: value at the last step of "linear" and "cosine".
+    warmup_steps: linear from 0.
+    timescale: of "rsqrt", in steps.
+    cooldown_steps: the last so many steps fall linearly to 0.
+  """
+
+  name: Literal["constant", "linear", "cosine", "rsqrt"] = "cosine"
+  peak: float = 1e-3
+  end: float = 0.0
+  warmup_steps: int = 0
+  timescale: int = 10_000
+  cooldown_steps: int = 0
+
+  def __post_init__(self):
+    for field in ("peak", "end", "warmup_steps", "cooldown_steps"):
+      if getattr(self, field) < 0:
+        raise ValueError(f"{field}={getattr(self, field)}: must be 0 or more.")
+    if self.timescale < 1:
+      raise ValueError(f"timescale={self.timescale}: must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+  """One of two optimizers, with decoupled weight decay and clipping.
+
+  Attributes:
+    name: "adam" or "sgd".
+    beta1: decay of Adam's first moment.
+    beta2: decay of Adam's second moment.
+    epsilon: of Adam's denominator.
+    momentum: of SGD.
+    moment_dtype: in which the first moment, or SGD's momentum, is kept.
+    weight_decay: pairs of a parameter path pattern and a rate; the first match
+      counts, other parameters do not decay. Each step subtracts
+      learning rate * rate * parameter.
+    clip_norm: bound on the gradient's global norm; 0 for none.
+  """
+
+  name: Literal["adam", "sgd"] = "adam"
+  beta1: float = 0.9
+  beta2: float = 0.999
+  epsilon: float = 1e-8
+  momentum: float = 0.9
+  moment_dtype: Literal["float32", "bfloat16"] = "float32"
+  weight_decay: tuple[tuple[str, float], ...] = ()
+  clip_norm: float = 0.0
+
+  def __post_init__(self):
+    for field in ("beta1", "beta2", "momentum"):
+      if not 0 <= getattr(self, field) < 1:
+        raise ValueError(f"{field}={getattr(self, field)}: must be in [0, 1).")
+    if self.clip_norm < 0:
+      raise ValueError(
+        f"clip_norm={self.clip_norm}: must be positive, or 0 for none."
+      )
+    for pattern, rate in self.weight_decay:
+      try:
+        re.compile(pattern)
+      except re.error as error:
+        raise ValueError(
+          f"weight_decay pattern {pattern!r}: not a regular expression: {error}"
+        ) from error
+      if rate < 0:
+        raise ValueError(f"weight_decay rate {rate}: must be 0 or more.")
+
+
+def make_schedule(spec: ScheduleSpec, num_steps: int) -> optax.Schedule:
+  """Learning rate as a function of the step.
+
+  Raises:
+    ValueError: if warm-up and cool-down do not fit into the run.
+  """
+  edges = spec.warmup_steps + spec.cooldown_steps
+  if edges > num_steps:
+    raise ValueError(
+      f"warmup_steps={spec.warmup_steps} and cooldown_steps="
+      f"{spec.cooldown_steps} do not fit into {num_steps} steps."
+    )
+  decay_steps = max(num_steps - spec.warmup_steps, 1)
+
+  def schedule(step):
+    step = jnp.asarray(step, jnp.float32)
+    since = jnp.maximum(step - spec.warmup_steps, 0.0)
+    done = jnp.minimum(since / decay_steps, 1.0)
+    falling = {
+      "constant": 1.0,
+      "linear": 1.0 - done,
+      "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
+      "rsqrt": jnp.sqrt(spec.timescale / (spec.timescale + since)),
+    }[spec.name]
+    floor = spec.end if spec.name in ("linear", "cosine") else 0.0
+    rate = floor + (spec.peak - floor) * falling
+    warmup = jnp.minimum(step / max(spec.warmup_steps, 1), 1.0)
+    warmup = warmup if spec.warmup_steps else 1.0
+    left = (num_steps - step) / max(spec.cooldown_steps, 1)
+    cooldown = jnp.clip(left, 0.0, 1.0) if spec.cooldown_steps else 1.0
+    return rate * warmup * cooldown
+
+  return schedule
+
+
+def make_optimizer(
+  spec: OptimizerSpec, schedule: optax.Schedule, params: Any
+) -> optax.GradientTransformation:
+  """The optimizer for parameters of these names and shapes.
+
+  Raises:
+    ValueError: if a weight-decay pattern matches no parameter.
+  """
+  parts = [optax.clip_by_global_norm(spec.clip_norm)] if spec.clip_norm else []
+  if spec.name == "adam":
+    parts.append(
+      optax.scale_by_adam(
+        spec.beta1, spec.beta2, spec.epsilon, mu_dtype=spec.moment_dtype
+      )
+    )
+  elif spec.momentum:
+    parts.append(
+      optax.trace(spec.momentum, accumulator_dtype=spec.moment_dtype)
+    )
+  if spec.weight_decay:
+    parts.append(_add_decayed_weights(spec.weight_decay, params))
+  return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+
+
+def _add_decayed_weights(rules, params) -> optax.GradientTransformation:
+  used = set()
+
+  def rate(path, _):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for index, (pattern, value) in enumerate(rules):
+      if re.search(pattern, name):
+        used.add(index)
+        return value
+    return 0.0
+
+  rates = jax.tree_util.tree_map_with_path(rate, params)
+  for index in sorted(set(range(len(rules))) - used):
+    raise ValueError(
+      f"weight_decay pattern {rules[index][0]!r} matches no parameter that an "
+      "earlier one does not: mend or remove it."
+    )
+
+  def update(updates, state, params):
+    decay = lambda u, p, r: u + r * p if r else u  # noqa: E731
+    return jax.tree.map(decay, updates, params, rates), state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

@@ -1,0 +1,84 @@
+"""The training step: gradient, update, replace."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vmoe_study.train.state import TrainState
+
+Metrics = dict[str, jax.Array]
+LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Metrics]]
+
+
+def make_train_step(
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  seed: int,
+  accumulation: int = 1,
+  chunk: int = 1,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+  """A pure function from state and batch to the next state and metrics.
+
+  Random numbers are a function of (seed, step) alone.
+
+  Args:
+    loss_fn: (params, batch, key) to a mean loss over the batch and metrics.
+    optimizer: of the parameters.
+    seed: of all randomness in the step.
+    accumulation: how many parts the batch is computed in, one after another.
+    chunk: consecutive images that must stay in one part.
+  """
+  gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    if accumulation == 1:
+      (_, metrics), grads = gradient(state.params, batch, key)
+    else:
+      parts = _split(batch, accumulation, chunk)
+      metrics, grads = _mean_over(parts, gradient, state.params, key)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics["gradient_norm"] = optax.global_norm(grads)
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+  return train_step
+
+
+def _split(batch, parts: int, chunk: int):
+  """(B, ...) to (parts, B / parts, ...), taking chunks in turn.
+
+  Every device keeps images of its own: nothing moves.
+  """
+
+  def split(x):
+    if x.shape[0] % (parts * chunk):
+      raise ValueError(
+        f"accumulation={parts}: the batch of {x.shape[0]} must be a multiple "
+        f"of accumulation x images per group = {parts * chunk}."
+      )
+    x = x.reshape(-1, parts, chunk, *x.shape[1:])
+    return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
+
+  return jax.tree.map(split, batch)
+
+
+def _mean_over(parts, gradient, params, key):
+  """Metrics and gradients, averaged over equal parts of the batch."""
+
+  def body(total, part_and_index):
+    part, index = part_and_index
+    (_, metrics), grads = gradient(params, part, jax.random.fold_in(key, index))
+    return jax.tree.map(jnp.add, total, (metrics, grads)), None
+
+  count = jax.tree.leaves(parts)[0].shape[0]
+  first = jax.tree.map(lambda x: x[0], parts)
+  shapes = jax.eval_shape(lambda: gradient(params, first, key))
+  (_, metrics), grads = shapes
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (metrics, grads))
+  total, _ = jax.lax.scan(body, zeros, (parts, jnp.arange(count)))
+  return jax.tree.map(lambda x: x / count, total)

@@ -1,0 +1,60 @@
+"""The folder of a run: which config it belongs to, where its parts lie."""
+
+import json
+from typing import Any
+
+import jax
+from etils import epath
+
+CONFIG_FILE = "config.json"
+
+
+def checkpoints(workdir: epath.PathLike) -> epath.Path:
+  """Where the checkpoints of a run are."""
+  return epath.Path(workdir) / "checkpoints"
+
+
+def claim(workdir: epath.PathLike, config: dict[str, Any]) -> None:
+  """Creates a run's folder, or checks that it belongs to the same config.
+
+  Args:
+    workdir: of the run; may exist.
+    config: JSON-able.
+
+  Raises:
+    ValueError: if the folder belongs to another config; nothing is changed.
+  """
+  path = epath.Path(workdir) / CONFIG_FILE
+  if path.exists():
+    found = json.loads(path.read_text())
+    changes = describe_changes(found, json.loads(json.dumps(config)))
+    if changes:
+      raise ValueError(
+        f"workdir {workdir} belongs to a run with another config:\n  "
+        + "\n  ".join(changes)
+        + "\nChoose another workdir, or the config that it was started with."
+      )
+  elif jax.process_index() == 0:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def describe_changes(old: Any, new: Any) -> list[str]:
+  """What differs between two configs: "field: old -> new"."""
+  before, after = _flatten(old), _flatten(new)
+  names = sorted(before.keys() | after.keys())
+  absent = "(absent)"
+  return [
+    f"{name}: {before.get(name, absent)} -> {after.get(name, absent)}"
+    for name in names
+    if before.get(name, absent) != after.get(name, absent)
+  ]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+  if not isinstance(value, dict) or not value:
+    return {prefix: value}
+  flat = {}
+  for key, item in value.items():
+    flat |= _flatten(item, f"{prefix}.{key}" if prefix else key)
+  return flat
