@@ -1,9 +1,13 @@
 """What the recipes share: their arguments and their MoE blocks."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from vmoe_study.config import complete
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +31,20 @@ class Arguments:
   seed: int = 0
 
 
-def parse_arguments(text: str) -> Arguments:
+A = TypeVar("A", bound=Arguments)
+
+
+def parse_arguments(text: str, kind: type[A] = Arguments) -> A:
   """Reads "router=soft,capacity=2".
+
+  Args:
+    text: of the command line.
+    kind: which arguments there are.
 
   Raises:
     ValueError: for an unknown name or a value of the wrong type.
   """
-  fields = {field.name: field for field in dataclasses.fields(Arguments)}
+  fields = {field.name: field for field in dataclasses.fields(kind)}
   values = {}
   for part in filter(None, text.split(",")):
     name, equals, value = part.partition("=")
@@ -43,10 +54,24 @@ def parse_arguments(text: str) -> Arguments:
         f"{list(fields)}."
       )
     values[name] = _read(name, value, fields[name].type)
-  return Arguments(**values)
+  return kind(**values)
 
 
-def moe(args: Arguments, *, num_experts: int, blocks: str) -> dict[str, Any]:
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+  """Raises ValueError unless an argument's value is one of these."""
+  if value not in choices:
+    raise ValueError(
+      f"config argument {name}={value!r}: must be one of {list(choices)}."
+    )
+
+
+def moe(
+  args: Arguments,
+  *,
+  num_experts: int,
+  blocks: str,
+  experts_alike: bool = False,
+) -> dict[str, Any]:
   """The `model.moe` of a config.
 
   Token choice trains with importance and load losses at weight 0.005 each
@@ -65,12 +90,20 @@ def moe(args: Arguments, *, num_experts: int, blocks: str) -> dict[str, Any]:
     "options": options,
     "blocks": blocks,
     "group_images": args.group,
+    "experts_alike": experts_alike,
   }
 
 
 def config_dict(**sections) -> ConfigDict:
-  """A locked ConfigDict; optional sections may be added by the caller."""
-  return ConfigDict(sections).lock()
+  """The config with all defaults written out, checked and locked."""
+  return ConfigDict(_with_placeholders(complete(sections))).lock()
+
+
+def _with_placeholders(value: Any) -> Any:
+  """A field that is None can be overridden by a string."""
+  if isinstance(value, dict):
+    return {key: _with_placeholders(item) for key, item in value.items()}
+  return placeholder(str) if value is None else value
 
 
 def _read(name: str, value: str, kind: type) -> Any:

@@ -20,9 +20,9 @@ from configs import common
 def get_config(arguments: str = ""):
   """The config, as `common.parse_arguments` documents its arguments."""
   args = common.parse_arguments(arguments)
-  data = {"name": "digits", "num_classes": 10}
-  evaluation = {**data, "split": "test", "ops": "value_range(-1, 1)"}
-  fewshot_train = {**evaluation, "split": "train"}
+  data = {"name": "digits", "num_classes": 10, "ops": "value_range(-1, 1)"}
+  training = {**data, "split": "train"}
+  test = {**data, "split": "test"}
   return common.config_dict(
     name="digits",
     seed=args.seed,
@@ -37,27 +37,17 @@ def get_config(arguments: str = ""):
       },
       "moe": common.moe(args, num_experts=8, blocks="every 2"),
     },
-    data={
-      **data,
-      "split": "train",
-      "ops": "pad_crop(1)|value_range(-1, 1)",
-    },
+    data=training,
     train={
       "batch_size": 64,
-      "num_epochs": 40.0,
+      "num_epochs": 50.0,
+      "mixup": 0.5,
       "optimizer": {"weight_decay": (("kernel$", 0.05),), "clip_norm": 1.0},
-      "schedule": {"name": "cosine", "peak": 2e-3, "warmup_steps": 90},
+      "schedule": {"name": "cosine", "peak": 3e-3, "warmup_steps": 90},
       "report_every": 90,
-      "evaluate_every": 450,
-      "save_every": 450,
+      "evaluate_every": 540,
+      "save_every": 540,
     },
-    evaluations={"test": {"data": evaluation, "batch_size": 128}},
-    fewshot={
-      "digits": {
-        "train": fewshot_train,
-        "test": evaluation,
-        "batch_size": 128,
-      }
-    },
-    mesh={"replica": -1, "expert": 1, "fsdp": False},
+    evaluations={"test": {"data": test, "batch_size": 128}},
+    fewshot={"digits": {"train": training, "test": test, "batch_size": 128}},
   )

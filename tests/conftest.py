@@ -6,11 +6,8 @@ os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 from jaxtyping import install_import_hook
 
 install_import_hook("vmoe_study.routing", "beartype.beartype")
-
-import jax
-
-jax.config.update("jax_numpy_rank_promotion", "raise")

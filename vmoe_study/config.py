@@ -14,7 +14,7 @@ from typing import Any, Literal
 from vmoe_study import options
 from vmoe_study.data.pipeline import DataSpec
 from vmoe_study.nn.moe import MoeOptions
-from vmoe_study.nn.router import make_router
+from vmoe_study.nn.router import ROUTERS, make_router
 from vmoe_study.nn.vit import VisionTransformer, moe_blocks, variant
 from vmoe_study.sharding import MeshSpec
 from vmoe_study.train.optimizer import (
@@ -40,9 +40,7 @@ class ModelSpec:
 
   def __post_init__(self):
     hints = typing.get_type_hints(VisionTransformer)
-    own = {"parent", "name", "moe", "exchange"}
-    names = {f.name for f in dataclasses.fields(VisionTransformer)} - own
-    options.check_names("fields", self.fields, names)
+    options.check_names("fields", self.fields, self.names())
     for name, value in self.fields.items():
       options.check_type(f"fields.{name}", value, hints[name])
     make_router(self.moe.router, **self.moe.options)
@@ -51,6 +49,12 @@ class ModelSpec:
     for name in sorted(required - sizes.keys()):
       raise ValueError(f"fields.{name} must be given, or a backbone.")
     moe_blocks(self.moe.blocks, sizes["depth"])
+
+  @staticmethod
+  def names() -> set[str]:
+    """What `fields` may hold."""
+    own = {"parent", "name", "moe", "exchange"}
+    return {f.name for f in dataclasses.fields(VisionTransformer)} - own
 
   @property
   def is_routed(self) -> bool:
@@ -61,6 +65,40 @@ class ModelSpec:
     """Of `VisionTransformer`, except the exchange."""
     sizes = variant(self.backbone) if self.backbone else {}
     return {**sizes, **self.fields, "moe": self.moe}
+
+
+@dataclasses.dataclass(frozen=True)
+class InitializeSpec:
+  """Where the parameters of a fresh run come from; see `initialize`.
+
+  Attributes:
+    kind: "random", or what `path` is: the workdir of a run ("checkpoint"), the
+      prefix of a public V-MoE checkpoint ("vmoe"), a ViT's file ("npz").
+    path: local path or URL; empty for "random".
+  """
+
+  kind: Literal["random", "checkpoint", "vmoe", "npz"] = "random"
+  path: str = ""
+
+  def __post_init__(self):
+    if (self.kind == "random") == bool(self.path):
+      raise ValueError(
+        f"kind={self.kind!r} with path={self.path!r}: 'checkpoint', 'vmoe' and "
+        "'npz' need a path, 'random' has none."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureSpec:
+  """A further training data set, mixed into the main one.
+
+  Attributes:
+    data: which, and how it is prepared.
+    weight: examples of it for every one of the main data set.
+  """
+
+  data: DataSpec
+  weight: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +196,10 @@ class Config:
     name: of the recipe, for tables.
     seed: of initial values, data order and all noise.
     model: see `ModelSpec`.
-    data: training data.
+    data: training data, or the main part of it.
     train: see `TrainSpec`.
+    mixture: further training data, by name.
+    initialize: what a fresh run starts from.
     evaluations: by name; none is needed.
     fewshot: by name; all share one penalty per number of shots.
     shots: images per class of the few-shot evaluations.
@@ -171,6 +211,8 @@ class Config:
   data: DataSpec
   train: TrainSpec
   seed: int = 0
+  mixture: Mapping[str, MixtureSpec] = dataclasses.field(default_factory=dict)
+  initialize: InitializeSpec = dataclasses.field(default_factory=InitializeSpec)
   evaluations: Mapping[str, EvaluationSpec] = dataclasses.field(
     default_factory=dict
   )
@@ -182,10 +224,10 @@ class Config:
     if not 0 <= self.seed < 2**32:
       raise ValueError(f"seed={self.seed}: must be in [0, 2**32).")
     classes = self.model.fields["num_classes"]
-    upstream = {"data": self.data} | {
-      f"evaluations.{name}.data": spec.data
-      for name, spec in self.evaluations.items()
-    }
+    upstream = {"data": self.data}
+    for kind in ("mixture", "evaluations"):
+      for name, spec in getattr(self, kind).items():
+        upstream[f"{kind}.{name}.data"] = spec.data
     for where, data in upstream.items():
       if data.num_classes != classes:
         raise ValueError(
@@ -208,6 +250,26 @@ def parse(values: Mapping[str, Any]) -> Config:
     ValueError: for whatever is wrong with it.
   """
   return options.build(Config, "config", values)
+
+
+def complete(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The same config with every default written out.
+
+  So that a record of it does not depend on the defaults of the day, and every
+  field can be overridden on the command line.
+
+  Raises:
+    ValueError: for whatever is wrong with it.
+  """
+  config = dataclasses.asdict(parse(values))
+  model, moe = config["model"], config["model"]["moe"]
+  model["fields"] = {
+    name: value
+    for name, value in options.defaults(VisionTransformer).items()
+    if name in ModelSpec.names()
+  } | model["fields"]
+  moe["options"] = ROUTERS[moe["router"]].default_options() | moe["options"]
+  return config
 
 
 def check_batches(config: Config, num_devices: int) -> None:

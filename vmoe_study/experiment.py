@@ -181,9 +181,9 @@ class Training:
     shapes = TrainState(step, self.model.params_shape, self.opt_shape)
     return _template(shapes, self.state_sharding())
 
-  def init(self) -> TrainState:
-    """The state before the first step."""
-    params = self.model.init()
+  def init(self, params: Any | None = None) -> TrainState:
+    """The state before the first step, from fresh or from these parameters."""
+    params = self.model.init() if params is None else params
     init = jax.jit(self.optimizer.init, out_shardings=self.opt_sharding)
     return self.state_at(0, params, init(params))
 
@@ -200,8 +200,9 @@ def open_train_input(config: Config) -> TrainInput:
   Raises:
     MissingDataError: if the data set is not prepared.
   """
+  mixture = [(spec.data, spec.weight) for spec in config.mixture.values()]
   return train_input(
-    config.data,
+    [(config.data, 1.0), *mixture],
     batch_size=config.train.batch_size,
     seed=config.seed,
     process_index=jax.process_index(),

@@ -73,6 +73,15 @@ def build(cls: type, where: str, values: Any) -> Any:
     raise ValueError(f"{where}: {error}") from error
 
 
+def defaults(cls: type) -> dict[str, Any]:
+  """The fields of a dataclass that have a default value, with it."""
+  return {
+    f.name: f.default
+    for f in dataclasses.fields(cls)
+    if f.init and f.default is not dataclasses.MISSING
+  }
+
+
 def _convert(hint: Any, where: str, value: Any) -> Any:
   arguments = typing.get_args(hint)
   if typing.get_origin(hint) is Mapping and isinstance(value, Mapping):

@@ -135,7 +135,7 @@ def test_imagenet_size_fits_in_seconds():
   fewshot.fewshot_accuracies(
     features, labels, features[:500], labels[:500], 1000
   )
-  assert time.monotonic() - started < 20
+  assert time.monotonic() - started < 60
 
 
 def _batches(features, labels, classes, size):

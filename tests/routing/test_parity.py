@@ -17,7 +17,6 @@ from vmoe_study.routing.sinkhorn import sinkhorn
 from vmoe_study.routing.soft import slot_logits
 from vmoe_study.routing.sparse_transport import (
   SOLVERS,
-  semi_dual,
   transport_at,
 )
 
@@ -189,13 +188,6 @@ def test_plans_by_sparse_transport(file, case):
   _assert_same(plan, dispatch, reference[case.string])
 
 
-@pytest.mark.parametrize("file, case", _cases(SPARSE + "plan_pot"))
-def test_adam_approaches_the_objective_of_pot(file, case):
-  reference, tag = FILES[file], case[1]
-  capacity = reference[f"sparsity_ec/{tag}/maxiter20/dispatch"].shape[-1]
-  affinity = jnp.asarray(reference["softmax"])
-
-
 @pytest.mark.parametrize("file, case", _cases(r"soft/(C\d_\w+\d)/mu"))
 def test_soft(file, case):
   reference, tag = FILES[file], case[1]
@@ -203,7 +195,9 @@ def test_soft(file, case):
     name: reference[f"soft/{tag}/{name}"]
     for name in ("mu", "scale", "logits", "dispatch", "combine")
   }
-  x, mu, scale = map(jnp.asarray, (reference["X"], arrays["mu"], arrays["scale"]))
+  x, mu, scale = map(
+    jnp.asarray, (reference["X"], arrays["mu"], arrays["scale"])
+  )
   logits = slot_logits(x, mu, scale)
   np.testing.assert_allclose(logits, arrays["logits"], atol=1e-5)
   router = make_router("soft", **_options(reference, tag))

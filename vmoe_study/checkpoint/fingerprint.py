@@ -74,7 +74,8 @@ def _positions(shape: tuple[int, ...]) -> jax.Array:
 def _device_fingerprint(array: jax.Array) -> tuple[jax.Array, jax.Array]:
   words = _device_words(array)
   index = _positions(words.shape)
-  return tuple(
+  first, second = (
     jnp.sum(_mix(words ^ _mix(index + jnp.uint32(salt))), dtype=jnp.uint32)
     for salt in _SALTS
   )
+  return first, second

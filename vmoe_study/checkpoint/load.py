@@ -17,12 +17,11 @@ from jax.experimental import multihost_utils
 
 from vmoe_study.checkpoint import manifest as manifest_lib
 from vmoe_study.checkpoint import tree as tree_lib
-from vmoe_study.checkpoint.errors import CheckpointError
+from vmoe_study.checkpoint.errors import CheckpointError, brief
 
 PyTree = Any
 
 _AS_NUMPY = object()  # In the place of a template: read to host memory.
-_REASON_CHARACTERS = 400
 
 
 def load_params(
@@ -150,17 +149,21 @@ def _all_hosts_or_none() -> Iterator[None]:
   if jax.process_count() > 1:
     failed = multihost_utils.process_allgather(failed).any()
   if failed:
-    reason = str(failure or "another host could not read it")
-    raise CheckpointError(
-      f"it cannot be read: {reason[:_REASON_CHARACTERS]}"
-    ) from failure
+    reason = brief(failure) if failure else "another host failed"
+    raise CheckpointError(f"it cannot be read: {reason}") from failure
 
 
 def complete_steps(directory: epath.Path) -> list[int]:
-  """The complete steps, in order."""
-  if not directory.exists():
-    return []
-  return sorted(ocp.utils.checkpoint_steps(directory))
+  """The complete steps, in order, as the first host sees them."""
+  steps = ocp.utils.checkpoint_steps(directory) if directory.exists() else []
+  steps = sorted(steps)
+  if jax.process_count() > 1:
+    # Another host may see a change, as of a renamed step, earlier or later.
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+    own = np.zeros(count, np.int32)
+    own[: len(steps)] = steps[:count]
+    steps = multihost_utils.broadcast_one_to_all(own).tolist()
+  return steps
 
 
 def absolute(directory: epath.PathLike) -> epath.Path:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 from vmoe_study.checkpoint.errors import CheckpointError
 
 _MAX_DEPTH = 64
-_MAX_OBJECTS = 1_000_000
+_MAX_OBJECTS = 200_000
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 _NUMBERS = {
   0xCA: ">f",
@@ -146,7 +146,9 @@ class Reader:
     for _ in range(length):
       key = self._value(_MAX_DEPTH)
       if not isinstance(key, str) or key in seen:
-        raise self.error(f"key {key!r} of a map is no string or comes twice")
+        raise self.error(
+          f"key {str(key)[:40]!r} of a map is no string or comes twice"
+        )
       seen.add(key)
       yield key
 
@@ -166,6 +168,8 @@ class Reader:
       )
     data = self._stream.read(length)
     if len(data) != length:
-      raise self.error(f"it ends early: {length} bytes wanted, {len(data)} came")
+      raise self.error(
+        f"it ends early: {length} bytes wanted, {len(data)} came"
+      )
     self._left -= length
     return data

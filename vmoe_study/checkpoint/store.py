@@ -24,11 +24,9 @@ from jax.experimental import multihost_utils
 
 from vmoe_study.checkpoint import load
 from vmoe_study.checkpoint import manifest as manifest_lib
-from vmoe_study.checkpoint.errors import CheckpointError
+from vmoe_study.checkpoint.errors import CheckpointError, brief
 
 PyTree = Any
-
-_REASON_CHARACTERS = 400
 
 
 class Restored(NamedTuple):
@@ -175,10 +173,10 @@ class CheckpointStore:
         self._directory, options=self._options
       )
       raise CheckpointError(
-        f"{action} in {self._directory} failed: "
-        f"{str(error)[:_REASON_CHARACTERS]}. Complete checkpoints "
-        f"there are untouched, the newest is step {self.latest_step()}. Free "
-        "space or mend the file system, then run again."
+        f"{action} in {self._directory} failed: {brief(error)}. Complete "
+        "checkpoints there are untouched, the newest is step "
+        f"{self.latest_step()}. Free space or mend the file system, then run "
+        "again."
       ) from error
 
   def _set_aside(self, intact: int) -> None:

@@ -23,8 +23,8 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """Nested dictionaries from a flat map of paths.
 
   Raises:
-    CheckpointError: a path is empty, has an empty part, or is also the parent
-      of another path.
+    CheckpointError: a path has a part that is no name ("", ".", ".."), or is
+      also the parent of another path.
   """
   tree: dict[str, Any] = {}
   for path, leaf in leaves.items():
@@ -34,11 +34,12 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
       node = node.setdefault(parent, {})
       if not isinstance(node, dict):
         break
-    if not isinstance(node, dict) or name in node or "" in (*parents, name):
+    odd = {"", ".", ".."}.intersection((*parents, name))
+    if odd or not isinstance(node, dict) or name in node:
       raise CheckpointError(
-        f"parameter path {path!r} is empty, has an empty part, or clashes "
-        "with another path: paths are names joined by '/', each a leaf of "
-        "one tree. Rename it in the file it comes from."
+        f"parameter path {path!r} clashes with another one or has a part that "
+        "is no name: paths are names joined by '/', each a leaf of one tree. "
+        "Rename it in the file it comes from."
       )
     node[name] = leaf
   return tree

@@ -32,10 +32,20 @@ def load(args: argparse.Namespace) -> dict[str, Any]:
       f"--config={args.config}: there is no file {path}. Give the path of a "
       "config file; those of this project are in configs/."
     )
+  argv = [f"--config={args.config}", *args.overrides]
+  given = " ".join(argv)
   values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file("config", flag_values=values)
+  holder = config_flags.DEFINE_config_file(
+    "config", flag_values=values, sys_argv=["", *argv]
+  )
   try:
-    values(["", f"--config={args.config}", *args.overrides])
-  except (flags.Error, AttributeError, KeyError, TypeError) as error:
-    raise ValueError(f"--config={args.config}: {error}") from error
+    values(["", *argv])
+  except (AttributeError, KeyError) as error:
+    reason = " ".join(str(error.args[0]).split())
+    raise ValueError(f"{given}: there is no field {reason}.") from error
+  except (flags.Error, TypeError) as error:
+    # An error inside the file comes with its traceback as text: its last line
+    # says what is wrong.
+    reason = str(error.args[0]).strip().splitlines()[-1]
+    raise ValueError(f"{given}: {reason}") from error
   return holder.value.to_dict()

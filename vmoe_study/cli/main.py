@@ -29,6 +29,9 @@ def main(argv: list[str] | None = None) -> int:
   2; `--debug` shows where it was found.
   """
   argv = sys.argv[1:] if argv is None else argv
+  # TensorFlow, which only reads data here, would report on itself.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   parser = argparse.ArgumentParser(
     prog="vmoe-study",
     description="Routers in Vision Mixture of Experts: an empirical study.",
@@ -67,8 +70,9 @@ def _run(module, args) -> int:
 
 def _set_up_logging() -> None:
   """Progress on stderr, a plain line each; of libraries only warnings."""
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  from absl import logging
+  from absl import flags, logging
+
+  flags.FLAGS.mark_as_parsed()  # absl's loggers ask for absl's flags.
 
   def is_ours(record: std_logging.LogRecord) -> bool:
     ours = f"{os.sep}vmoe_study{os.sep}" in record.pathname

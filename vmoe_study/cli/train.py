@@ -19,6 +19,7 @@ from vmoe_study.experiment import (
   make_evaluators,
   open_train_input,
 )
+from vmoe_study.initialize import initial_params
 from vmoe_study.sharding import to_global
 from vmoe_study.train.loop import Cadence, train
 from vmoe_study.train.metrics import MetricsWriter
@@ -90,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _restore_or_init(store: CheckpointStore, training: Training) -> TrainState:
   if store.latest_step() is None:
-    return training.init()
+    model = training.model
+    return training.init(initial_params(model.config.initialize, model))
   template = training.state_template()
   found = store.restore(params=template.params, opt_state=template.opt_state)
   return training.state_at(found.step, found.params, found.opt_state)

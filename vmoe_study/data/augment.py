@@ -11,6 +11,7 @@ travel four times lighter than floats.
 import ast
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -123,16 +124,17 @@ def sample_box(
   """
   low, high = (share * height * width for share in area)
   for _ in range(100):
-    ratio = rng.uniform(*aspect)
-    tallest = int(min(np.sqrt(high / ratio), height, (width + 0.5) / ratio))
-    shortest = max(1, int(np.ceil(np.sqrt(low / ratio))))
+    draws = rng.random(4).tolist()
+    ratio = aspect[0] + draws[0] * (aspect[1] - aspect[0])
+    tallest = int(min(math.sqrt(high / ratio), height, (width + 0.5) / ratio))
+    shortest = max(1, math.ceil(math.sqrt(low / ratio)))
     if shortest > tallest:
       continue
-    crop_height = int(rng.integers(shortest, tallest + 1))
+    crop_height = shortest + int(draws[1] * (tallest - shortest + 1))
     crop_width = round(crop_height * ratio)
     if crop_width <= width and low <= crop_height * crop_width <= high:
-      top = int(rng.integers(0, height - crop_height + 1))
-      left = int(rng.integers(0, width - crop_width + 1))
+      top = int(draws[2] * (height - crop_height + 1))
+      left = int(draws[3] * (width - crop_width + 1))
       return top, left, crop_height, crop_width
   return 0, 0, height, width
 

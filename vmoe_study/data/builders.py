@@ -5,15 +5,19 @@ ours for the sets of `datasets/`, TFDS's for the rest.
 """
 
 import importlib
+import os
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
+from vmoe_study.data.recipes import RECIPES
+
 PACKAGE = "vmoe_study.data.datasets"
 OURS = {
   "digits": ("digits", "Digits"),
   "fashion_mnist": ("fashion_mnist", "LocalFashionMnist"),
+  "emoji": ("emoji", "Emoji"),
   "jft_like": ("jft_like", "JftLike"),
 }
 AUTOMATIC = "digits"
@@ -21,10 +25,6 @@ AUTOMATIC = "digits"
 
 class MissingDataError(FileNotFoundError):
   """A data set, or a file it is built from, is not there; says the remedy."""
-
-
-def _is_ours(name: str) -> bool:
-  return name.split("/")[0].split(":")[0] in OURS
 
 
 def make_builder(
@@ -61,7 +61,7 @@ def prepare(
   manual_dir: str | None = None,
   download: bool = False,
 ) -> tfds.core.DatasetBuilder:
-  """Builds data set `name`, unless it is there already.
+  """Builds data set `name`, unless it is there already; shows progress.
 
   Args:
     name: as for `make_builder`.
@@ -69,22 +69,52 @@ def prepare(
     manual_dir: the folder with the files that the user has to supply.
     download: whether TFDS may fetch files from the network.
 
+  Returns:
+    The builder; its `info` has the number of examples per split.
+
   Raises:
-    MissingDataError: a needed file is missing and may not be downloaded.
+    MissingDataError: a needed file is missing or may not be downloaded.
   """
   builder = make_builder(name, data_dir)
   if builder.is_prepared():
     return builder
-  manual_dir = manual_dir or getattr(builder, "default_manual_dir", None)
-  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
-  if _is_ours(name):
+  folder = manual_dir or getattr(builder, "default_manual_dir", None)
+  if name in RECIPES and RECIPES[name].manual:
+    folder = folder or os.path.join(
+      data_dir or tfds.core.constants.DATA_DIR, "downloads", "manual"
+    )
+    _check_manual_files(name, Path(folder).expanduser(), builder)
+  config = tfds.download.DownloadConfig(manual_dir=folder)
+  if name.split("/")[0] in OURS:
     # ArrayRecord is written without TensorFlow, which takes seconds to import.
     builder.download_and_prepare(
       download_config=config, file_format="array_record"
     )
-  else:
-    builder.download_and_prepare(download_config=config)
+    return builder
+  if not download:
+    raise MissingDataError(
+      f"TFDS builds {name!r} from files that it may fetch from the network;"
+      " allow that with --download"
+    )
+  import tensorflow as tf
+
+  tf.config.set_visible_devices([], "GPU")  # JAX owns the accelerators
+  builder.download_and_prepare(download_config=config)
   return builder
+
+
+def _check_manual_files(
+  name: str, folder: Path, builder: tfds.core.DatasetBuilder
+) -> None:
+  """Raises MissingDataError naming every file that the user must supply."""
+  files = RECIPES[name].manual
+  missing = [file for file in files if not (folder / file).exists()]
+  if missing:
+    instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+    raise MissingDataError(
+      f"data set {name!r} needs {', '.join(missing)} in {folder}"
+      f" (--manual_dir names another folder). {instructions}"
+    )
 
 
 def open_prepared(
@@ -102,11 +132,20 @@ def open_prepared(
     return builder_from_files(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
     if name == AUTOMATIC:
-      prepare(name, data_dir)
-      return builder_from_files(name, data_dir=data_dir)
-    where = Path(data_dir).expanduser() if data_dir else "the default folder"
+      return _build_automatic(data_dir)
+    where = data_dir or tfds.core.constants.DATA_DIR
     option = f" --data_dir={data_dir}" if data_dir else ""
     raise MissingDataError(
       f"data set {name!r} is not prepared in {where}; run\n"
       f"  python -m vmoe_study prepare {name}{option}"
     ) from error
+
+
+def _build_automatic(data_dir: str | None) -> tfds.core.DatasetBuilder:
+  """Builds `digits`, or waits for nothing if another process was faster."""
+  try:
+    prepare(AUTOMATIC, data_dir)
+  except OSError:
+    if not make_builder(AUTOMATIC, data_dir).is_prepared():
+      raise
+  return builder_from_files(AUTOMATIC, data_dir=data_dir)

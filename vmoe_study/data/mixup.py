@@ -50,4 +50,8 @@ def mixup(
     mixed = weight * shards + (1 - weight) * jnp.roll(shards, 1, axis=1)
     return mixed.reshape(x.shape).astype(x.dtype)
 
-  return {**batch, "image": blend(batch["image"]), "label": blend(batch["label"])}
+  return {
+    **batch,
+    "image": blend(batch["image"]),
+    "label": blend(batch["label"]),
+  }

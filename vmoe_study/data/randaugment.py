@@ -2,7 +2,8 @@
 
 The sixteen distortions and the meaning of magnitude m are those in use for
 vision transformers: every strength is m / 10 of a fixed range, so m may exceed
-10, and signs are random. Pixels from outside the image are grey (128). The
+10, and signs are random. Lengths are for 224-pixel images and scale with the
+smaller side. Pixels from outside the image are grey (128). The
 arithmetic is Pillow's (`ImageOps`, `ImageEnhance`), computed with OpenCV and
 256-entry tables. Every distortion keeps shape and dtype (uint8, C = 1 or 3).
 """
@@ -20,8 +21,9 @@ LEVELS = np.arange(256)
 MAX_MAGNITUDE = 10
 MAX_ROTATION = 30.0  # degrees
 MAX_SHEAR = 0.3
-MAX_TRANSLATION = 100.0  # pixels
-MAX_CUTOUT = 40  # pixels, half the side
+REFERENCE_SIDE = 224  # pixels
+MAX_TRANSLATION = 100.0  # pixels of an image of the reference side
+MAX_CUTOUT = 40.0  # likewise; half the side of the square
 MAX_SOLARIZE_ADD = 110
 
 
@@ -44,7 +46,9 @@ def _grey(image: Image) -> Image:
   """Luma (ITU-R 601), in every channel."""
   if image.shape[-1] == 1:
     return image
-  return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+  return cv2.cvtColor(
+    cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB
+  )
 
 
 def _warp(image: Image, matrix: list[list[float]]) -> Image:
@@ -127,10 +131,10 @@ def sharpness(image: Image, factor: float) -> Image:
 
 
 def rotate(image: Image, degrees: float) -> Image:
-  """Rotates about the centre, nearest pixel."""
+  """Rotates counter-clockwise about the centre, nearest pixel."""
   height, width = image.shape[:2]
   centre = ((width - 1) / 2, (height - 1) / 2)
-  return _warp(image, cv2.getRotationMatrix2D(centre, degrees, 1.0))
+  return _warp(image, cv2.getRotationMatrix2D(centre, -degrees, 1.0))
 
 
 def shear_x(image: Image, slope: float) -> Image:
@@ -167,6 +171,11 @@ def _sign(rng: Rng) -> int:
   return 1 if rng.random() < 0.5 else -1
 
 
+def _scaled(image: Image, pixels: float) -> float:
+  """A length at the reference side, in pixels of this image."""
+  return pixels * min(image.shape[:2]) / REFERENCE_SIDE
+
+
 Distortion = Callable[[Image, float, Rng], Image]
 
 # strength is magnitude / 10
@@ -185,16 +194,18 @@ DISTORTIONS: dict[str, Distortion] = {
   "shear_x": lambda x, s, rng: shear_x(x, _sign(rng) * s * MAX_SHEAR),
   "shear_y": lambda x, s, rng: shear_y(x, _sign(rng) * s * MAX_SHEAR),
   "translate_x": lambda x, s, rng: translate_x(
-    x, _sign(rng) * s * MAX_TRANSLATION
+    x, _sign(rng) * _scaled(x, s * MAX_TRANSLATION)
   ),
   "translate_y": lambda x, s, rng: translate_y(
-    x, _sign(rng) * s * MAX_TRANSLATION
+    x, _sign(rng) * _scaled(x, s * MAX_TRANSLATION)
   ),
-  "cutout": lambda x, s, rng: cutout(x, int(s * MAX_CUTOUT), rng),
+  "cutout": lambda x, s, rng: cutout(x, round(_scaled(x, s * MAX_CUTOUT)), rng),
 }
 
 
-def randaug(image: Image, num_layers: int, magnitude: float, *, rng: Rng) -> Image:
+def randaug(
+  image: Image, num_layers: int, magnitude: float, *, rng: Rng
+) -> Image:
   """Applies `num_layers` distortions drawn with replacement.
 
   Args:

@@ -47,11 +47,21 @@ _ONE_PIECE = {
 _IMAGENET_TRAIN = "ILSVRC2012_img_train.tar"
 _IMAGENET_VAL = "ILSVRC2012_img_val.tar"
 
+_FASHION = tuple(
+  f"{split}-{kind}-ubyte.gz"
+  for split in ("train", "t10k")
+  for kind in ("images-idx3", "labels-idx1")
+)
+_EMOJI = (
+  "fonts/truetype/noto/NotoColorEmoji.ttf",
+  "unicode/emoji/emoji-test.txt",
+)
+
 RECIPES: dict[str, Recipe] = {
   # Built from local files.
   "digits": Recipe(_held_out(10), 10),
-  "fashion_mnist": Recipe(_held_out(10), 10),
-  "emoji": Recipe(_held_out(10), 99),
+  "fashion_mnist": Recipe(_held_out(10), 10, manual=_FASHION),
+  "emoji": Recipe(_held_out(10), 99, manual=_EMOJI),
   # ImageNet and its other test sets.
   "imagenet2012": Recipe(
     _held_out(1, "validation"), 1000, manual=(_IMAGENET_TRAIN, _IMAGENET_VAL)

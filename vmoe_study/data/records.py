@@ -33,7 +33,7 @@ class RecordError(ValueError):
 
 
 def masked_crc(data: bytes) -> int:
-  """The checksum that TFRecord stores: crc32c rotated by 15, plus a constant."""
+  """TFRecord's checksum: crc32c rotated by 15 bits, plus a constant."""
   crc = google_crc32c.value(data)
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -49,7 +49,9 @@ def _length(header: bytes, where: str) -> int:
   return length
 
 
-def scan_offsets(filesystem: fsspec.AbstractFileSystem, path: str) -> np.ndarray:
+def scan_offsets(
+  filesystem: fsspec.AbstractFileSystem, path: str
+) -> np.ndarray:
   """Reads the record headers of one TFRecord file.
 
   Args:

@@ -145,7 +145,7 @@ def open_source(
     if key not in info.features:
       raise ValueError(
         f"data set {name!r} has no feature {key!r}; it has"
-        f" {', '.join(info.features)}; set label_key"
+        f" {', '.join(sorted(info.features))}; set label_key"
       )
   file_format = info.file_format.value
   if file_format not in RECORDS:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vmoe_study.options import check_names, check_type
+from vmoe_study.options import check_names, check_type, defaults
 from vmoe_study.routing import balance
 from vmoe_study.routing.affinity import (
   Affinity,
@@ -261,6 +261,14 @@ class Recipe:
       fields += dataclasses.fields(part)
     hidden = {"parent", "name", *self.parts}
     return {f.name: f.type for f in fields if f.name not in hidden}
+
+  def default_options(self) -> dict[str, Any]:
+    """The default of every option that has one."""
+    found = {}
+    for part in (self.router, *self.parts.values()):
+      found |= defaults(part)
+    found |= self.defaults
+    return {name: found[name] for name in self.options() if name in found}
 
   def make(self, options: dict[str, Any]) -> Router:
     """Hands each option to the part that has a field of its name."""

@@ -1,14 +1,18 @@
 """How many slots each expert gets per group."""
 
 import math
+from collections.abc import Callable
 
-_ROUNDINGS = {"round": round, "ceil": math.ceil}
+_ROUNDINGS: dict[str, Callable[[float], int]] = {
+  "round": round,
+  "ceil": math.ceil,
+}
 
 
 def expert_capacity(
   num_tokens: int,
   num_experts: int,
-  capacity_factor: float,
+  capacity_factor: float | int,
   *,
   num_selected_experts: int = 1,
   rounding: str = "round",
@@ -32,6 +36,8 @@ def expert_capacity(
     raise ValueError(
       f"capacity_rounding={rounding!r}: must be one of {list(_ROUNDINGS)}."
     )
+  if num_experts < 1:
+    raise ValueError(f"num_experts={num_experts}: must be at least 1.")
   if multiple_of < 1:
     raise ValueError(f"capacity_multiple_of={multiple_of}: must be at least 1.")
   if not (capacity_factor > 0 and math.isfinite(capacity_factor)):

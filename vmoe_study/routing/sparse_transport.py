@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 
 @functools.partial(
-  jax.jit, static_argnames=("max_nonzeros","solver", "num_iterations")
+  jax.jit, static_argnames=("max_nonzeros", "solver", "num_iterations")
 )
 def sparse_transport(
   affinity: Float[Array, "G S E"],
@@ -53,7 +53,6 @@ def sparse_transport(
   return transport_at(jax.lax.stop_gradient(alpha), affinity, max_nonzeros)
 
 
-@functools.partial(jax.jit, static_argnames="max_nonzeros")
 def transport_at(
   alpha: Float[Array, "G S"],
   affinity: Float[Array, "G S E"],

@@ -1,0 +1,162 @@
+"""The two recipes of the field: V-MoE's (2106.05974) and Soft MoE's (2308.00951).
+
+Numbers are those of the papers and of the public configs of their authors
+(github.com/google-research/vmoe), but for what is marked as our choice.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from configs import common
+from configs.datasets import SMOKE, UPSTREAM, Upstream
+from vmoe_study.nn.vit import variant
+from vmoe_study.routing.capacity import expert_capacity
+
+SMOKE_SIZES = {
+  "patch_size": 2,
+  "width": 32,
+  "depth": 2,
+  "mlp_dim": 64,
+  "num_heads": 2,
+}
+SMOKE_BATCH = 64
+
+# Peak learning rates of the V-MoE recipe (public V-MoE configs).
+VMOE_RATES = {
+  "S8/32": 1e-3,
+  "B/32": 8e-4,
+  "B/16": 8e-4,
+  "L/32": 6e-4,
+  "L/16": 4e-4,
+  "H/14": 3e-4,
+}
+# On JFT. Soft MoE: 2308.00951, Table 9. V-MoE: our choice.
+JFT_STEPS = {"vmoe": 520_000, "softmoe": 300_000}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments(common.Arguments):
+  """Which model, and what it is trained on from scratch.
+
+  Attributes:
+    backbone: S8/32 (V-MoE's 8-layer S), B/32, B/16, L/16, S/16, H/14, ...
+    recipe: "vmoe" or "softmoe": model details, optimizer and schedule.
+    experts: E, of every MoE block.
+    data: upstream, a name in `datasets.UPSTREAM`.
+    fewshot: data sets to transfer to, a name in `datasets.FEWSHOT`.
+    smoke: a tiny model on `digits` instead, with all parts of the recipe.
+  """
+
+  backbone: str = "B/32"
+  recipe: str = "vmoe"
+  experts: int = 32
+  data: str = "jft"
+  fewshot: str = "imagenet"
+  smoke: bool = False
+
+  @property
+  def upstream(self) -> Upstream:
+    """What the model is trained on from scratch."""
+    common.check_choice("data", self.data, UPSTREAM)
+    return SMOKE if self.smoke else UPSTREAM[self.data]
+
+  @property
+  def num_experts(self) -> int:
+    """E; four in a smoke test."""
+    return 4 if self.smoke else self.experts
+
+
+def model(args: Arguments, num_classes: int) -> dict[str, Any]:
+  """The `model` of a config; heads start from -log(classes)."""
+  common.check_choice("recipe", args.recipe, JFT_STEPS)
+  sizes = variant(args.backbone) | (SMOKE_SIZES if args.smoke else {})
+  fields = {"num_classes": num_classes, "head_bias_init": -math.log(num_classes)}
+  if args.smoke:
+    fields |= sizes
+  if args.recipe == "vmoe":
+    blocks = "every 2"
+    fields |= {"pool": "token"}
+    if args.upstream.representation:
+      fields["representation_size"] = sizes["width"]
+  else:
+    blocks = f"last {sizes['depth'] // 2}"
+    fields |= {"pool": "gap", "qk_norm": True}
+  experts = args.num_experts
+  return {
+    "backbone": "" if args.smoke else args.backbone,
+    "fields": fields,
+    "moe": common.moe(
+      args, num_experts=experts, blocks=blocks, experts_alike=True
+    ),
+  }
+
+
+def num_slots(args: Arguments) -> int:
+  """C of a Soft MoE at its training resolution."""
+  patch = SMOKE_SIZES if args.smoke else variant(args.backbone)
+  tokens = (args.upstream.image_size // patch["patch_size"]) ** 2
+  tokens += args.recipe == "vmoe"  # its class token
+  return expert_capacity(
+    tokens * args.group, args.num_experts, args.capacity
+  )
+
+
+def training(args: Arguments) -> dict[str, Any]:
+  """The `train` of a config, from scratch."""
+  upstream = args.upstream
+  steps = 0 if upstream.num_epochs else JFT_STEPS[args.recipe]
+  spec = {
+    "batch_size": 4096,
+    "num_steps": steps,
+    "num_epochs": upstream.num_epochs,
+    "loss": "sigmoid_xent",
+    "mixup": upstream.mixup,
+    "optimizer": {"name": "adam", "beta1": 0.9, "beta2": 0.999},
+    "report_every": 100,
+    "evaluate_every": 10_000,
+    "save_every": 5_000,
+  }
+  recipe = {"vmoe": _vmoe_training, "softmoe": _softmoe_training}[args.recipe]
+  recipe(args, spec)
+  return smoke(spec) if args.smoke else spec
+
+
+def _vmoe_training(args: Arguments, spec: dict[str, Any]) -> None:
+  """On JFT everything decays and only H clips; else kernels, and all clip."""
+  common.check_choice("backbone", args.backbone, VMOE_RATES)
+  on_jft = args.data == "jft"
+  clip = (10.0 if args.backbone.startswith("H") else 0.0) if on_jft else 1.0
+  decay = ((".*" if on_jft else "kernel$", 0.1),)
+  spec["optimizer"] |= {"weight_decay": decay, "clip_norm": clip}
+  spec["schedule"] = {
+    "name": "linear",
+    "peak": VMOE_RATES[args.backbone],
+    "end": 1e-5,
+    "warmup_steps": 10_000,
+  }
+
+
+def _softmoe_training(args: Arguments, spec: dict[str, Any]) -> None:
+  """The scale of soft routers, which have no kernel, decays like a kernel."""
+  decay = [("head/kernel$", 3.0), ("kernel$", 0.03)]
+  if args.router == "soft":
+    decay.append(("Moe/Router/scale$", 0.03))
+  spec["optimizer"] |= {"weight_decay": tuple(decay), "clip_norm": 1.0}
+  spec["schedule"] = {
+    "name": "rsqrt",
+    "peak": 1e-3,
+    "warmup_steps": 10_000,
+    "timescale": 10_000,
+    "cooldown_steps": 50_000,
+  }
+
+
+def smoke(spec: dict[str, Any]) -> dict[str, Any]:
+  """A few steps of the same training."""
+  schedule = {**spec["schedule"], "warmup_steps": 1, "timescale": 10}
+  if schedule.get("cooldown_steps"):
+    schedule["cooldown_steps"] = 1
+  length = {"batch_size": SMOKE_BATCH, "num_steps": 4, "num_epochs": 0.0}
+  every = {"report_every": 2, "evaluate_every": 0, "save_every": 0}
+  return {**spec, **length, **every, "schedule": schedule}

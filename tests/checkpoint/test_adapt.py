@@ -1,0 +1,154 @@
+"""Matching, upcycling and resizing parameters for another model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe_study.checkpoint import adapt
+from vmoe_study.checkpoint import tree as tree_lib
+from vmoe_study.nn.moe import MoeOptions
+from vmoe_study.nn.vit import VisionTransformer
+
+SIZES = {
+  "num_classes": 5,
+  "patch_size": 4,
+  "width": 16,
+  "depth": 2,
+  "mlp_dim": 24,
+  "num_heads": 2,
+}
+POSITIONS = "Encoder/posembed_input/pos_embedding"
+
+
+def _model(moe=None, size=16, **changes):
+  """A model and parameters that are nowhere zero."""
+  module = VisionTransformer(**(SIZES | changes), moe=moe)
+  images = jax.random.normal(jax.random.key(1), (2, size, size, 3))
+  shapes = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+  leaves, structure = jax.tree.flatten(shapes)
+  rng = np.random.default_rng(0)
+  params = jax.tree.unflatten(
+    structure,
+    [jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype) for x in leaves],
+  )
+  return module, params, images
+
+
+@pytest.fixture(scope="module")
+def dense():
+  return _model()
+
+
+def test_matching_takes_what_agrees_and_reports_the_rest(dense):
+  _, source, _ = dense
+  _, template, _ = _model(num_classes=7, representation_size=3, width=16)
+  del template["embedding"]
+  params, report = adapt.match_params(source, template)
+  head = (16, 5), (3, 7)
+  assert report.mismatched == {
+    "head/bias": ((5,), (7,)),
+    "head/kernel": head,
+  }
+  assert report.missing == ("pre_logits/bias", "pre_logits/kernel")
+  assert report.unused == ("embedding/bias", "embedding/kernel")
+  assert not report.complete
+  assert "2 not used: embedding/bias, embedding/kernel" in str(report)
+  assert "head/bias (shape (5,), the model has (7,))" in str(report)
+  given, filled = tree_lib.flatten(source), tree_lib.flatten(params)
+  initial = tree_lib.flatten(template)
+  for path, leaf in filled.items():
+    origin = given if path in report.used else initial
+    np.testing.assert_array_equal(leaf, origin[path], err_msg=path)
+
+
+def test_matching_keeps_dtype_and_place_of_the_model(dense):
+  _, source, _ = dense
+  mesh = jax.make_mesh(
+    (2,), ("expert",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  sharding = jax.sharding.NamedSharding(mesh, jax.P("expert"))
+  kernel = jax.device_put(jnp.zeros((16, 5), jnp.bfloat16), sharding)
+  params, report = adapt.match_params(
+    {"head": source["head"]}, {"head": source["head"] | {"kernel": kernel}}
+  )
+  assert report.complete
+  assert params["head"]["kernel"].dtype == jnp.bfloat16
+  assert params["head"]["kernel"].sharding == sharding
+
+
+def test_upcycled_model_reproduces_its_dense_parent(dense):
+  module, params, images = dense
+  options = {
+    "num_experts": 4,
+    "num_selected_experts": 4,
+    "capacity_factor": 1.0,
+  }
+  moe = MoeOptions("softmax_token_choice", options, blocks=(1,))
+  routed, template, _ = _model(moe)
+  upcycled, report = adapt.match_params(
+    adapt.upcycle(params, template), template
+  )
+  assert report.complete
+  expected, _ = jax.jit(module.apply)({"params": params}, images)
+  logits, _ = jax.jit(routed.apply)({"params": upcycled}, images)
+  assert np.abs(expected).max() > 0.1
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+  router = "Encoder/encoderblock_1/Moe/Router/dense/kernel"
+  np.testing.assert_array_equal(
+    tree_lib.flatten(upcycled)[router], tree_lib.flatten(template)[router]
+  )
+
+
+def test_upcycling_needs_a_dense_mlp_of_the_same_size(dense):
+  moe = MoeOptions("softmax_expert_choice", {"num_experts": 4}, blocks=(1,))
+  _, template, _ = _model(moe, mlp_dim=25)
+  with pytest.raises(ValueError, match=r"every expert needs .*\(25,\)"):
+    adapt.upcycle(dense[1], template)
+
+
+def _bilinear(grid, side):
+  """Interpolates (h, w, D) along one axis after the other."""
+  for axis in (0, 1):
+    old = np.arange(grid.shape[axis])
+    new = np.linspace(0, old[-1], side)
+    grid = np.apply_along_axis(
+      lambda values, new=new, old=old: np.interp(new, old, values), axis, grid
+    )
+  return grid
+
+
+@pytest.mark.parametrize("token", [0, 1])
+@pytest.mark.parametrize("old,new", [(3, 6), (4, 4), (6, 2)])
+def test_positions_are_resized_linearly(old, new, token):
+  rng = np.random.default_rng(0)
+  positions = rng.normal(size=(1, old * old + token, 8)).astype(np.float32)
+  source = tree_lib.unflatten({POSITIONS: positions})
+  template = tree_lib.unflatten(
+    {POSITIONS: np.zeros((1, new * new + token, 8), np.float32)}
+  )
+  resized = adapt.resize_positions(source, template)
+  resized = tree_lib.flatten(resized)[POSITIONS]
+  expected = _bilinear(positions[0, token:].reshape(old, old, 8), new)
+  assert resized.dtype == np.float32
+  np.testing.assert_array_equal(resized[0, :token], positions[0, :token])
+  np.testing.assert_allclose(
+    resized[0, token:].reshape(new, new, 8), expected, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  "old,new,message",
+  [(16, 37, "only one of the two"), (15, 16, "15 positions are no square")],
+)
+def test_positions_that_cannot_be_resized(old, new, message):
+  source = tree_lib.unflatten({POSITIONS: np.zeros((1, old, 4))})
+  template = tree_lib.unflatten({POSITIONS: np.zeros((1, new, 4))})
+  with pytest.raises(ValueError, match=message):
+    adapt.resize_positions(source, template)
+
+
+def test_models_without_learned_positions_are_left_alone(dense):
+  template = dense[1] | {"Encoder": {}}
+  assert adapt.resize_positions(dense[1], template) is dense[1]
+  assert adapt.resize_positions(template, dense[1]) is template

@@ -1,0 +1,60 @@
+"""The commands `prepare` and `bench input`, as a user runs them."""
+
+import argparse
+import re
+import subprocess
+import sys
+
+import pytest
+
+from vmoe_study.cli import bench_input, prepare
+
+RUN = """
+import argparse, sys
+from vmoe_study.cli import bench_input
+parser = argparse.ArgumentParser()
+bench_input.add_arguments(parser)
+sys.exit(bench_input.run(parser.parse_args()))
+"""
+
+
+def parse(command, *words):
+  """Parses as the command line would."""
+  parser = argparse.ArgumentParser()
+  command.add_arguments(parser)
+  return parser.parse_args(words)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  """A folder prepared by the command itself."""
+  folder = str(tmp_path_factory.mktemp("tfds"))
+  args = parse(prepare, "digits", "jft_like/64", f"--data_dir={folder}")
+  assert prepare.run(args) == 0
+  return folder
+
+
+def test_prepare_prints_what_is_there(data_dir, capsys):
+  prepare.run(parse(prepare, "digits", f"--data_dir={data_dir}"))
+  line = capsys.readouterr().out
+  assert "digits: train 1,438, test 359 examples in" in line
+
+
+def test_bench_prints_every_rate(data_dir):
+  options = ["--name=jft_like/64", f"--data_dir={data_dir}", "--workers=1"]
+  sizes = ["--batch_size=4", "--num_batches=4"]
+  done = subprocess.run(
+    [sys.executable, "-c", RUN, *options, *sizes],
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  assert "64 images, of the first 64 the mean is" in done.stdout
+  row = done.stdout.splitlines()[-1]
+  assert re.fullmatch(r" +1( +\d+){3} +\d+%", row), row
+
+
+def test_bench_needs_data(tmp_path):
+  args = parse(bench_input, f"--data_dir={tmp_path}")
+  with pytest.raises(FileNotFoundError, match="prepare jft_like/2000"):
+    bench_input.run(args)

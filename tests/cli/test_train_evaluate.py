@@ -1,0 +1,170 @@
+"""The main job through its command line, on real images, in few steps."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from vmoe_study.checkpoint.load import load_params
+from vmoe_study.cli.main import main
+from vmoe_study.train.metrics import read_metrics
+
+ARGUMENTS = "router=softmax_token_choice,k=2"
+TINY = [
+  "--config.model.fields.width=16",
+  "--config.model.fields.depth=2",
+  "--config.model.fields.mlp_dim=32",
+  "--config.model.fields.dropout_rate=0.1",
+  "--config.model.moe.options.num_experts=4",
+  "--config.train.num_epochs=0",
+  "--config.train.num_steps=6",
+  "--config.train.schedule.warmup_steps=2",
+  "--config.train.evaluate_every=3",
+  "--config.train.save_every=3",
+  "--config.train.report_every=2",
+  "--config.shots=(1,5)",
+]
+
+
+def train(workdir, *overrides, arguments=ARGUMENTS):
+  config = f"--config=configs/digits.py:{arguments}"
+  return main(["train", config, f"--workdir={workdir}", *TINY, *overrides])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _data(tmp_path_factory):
+  """Data sets are built in a folder of the test."""
+  folder = str(tmp_path_factory.mktemp("data"))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TFDS_DATA_DIR", folder)
+    yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The workdir of a finished run."""
+  workdir = tmp_path_factory.mktemp("run") / "work"
+  assert train(workdir) == 0
+  return workdir
+
+
+def rows_without_timing(workdir):
+  timing = ("second", "wait")
+  return [
+    {k: v for k, v in row.items() if not any(t in k for t in timing)}
+    for row in read_metrics(workdir)
+  ]
+
+
+def test_a_run_leaves_metrics_and_a_summary(finished, capsys):
+  rows = list(read_metrics(finished))
+  assert [row["step"] for row in rows] == [0, 2, 3, 3, 4, 6, 6, 6]
+  names = set().union(*rows)
+  assert {
+    "train/loss",
+    "train/images_per_second",
+    "train/data_wait_share",
+    "train/learning_rate",
+    "train/gradient_norm",
+    "train/routing/encoderblock_1/unprocessed",
+    "train/routing/encoderblock_1/load_loss",
+    "test/accuracy",
+    "test/loss",
+    "fewshot/digits/5shot",
+  } <= names
+  assert rows[3]["test/examples"] == 359 if "test/examples" in rows[3] else True
+  assert main(["report", str(finished)]) == 0
+  table = capsys.readouterr().out
+  assert "softmax_token_choice" in table and "test/accuracy" in table
+
+
+def test_a_resumed_run_ends_bit_identical(finished, tmp_path):
+  workdir = tmp_path / "work"
+  shutil.copytree(finished, workdir)
+  shutil.rmtree(workdir / "checkpoints" / "6")
+  assert train(workdir) == 0
+  first, _, _ = load_params(finished / "checkpoints")
+  again, _, step = load_params(workdir / "checkpoints")
+  assert step == 6
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  assert rows_without_timing(workdir) == rows_without_timing(finished)
+
+
+def test_a_finished_run_stays_as_it_is(finished):
+  before = rows_without_timing(finished)
+  assert train(finished) == 0
+  assert rows_without_timing(finished) == before
+
+
+def test_evaluate_finds_what_training_found(finished, tmp_path, capsys):
+  out = tmp_path / "metrics.json"
+  assert main(["evaluate", f"--workdir={finished}", f"--out={out}"]) == 0
+  found = json.loads(out.read_text())
+  trained = {}
+  for row in read_metrics(finished):
+    trained |= row
+  for name in ("test/accuracy", "test/loss", "fewshot/digits/5shot"):
+    np.testing.assert_allclose(found[name], trained[name], rtol=1e-6)
+  assert found["step"] == 6 and found["test/examples"] == 359
+  assert "test/accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("override", "arguments", "message"),
+  [
+    ("--config.model.fields.width=24", ARGUMENTS, "width: 16 -> 24"),
+    ("--config.model.fields.patch_size=3", ARGUMENTS, "patch_size=3"),
+    ("--config.train.batch_size=60", ARGUMENTS, "60 images"),
+    ("--config.train.colour=1", ARGUMENTS, "no field"),
+    ("--config.seed=x", ARGUMENTS, "seed"),
+    ("--config.seed=0", "router=magic", "'magic'"),
+    (
+      "--config.seed=0",
+      "router=softmax_token_choice,k=5",
+      "selected_experts=5",
+    ),
+    (
+      "--config.model.moe.options.capacity_factor=0.01",
+      ARGUMENTS,
+      "capacity_factor=0.01",
+    ),
+    ("--config.data.name=cifar1000", ARGUMENTS, "cifar1000"),
+  ],
+)
+def test_bad_input_leaves_the_workdir_unharmed(
+  finished, override, arguments, message, capsys
+):
+  before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+  assert train(finished, override, arguments=arguments) == 2
+  error = capsys.readouterr().err
+  assert "error: " in error and message in error
+  assert "Traceback" not in error
+  assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+def test_bad_input_makes_no_workdir(tmp_path, capsys):
+  assert train(tmp_path / "new", "--config.train.batch_size=60") == 2
+  assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+  "command",
+  [
+    ["train", "--config=configs/none.py", "--workdir=x"],
+    ["evaluate", "--workdir=nothing-here"],
+    ["report", "nothing-here"],
+  ],
+)
+def test_missing_files_are_clear_errors(command, capsys):
+  assert main(command) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and "Traceback" not in error
+
+
+def test_help_lists_the_commands(capsys):
+  with pytest.raises(SystemExit) as stop:
+    main(["--help"])
+  assert stop.value.code == 0
+  assert "train" in capsys.readouterr().out

@@ -1,0 +1,222 @@
+"""Image operations against Pillow, TensorFlow and their own definitions."""
+
+import io
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vmoe_study.data import augment
+
+
+def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
+  """A smooth uint8 image."""
+  y, x = np.mgrid[:height, :width]
+  waves = [np.sin(x / (9 + c)) + np.cos(y / (7 - c)) for c in range(channels)]
+  return (127 + 60 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def encoded(image: np.ndarray, kind: str, mode: str | None = None) -> bytes:
+  """Encodes with Pillow."""
+  file = io.BytesIO()
+  picture = Image.fromarray(image.squeeze())
+  (picture.convert(mode) if mode else picture).save(file, kind, quality=95)
+  return file.getvalue()
+
+
+def test_decode_png_is_exact():
+  for channels in (1, 3):
+    image = photo(20, 30, channels)
+    decoded = augment.decode(encoded(image, "PNG"), channels)
+    np.testing.assert_array_equal(decoded, image)
+
+
+def test_decode_jpeg_agrees_with_pillow():
+  data = encoded(photo(64, 80), "JPEG")
+  pillow = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int)
+  ours = augment.decode(data)
+  assert ours.dtype == np.uint8
+  assert np.abs(ours - pillow).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_decode_gives_three_channels_whatever_the_file_has(mode):
+  data = encoded(photo(16, 16), "JPEG", mode)
+  assert augment.decode(data, 3).shape == (16, 16, 3)
+
+
+def test_decode_gives_one_channel_where_the_data_set_is_grey():
+  assert augment.decode(encoded(photo(16, 16), "PNG"), 1).shape == (16, 16, 1)
+
+
+def test_orientation_tag_is_ignored():
+  file, exif = io.BytesIO(), Image.Exif()
+  exif[0x0112] = 6  # rotate by 90 degrees
+  Image.fromarray(photo(10, 20)).save(file, "JPEG", exif=exif)
+  assert augment.decode(file.getvalue()).shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (encoded(photo(64, 64), "JPEG")[:-200], "cut short"),
+    (encoded(photo(64, 64), "PNG")[:30], "no readable image"),
+    (b"not an image", "no readable image"),
+    (b"", "no readable image"),
+    (np.zeros((0, 5, 3), np.uint8), "no pixels"),
+  ],
+)
+def test_unusable_images_are_refused(data, message):
+  with pytest.raises(augment.ImageError, match=message):
+    augment.decode(data)
+
+
+@given(
+  height=st.integers(1, 400),
+  width=st.integers(1, 400),
+  seed=st.integers(0, 10**6),
+  low=st.sampled_from([0.05, 0.3, 0.9]),
+)
+@settings(max_examples=300, deadline=None)
+def test_boxes_keep_bounds_area_and_aspect(height, width, seed, low):
+  rng = np.random.default_rng(seed)
+  box = augment.sample_box(height, width, rng, area=(low, 1.0))
+  top, left, h, w = box
+  assert top >= 0 and left >= 0 and h >= 1 and w >= 1
+  assert top + h <= height and left + w <= width
+  if box != (0, 0, height, width):
+    assert low <= h * w / (height * width) <= 1
+    # The width is the nearest whole number to height * aspect.
+    assert 3 / 4 * h - 0.5 <= w <= 4 / 3 * h + 0.5
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (300, 200)])
+def test_boxes_are_distributed_as_tensorflows(height, width):
+  import tensorflow as tf
+
+  count = 3000
+  tf.random.set_seed(0)
+
+  def draw(_):
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+      [height, width, 3],
+      tf.zeros([0, 0, 4]),
+      area_range=(0.05, 1.0),
+      min_object_covered=0,
+      use_image_if_no_bounding_boxes=True,
+    )
+    return tf.concat([begin[:2], size[:2]], 0)
+
+  theirs = tf.map_fn(
+    draw, tf.range(count), fn_output_signature=tf.int32
+  ).numpy()
+  rng = np.random.default_rng(0)
+  ours = np.asarray(
+    [augment.sample_box(height, width, rng) for _ in range(count)]
+  )
+
+  def statistics(boxes):
+    top, left, h, w = boxes.T
+    centre = (top + h / 2, left + w / 2)
+    return {
+      "area": h * w,
+      "aspect": w / h,
+      "h": h,
+      "y": centre[0],
+      "x": centre[1],
+    }
+
+  mine, reference = statistics(ours), statistics(theirs)
+  for name in mine:
+    test = scipy.stats.ks_2samp(mine[name], reference[name])
+    assert test.pvalue > 1e-3, (name, test)
+
+
+def test_inception_crop_takes_the_box_that_was_drawn():
+  image = photo(60, 90)
+  crop = augment.inception_crop(image, 32, rng=np.random.default_rng(5))
+  box = augment.sample_box(60, 90, np.random.default_rng(5))
+  top, left, h, w = box
+  part = Image.fromarray(image[top : top + h, left : left + w])
+  pillow = np.asarray(part.resize((32, 32), Image.Resampling.BILINEAR), int)
+  assert crop.shape == (32, 32, 3) and crop.dtype == np.uint8
+  assert np.abs(crop.astype(int) - pillow).mean() < 6
+
+
+def test_resize_small_keeps_the_aspect():
+  assert augment.resize_small(photo(100, 150), 50).shape == (50, 75, 3)
+  assert augment.resize_small(photo(30, 20, 1), 40).shape == (60, 40, 1)
+
+
+def test_central_crop():
+  image = photo(11, 20)
+  np.testing.assert_array_equal(
+    augment.central_crop(image, 7), image[2:9, 6:13]
+  )
+  with pytest.raises(augment.ImageError, match="resize_small"):
+    augment.central_crop(image, 12)
+
+
+def test_pad_crop_moves_the_image_over_zeros():
+  image = photo(8, 8, 1)
+  rng = np.random.default_rng(0)
+  padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+  windows = [padded[y : y + 8, x : x + 8] for y in range(5) for x in range(5)]
+  seen = set()
+  for _ in range(400):
+    crop = augment.pad_crop(image, 2, rng=rng)
+    (match,) = [i for i, w in enumerate(windows) if np.array_equal(w, crop)]
+    seen.add(match)
+  assert seen == set(range(25))
+
+
+def test_flip_is_a_mirror_half_of_the_time():
+  image, rng = photo(6, 7), np.random.default_rng(0)
+  flips = 0
+  for _ in range(400):
+    out = augment.flip_lr(image, rng=rng)
+    flipped = np.array_equal(out, image[:, ::-1])
+    assert flipped or np.array_equal(out, image)
+    flips += flipped
+  assert 160 < flips < 240
+
+
+def test_value_range_is_affine():
+  levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+  out = augment.value_range(levels, -1, 1)
+  assert out.dtype == np.float32
+  np.testing.assert_allclose(out, levels / 127.5 - 1, atol=1e-6)
+
+
+def test_a_chain_runs_in_order_and_is_deterministic_in_its_generator():
+  ops = augment.parse_ops(
+    "inception_crop(24) | flip_lr|randaug(2, 15)|value_range(-1, 1)"
+  )
+  assert ops.is_random and ops.value_range == (-1, 1)
+  a, b, c = (ops(photo(50, 60), np.random.default_rng(s)) for s in (1, 1, 2))
+  assert a.shape == (24, 24, 3) and a.dtype == np.uint8
+  np.testing.assert_array_equal(a, b)
+  assert not np.array_equal(a, c)
+  plain = augment.parse_ops("resize_small(24)|central_crop(24)")
+  assert not plain.is_random and plain.value_range == (0, 255)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("blur(3)", "unknown operation 'blur'; known are central_crop, flip_lr"),
+    ("resize", "missing a required argument: 'size'"),
+    ("resize(2, 3)", "too many positional"),
+    ("resize(size)", "not of the form"),
+    ("__import__('os').system('x')", "not of the form"),
+    ("resize(8)||flip_lr", "not of the form"),
+    ("value_range(0, 1)|resize(8)", "must come last"),
+  ],
+)
+def test_bad_chains_are_explained(text, message):
+  with pytest.raises(ValueError) as error:
+    augment.parse_ops(text)
+  assert message in str(error.value)

@@ -1,0 +1,178 @@
+"""Building data sets from local files, and saying what is missing."""
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from vmoe_study.data import builders
+from vmoe_study.data.augment import decode
+from vmoe_study.data.builders import MissingDataError
+from vmoe_study.data.datasets import emoji, fashion_mnist, jft_like
+from vmoe_study.data.recipes import RECIPES
+from vmoe_study.data.sources import open_source
+
+
+@pytest.fixture
+def fashion_files(tmp_path):
+  """Four small idx files in the layout of the Debian package."""
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for split, count in (("train", 30), ("t10k", 10)):
+    images = rng.integers(0, 256, (count, 28, 28), np.uint8)
+    labels = rng.integers(0, 10, count, np.uint8)
+    arrays[split] = images, labels
+    write_idx(tmp_path / f"{split}-images-idx3-ubyte.gz", images)
+    write_idx(tmp_path / f"{split}-labels-idx1-ubyte.gz", labels)
+  return tmp_path, arrays
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+  """Writes a gzipped idx file of bytes."""
+  header = bytes([0, 0, 8, array.ndim])
+  sizes = np.asarray(array.shape, ">i4").tobytes()
+  path.write_bytes(gzip.compress(header + sizes + array.tobytes()))
+
+
+def test_fashion_mnist_from_idx_files(fashion_files, tmp_path):
+  manual_dir, arrays = fashion_files
+  data_dir = str(tmp_path / "tfds")
+  builders.prepare("fashion_mnist", data_dir, str(manual_dir))
+  for split, key in (("train", "train"), ("test", "t10k")):
+    images, labels = arrays[key]
+    source = open_source("fashion_mnist", split, data_dir)
+    assert source.label_names[9] == "Ankle boot"
+    expected = {
+      image.tobytes(): int(label)
+      for image, label in zip(images, labels, strict=True)
+    }
+    found = {
+      decode(source[i]["image"], 1).tobytes(): source[i]["label"]
+      for i in range(len(source))
+    }
+    assert found == expected
+
+
+def test_a_missing_file_is_named_with_the_command(fashion_files, tmp_path):
+  manual_dir, _ = fashion_files
+  (manual_dir / "t10k-labels-idx1-ubyte.gz").unlink()
+  with pytest.raises(MissingDataError) as error:
+    builders.prepare("fashion_mnist", str(tmp_path / "t"), str(manual_dir))
+  message = str(error.value)
+  assert "needs t10k-labels-idx1-ubyte.gz in" in message
+  assert "apt-get install dataset-fashion-mnist" in message
+
+
+def test_a_damaged_idx_file_is_named(tmp_path):
+  write_idx(tmp_path / "file.gz", np.zeros((2, 2), np.uint8))
+  assert fashion_mnist.read_idx(tmp_path / "file.gz").shape == (2, 2)
+  (tmp_path / "file.gz").write_bytes(gzip.compress(b"garbage"))
+  with pytest.raises(ValueError, match=r"file\.gz begins with b'gar'"):
+    fashion_mnist.read_idx(tmp_path / "file.gz")
+
+
+@pytest.mark.skipif(
+  not (fashion_mnist.DEBIAN_DIR / "train-images-idx3-ubyte.gz").exists(),
+  reason="the Debian package dataset-fashion-mnist is not installed",
+)
+def test_fashion_mnist_of_debian(tmp_path):
+  builder = builders.prepare("fashion_mnist", str(tmp_path))
+  sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
+  assert sizes == {"train": 60_000, "test": 10_000}
+  labels = open_source("fashion_mnist", "test", str(tmp_path)).labels()
+  assert np.bincount(labels).tolist() == [1000] * 10
+
+
+@pytest.mark.skipif(
+  not all(
+    (emoji.SHARE_DIR / name).exists() for name in (emoji.FONT, emoji.LIST)
+  ),
+  reason="the packages fonts-noto-color-emoji, unicode-data are not installed",
+)
+def test_emoji_of_debian(tmp_path):
+  builders.prepare("emoji", str(tmp_path))
+  train = open_source("emoji", "train", str(tmp_path))
+  test = open_source("emoji", "test", str(tmp_path))
+  assert train.num_classes == 99 and len(train) > 4 * len(test) > 2000
+  image = decode(train[0]["image"])
+  assert image.shape == (128, 136, 3) and (image[0, 0] == 255).all()
+
+
+def test_emoji_list_is_read_by_subgroup(tmp_path):
+  (tmp_path / "list").write_text(
+    "# group: Smileys\n# subgroup: face-smiling\n"
+    "1F600 ; fully-qualified # x E1.0 grinning face\n"
+    "263A FE0F ; fully-qualified # x E0.6 smiling face\n"
+    "263A ; unqualified # x E0.6 smiling face\n"
+    "# subgroup: cat-face\n1F63A ; fully-qualified # x E0.6 cat\n",
+    encoding="utf-8",
+  )
+  assert emoji.read_list(tmp_path / "list") == [
+    ("face-smiling", (0x1F600,)),
+    ("face-smiling", (0x263A,)),
+    ("cat-face", (0x1F63A,)),
+  ]
+
+
+def test_building_twice_gives_the_same(data_dir, tmp_path):
+  builders.prepare("jft_like/40", str(tmp_path))
+  first = open_source("jft_like/40", "test", data_dir)
+  second = open_source("jft_like/40", "test", str(tmp_path))
+  assert [first[i]["image"] for i in range(4)] == [
+    second[i]["image"] for i in range(4)
+  ]
+
+
+def test_jft_like_labels_have_a_long_tail():
+  rng = np.random.default_rng(0)
+  drawn = [jft_like.sample_labels(rng) for _ in range(20_000)]
+  labels = np.concatenate(drawn)
+  assert labels.min() >= 0 and labels.max() < jft_like.NUM_CLASSES
+  assert labels.max() > 0.9 * jft_like.NUM_CLASSES
+  # P(class 0) is 1 / log2(18292) for weights falling as one over the rank.
+  head = np.mean([0 in row for row in drawn])
+  assert 0.07 < head < 0.1
+  assert 1.1 < np.mean([len(row) for row in drawn]) < 1.3
+
+
+def test_our_sets_are_built_without_tensorflow(tmp_path):
+  code = (
+    "import sys; from vmoe_study.data.sources import open_source;"
+    f"open_source('digits', 'train', {str(tmp_path)!r})[0];"
+    "assert 'tensorflow' not in sys.modules"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("no_such_set", "no builder is known"),
+    ("cifar10", "allow that with --download"),
+    ("imagenet2012", "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar in"),
+  ],
+)
+def test_nothing_is_downloaded_unasked(tmp_path, name, message):
+  with pytest.raises(MissingDataError, match=message):
+    builders.prepare(name, str(tmp_path))
+  assert not list(tmp_path.rglob("*.*record*"))
+
+
+def test_jft_like_needs_a_number(tmp_path):
+  with pytest.raises(ValueError, match="jft_like/5000"):
+    builders.prepare("jft_like/many", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if n not in builders.OURS])
+def test_recipes_agree_with_tfds(name, tmp_path):
+  builder = tfds.builder(name, data_dir=str(tmp_path), try_gcs=False)
+  recipe = RECIPES[name]
+  feature = builder.info.features[recipe.label_key]
+  feature = getattr(feature, "feature", feature)
+  assert feature.num_classes == recipe.num_classes
+  assert bool(builder.MANUAL_DOWNLOAD_INSTRUCTIONS) == bool(recipe.manual)
+  assert isinstance(builder.info.features["image"], tfds.features.Image)

@@ -1,0 +1,93 @@
+"""Mixup conserves label mass and stays within a shard."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+
+from vmoe_study.data.mixup import mixup
+
+
+def make_batch(size, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    "image": jnp.asarray(rng.random((size, 4, 4, 3)), jnp.float32),
+    "label": jnp.asarray(rng.random((size, 7)) < 0.4, jnp.float32),
+  }
+
+
+@given(
+  seed=st.integers(0, 1000),
+  shards=st.sampled_from([1, 2, 4]),
+  alpha=st.floats(0.05, 4.0),
+)
+@settings(max_examples=25, deadline=None)
+def test_label_mass_is_conserved_per_shard(seed, shards, alpha):
+  batch = make_batch(8, seed)
+  mixed = mixup(batch, jax.random.key(seed), alpha, shards)
+  for name in ("image", "label"):
+    before = batch[name].reshape(shards, 8 // shards, -1)
+    after = mixed[name].reshape(shards, 8 // shards, -1)
+    np.testing.assert_allclose(before.sum(1), after.sum(1), atol=1e-4)
+
+
+def test_images_and_labels_share_one_weight():
+  batch = make_batch(8)
+  mixed = mixup(batch, jax.random.key(3), 1.0, 2)
+  previous = np.array([3, 0, 1, 2, 7, 4, 5, 6])
+  for name in ("image", "label"):
+    x, y = np.asarray(batch[name]), np.asarray(mixed[name])
+    neighbour = x[previous]
+    differ = x != neighbour
+    weights = ((y - neighbour) / np.where(differ, x - neighbour, 1))[differ]
+    weight = float(np.median(weights))
+    assert 0.5 <= weight < 1
+    np.testing.assert_allclose(
+      y, weight * x + (1 - weight) * neighbour, atol=1e-5
+    )
+
+
+def test_weights_follow_the_folded_beta_distribution():
+  batch = {
+    "image": jnp.zeros((2, 1, 1, 1)),
+    "label": jnp.asarray([[1.0], [0.0]]),
+  }
+  keys = jax.random.split(jax.random.key(0), 4000)
+  draws = jax.vmap(lambda key: mixup(batch, key, 0.5)["label"][0, 0])(keys)
+  beta = np.random.default_rng(0).beta(0.5, 0.5, 100_000)
+  expected = np.maximum(beta, 1 - beta)
+  np.testing.assert_allclose(draws.mean(), expected.mean(), atol=0.01)
+  np.testing.assert_allclose(draws.std(), expected.std(), atol=0.01)
+
+
+def test_nothing_crosses_devices():
+  mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+  sharding = NamedSharding(mesh, jax.P("batch"))
+  batch = jax.device_put(make_batch(32), sharding)
+  step = jax.jit(
+    lambda batch, key: mixup(batch, key, 0.5, 8), out_shardings=sharding
+  )
+  compiled = step.lower(batch, jax.random.key(0)).compile()
+  text = compiled.as_text()
+  for exchange in (
+    "all-gather",
+    "all-to-all",
+    "collective-permute",
+    "all-reduce",
+  ):
+    assert exchange not in text
+  single = mixup(make_batch(32), jax.random.key(0), 0.5, 8)
+  result = compiled(batch, jax.random.key(0))
+  np.testing.assert_allclose(result["label"], single["label"], rtol=1e-6)
+
+
+def test_other_entries_pass_and_bad_values_are_explained():
+  batch = {**make_batch(6), "mask": jnp.ones(6)}
+  assert mixup(batch, jax.random.key(0), 1.0)["mask"] is batch["mask"]
+  with pytest.raises(ValueError, match="alpha is 0"):
+    mixup(batch, jax.random.key(0), 0)
+  with pytest.raises(ValueError, match="4 shards of a batch of 6"):
+    mixup(batch, jax.random.key(0), 1.0, 4)

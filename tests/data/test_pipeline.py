@@ -1,0 +1,309 @@
+"""The input's contract: batch n is f(seed, n); every example counted once."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmoe_study.data.augment import decode
+from vmoe_study.data.pipeline import DataSpec, eval_input, train_input
+from vmoe_study.data.records import RecordError
+from vmoe_study.data.sources import open_source
+
+JFT_CLASSES = 18_291
+
+
+@pytest.fixture(scope="module")
+def digits(data_dir):
+  """`digits` with augmentation."""
+  ops = "pad_crop(2)|randaug(1, 10)|value_range(-1, 1)"
+  return DataSpec("digits", "train", ops, 10, data_dir)
+
+
+@pytest.fixture(scope="module")
+def plain(data_dir):
+  """`digits` test images as they are."""
+  return DataSpec("digits", "test", "value_range(0, 255)", 10, data_dir)
+
+
+@pytest.fixture(scope="module")
+def jpegs(data_dir):
+  """`jft_like`: JPEGs with several labels."""
+  ops = "inception_crop(32)|flip_lr|value_range(-1, 1)"
+  return DataSpec("jft_like/40", "train", ops, JFT_CLASSES, data_dir)
+
+
+def assert_same(a, b):
+  """Equal keys and bit-identical arrays."""
+  assert a.keys() == b.keys()
+  for key in a:
+    np.testing.assert_array_equal(a[key], b[key])
+
+
+def global_batch(spec, hosts, step, **kwargs):
+  """The slices of all hosts, put together in host order."""
+  slices = [
+    train_input(spec, process_index=host, process_count=hosts, **kwargs)[step]
+    for host in range(hosts)
+  ]
+  return {k: np.concatenate([s[k] for s in slices]) for k in slices[0]}
+
+
+@pytest.mark.parametrize("which", ["digits", "jpegs"])
+def test_global_batches_do_not_depend_on_the_hosts(which, request):
+  spec = request.getfixturevalue(which)
+  for step in (0, 1, 90):  # 90: in a later epoch
+    batches = [
+      global_batch(spec, hosts, step, batch_size=16, seed=7)
+      for hosts in (1, 2, 4, 8)
+    ]
+    for batch in batches[1:]:
+      assert_same(batch, batches[0])
+    size = 8 if which == "digits" else 32
+    assert batches[0]["image"].shape[:3] == (16, size, size)
+
+
+def test_batches_are_float32_of_the_documented_shapes(digits):
+  data = train_input(digits, batch_size=12, seed=0)
+  assert (data.num_examples, data.num_classes, data.batch_size) == (
+    1438,
+    10,
+    12,
+  )
+  assert data.image_shape == (8, 8, 1)
+  batch = data[3]
+  assert set(batch) == {"image", "label"}
+  assert batch["image"].shape == (12, 8, 8, 1)
+  assert batch["label"].shape == (12, 10)
+  assert all(array.dtype == np.float32 for array in batch.values())
+  assert batch["image"].min() >= -1 and batch["image"].max() <= 1
+  np.testing.assert_array_equal(batch["label"].sum(1), 1)
+
+
+def test_seed_and_step_change_the_batch(digits):
+  one = train_input(digits, batch_size=8, seed=1)
+  two = train_input(digits, batch_size=8, seed=2)
+  assert not np.array_equal(one[0]["image"], one[1]["image"])
+  assert not np.array_equal(one[0]["image"], two[0]["image"])
+
+
+def test_resuming_needs_only_the_step(digits):
+  data = train_input(digits, batch_size=8, seed=1)
+  run = list(itertools.islice(data.iterate(), 6))
+  resumed = list(itertools.islice(data.iterate(4), 2))
+  fresh = train_input(digits, batch_size=8, seed=1)
+  for number in (4, 5):
+    assert_same(run[number], resumed[number - 4])
+    assert_same(run[number], fresh[number])
+
+
+def test_worker_processes_change_nothing(digits):
+  alone = train_input(digits, batch_size=8, seed=1)
+  helped = train_input(digits, batch_size=8, seed=1, num_workers=2)
+  batches = helped.iterate(5)
+  for step in range(5, 9):
+    assert_same(next(batches), alone[step])
+  batches.close()
+
+
+def test_every_epoch_is_another_permutation(data_dir):
+  spec = DataSpec("digits", "test", "value_range(0, 255)", 10, data_dir)
+  data = train_input(spec, batch_size=359, seed=0)
+  source = open_source("digits", "test", data_dir)
+  everything = sorted(
+    decode(source[i]["image"], 1).tobytes() for i in range(359)
+  )
+  epochs = [
+    [image.astype(np.uint8).tobytes() for image in data[n]["image"]]
+    for n in range(3)
+  ]
+  assert all(sorted(epoch) == everything for epoch in epochs)
+  assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_augmentation_differs_between_epochs(jpegs):
+  spec = dataclasses.replace(jpegs, split="train[:8]")
+  data = train_input(spec, batch_size=8, seed=0)
+  first = {image.tobytes() for image in data[0]["image"]}
+  later = {image.tobytes() for n in (1, 2) for image in data[n]["image"]}
+  assert not first & later
+
+
+def test_mixture_holds_its_weights(data_dir):
+  def part(split):
+    ops = "value_range(0, 255)"
+    return DataSpec("digits", split, ops, 10, data_dir)
+
+  def pixels(split):
+    source = open_source("digits", split, data_dir)
+    return {decode(source[i]["image"], 1).tobytes() for i in range(len(source))}
+
+  mixture = [(part("train"), 3.0), (part("test"), 1.0)]
+  data = train_input(mixture, batch_size=40, seed=0)
+  assert data.num_examples == 1797
+  test = pixels("test")
+  from_test = [
+    sum(x.astype(np.uint8).tobytes() in test for x in data[n]["image"])
+    for n in range(5)
+  ]
+  assert from_test == [10] * 5
+  again = global_batch(mixture, 4, 3, batch_size=40, seed=0)
+  assert_same(again, data[3])
+
+
+def test_mixed_parts_must_agree(digits, plain):
+  with pytest.raises(ValueError, match="differ in value_range"):
+    train_input([(digits, 1), (plain, 1)], batch_size=8, seed=0)
+  larger = dataclasses.replace(digits, ops="resize(9)|value_range(-1, 1)")
+  with pytest.raises(ValueError, match="differ in image shape"):
+    train_input([(digits, 1), (larger, 1)], batch_size=8, seed=0)
+  with pytest.raises(ValueError, match="must be positive"):
+    train_input([(digits, 0)], batch_size=8, seed=0)
+
+
+def test_label_smoothing_and_several_labels(jpegs):
+  source = open_source("jft_like/40", "train", jpegs.data_dir)
+  data = eval_input(
+    dataclasses.replace(jpegs, ops="resize(8)", label_smoothing=0.1),
+    batch_size=40,
+  )
+  (batch,) = data
+  for i, row in enumerate(batch["label"]):
+    expected = np.zeros(JFT_CLASSES)
+    expected[source[i]["label"]] = 0.9
+    np.testing.assert_allclose(row, expected + 0.1 / JFT_CLASSES, rtol=1e-5)
+
+
+@given(
+  hosts=st.sampled_from([1, 2, 3, 8]),
+  per_host=st.integers(1, 60),
+  count=st.integers(1, 100),
+  seed=st.integers(0, 100),
+)
+@settings(max_examples=15, deadline=None)
+def test_evaluation_counts_every_example_once(
+  plain, hosts, per_host, count, seed
+):
+  indices = np.random.default_rng(seed).permutation(359)[:count]
+  inputs = [
+    eval_input(
+      plain,
+      batch_size=hosts * per_host,
+      process_index=host,
+      process_count=hosts,
+      indices=indices,
+    )
+    for host in range(hosts)
+  ]
+  passes = [list(data) for data in inputs]
+  assert {len(p) for p in passes} == {len(inputs[0])}
+  seen = []
+  for batches in zip(*passes, strict=True):
+    for batch in batches:
+      assert batch["image"].shape == (per_host, 8, 8, 1)
+      assert batch["mask"].shape == (per_host,)
+      real = batch["mask"] == 1
+      assert not batch["image"][~real].any()
+      assert not batch["label"][~real].any()
+      seen += [
+        image.astype(np.uint8).tobytes() for image in batch["image"][real]
+      ]
+  prepared = open_source("digits", "test", plain.data_dir)
+  assert seen == [
+    decode(prepared[int(i)]["image"], 1).tobytes() for i in indices
+  ]
+
+
+def test_an_evaluation_can_be_repeated(plain):
+  data = eval_input(plain, batch_size=100)
+  assert len(data) == 4 and data.num_examples == 359
+  first, second = list(data), list(data)
+  for a, b in zip(first, second, strict=True):
+    assert_same(a, b)
+  assert sum(batch["mask"].sum() for batch in first) == 359
+
+
+def test_evaluation_refuses_random_operations(digits):
+  with pytest.raises(ValueError, match="draw random numbers"):
+    eval_input(digits, batch_size=8)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+  """An image folder: 20 good files, one no image and one cut short."""
+  import cv2
+
+  folder = tmp_path / "train" / "only"
+  folder.mkdir(parents=True)
+  for i in range(22):
+    image = np.full((10, 12, 3), 10 * i, np.uint8)
+    cv2.imwrite(str(folder / f"{i:02}.jpg"), image)
+  (folder / "03.jpg").write_bytes(b"no image")
+  (folder / "07.jpg").write_bytes((folder / "07.jpg").read_bytes()[:-20])
+  return DataSpec(
+    "image_folder", "train", "resize(8)", 1, str(tmp_path), on_error="skip"
+  )
+
+
+def test_damaged_examples_raise_and_are_named(damaged):
+  spec = dataclasses.replace(damaged, on_error="raise")
+  with pytest.raises(RecordError, match=r"only/03\.jpg: 8 bytes that are no"):
+    list(eval_input(spec, batch_size=4))
+  with pytest.raises(RecordError, match=r"only/0[37]\.jpg"):
+    train_input(spec, batch_size=22, seed=0)[0]
+
+
+def test_damaged_examples_are_skipped_and_counted(damaged):
+  data = eval_input(damaged, batch_size=4)
+  masks = np.concatenate([batch["mask"] for batch in data])
+  assert np.flatnonzero(masks[:22] == 0).tolist() == [3, 7]
+  assert data.skipped == 2
+  training = train_input(damaged, batch_size=22, seed=0)
+  levels = np.round(training[0]["image"].mean((1, 2, 3)) / 10).astype(int)
+  assert training.skipped == 2
+  # The next file stands in: 4 for 3 and 8 for 7.
+  expected = [4 if i == 3 else 8 if i == 7 else i for i in range(22)]
+  assert sorted(levels) == sorted(expected)
+
+
+def test_a_label_out_of_range_is_named(plain):
+  spec = dataclasses.replace(plain, num_classes=5)
+  with pytest.raises(RecordError, match=r"record \d+: label \d .* \[0, 5\)"):
+    list(eval_input(spec, batch_size=50))
+
+
+def test_images_of_unequal_shape_are_named(jpegs):
+  spec = dataclasses.replace(jpegs, ops="flip_lr")
+  with pytest.raises(RecordError, match="let the operations fix the shape"):
+    train_input(spec, batch_size=4, seed=0)[0]
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"num_classes": 0}, "num_classes is 0"),
+    ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+    ({"on_error": "ignore"}, "on_error is 'ignore'"),
+    ({"ops": "blur"}, "unknown operation"),
+  ],
+)
+def test_bad_specs_are_explained(plain, change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(plain, **change)
+
+
+def test_bad_sizes_and_seeds_are_explained(plain):
+  with pytest.raises(ValueError, match="batch_size is 10"):
+    train_input(plain, batch_size=10, seed=0, process_count=4)
+  with pytest.raises(ValueError, match="seed is -1"):
+    train_input(plain, batch_size=8, seed=-1)
+
+
+def test_an_error_in_a_worker_process_reaches_the_consumer(damaged):
+  spec = dataclasses.replace(damaged, on_error="raise")
+  data = eval_input(spec, batch_size=2, num_workers=1)
+  with pytest.raises(RecordError, match=r"03\.jpg"):
+    list(data)

@@ -1,0 +1,88 @@
+"""The door: what a config may say, and what it is told."""
+
+import copy
+
+import pytest
+
+from configs import digits
+from vmoe_study.config import check_batches, complete, parse
+
+VALUES = digits.get_config("router=softmax_token_choice").to_dict()
+
+
+def changed(path, value):
+  values = copy.deepcopy(VALUES)
+  node = values
+  *parents, last = path.split(".")
+  for name in parents:
+    node = node[name]
+  node[last] = value
+  return values
+
+
+def test_completing_a_complete_config_changes_nothing():
+  assert complete(VALUES) == VALUES
+  options = VALUES["model"]["moe"]["options"]
+  assert options["noise_std"] == 1.0 and options["capacity_rounding"] == "round"
+  assert VALUES["model"]["fields"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "message"),
+  [
+    ("model.moe.router", "sofmax", r"'sofmax'.*Did you mean 'soft.*Valid"),
+    ("model.moe.options.num_expert", 4, r"'num_expert'.*Did you mean"),
+    ("model.moe.options.num_experts", 4.5, r"num_experts=4\.5.*must be int"),
+    ("model.moe.blocks", "every two", r"blocks='every two'"),
+    ("model.moe.blocks", (9,), r"picks blocks \[9\]"),
+    ("model.fields.wdth", 3, r"'wdth'.*Did you mean 'width'"),
+    ("model.fields.width", "64", r"width='64'"),
+    ("model.fields.num_classes", 11, r"num_classes=10 differs.*=11"),
+    ("model.backbone", "B16", r"backbone 'B16'"),
+    ("train.num_steps", 100, r"just one of them"),
+    ("train.loss", "hinge", r"loss='hinge'.*softmax_xent"),
+    ("train.optimizer.weight_decay", (("(", 0.1),), r"not a regular expr"),
+    ("train.batch_size", 0, r"batch_size=0"),
+    ("data.ops", "cut(3)", r"cut"),
+    ("seed", -1, r"seed=-1"),
+    ("mesh.replica", 0, r"replica=0"),
+    ("colour", 1, r"'colour'"),
+  ],
+)
+def test_names_the_field_and_the_rule(path, value, message):
+  with pytest.raises(ValueError, match=message):
+    parse(changed(path, value))
+
+
+def test_batches_divide_by_devices_and_groups():
+  values = changed("model.moe.group_images", 4)
+  values["mesh"] = {"replica": 2, "expert": -1}
+  check_batches(parse(values), 8)
+  values["evaluations"]["test"]["batch_size"] = 100
+  with pytest.raises(ValueError, match=r"evaluations\.test.*= 32.*128"):
+    check_batches(parse(values), 8)
+
+
+def test_experts_divide_by_the_mesh_axis():
+  config = parse(changed("mesh.expert", 3))
+  with pytest.raises(ValueError, match=r"num_experts=8.*mesh\.expert=3"):
+    check_batches(config, 3)
+
+
+def test_epochs_become_steps():
+  config = parse(VALUES)
+  assert config.train.total_steps(1438) == -(-50 * 1438 // 64)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ("ruter=soft", "ruter"),
+    ("capacity=much", "capacity='much'"),
+    ("bpr=1", "bpr='1'"),
+    ("router", "NAME=VALUE"),
+  ],
+)
+def test_config_arguments(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    digits.get_config(arguments)

@@ -1,0 +1,63 @@
+"""The step: accumulation equals the large batch, noise is (seed, step)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vmoe_study.train.state import TrainState
+from vmoe_study.train.step import make_train_step
+
+PARAMS = {"w": jnp.array([1.0, -1.0])}
+BATCH = {"x": jnp.arange(16.0).reshape(8, 2) / 10}
+
+
+def loss_fn(params, batch, key):
+  del key
+  # Rows in pairs, as groups of two images: they must stay together.
+  pairs = (batch["x"] @ params["w"]).reshape(-1, 2)
+  loss = jnp.mean(pairs[:, 0] * pairs[:, 1])
+  return loss, {"loss": loss}
+
+
+def noisy_loss_fn(params, batch, key):
+  noise = jax.random.normal(key, ())
+  loss = loss_fn(params, batch, key)[0] + noise * params["w"].sum()
+  return loss, {"loss": loss, "noise": noise}
+
+
+def run(loss, steps=2, **options):
+  optimizer = optax.sgd(0.1)
+  step = jax.jit(make_train_step(loss, optimizer, **options))
+  state = TrainState(jnp.int32(0), PARAMS, optimizer.init(PARAMS))
+  history = []
+  for _ in range(steps):
+    state, metrics = step(state, BATCH)
+    history.append(metrics)
+  return state, history
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_equals_the_large_batch(parts):
+  whole, whole_metrics = run(loss_fn, seed=0)
+  split, metrics = run(loss_fn, seed=0, accumulation=parts, chunk=2)
+  np.testing.assert_allclose(split.params["w"], whole.params["w"], rtol=1e-6)
+  for name in ("loss", "gradient_norm"):
+    np.testing.assert_allclose(
+      metrics[-1][name], whole_metrics[-1][name], rtol=1e-5
+    )
+
+
+def test_accumulation_that_does_not_divide_is_an_error():
+  with pytest.raises(ValueError, match="batch of 8.*= 6"):
+    run(loss_fn, seed=0, accumulation=3, chunk=2)
+
+
+def test_noise_depends_on_seed_and_step_alone():
+  _, first = run(noisy_loss_fn, seed=0)
+  _, again = run(noisy_loss_fn, seed=0)
+  _, other = run(noisy_loss_fn, seed=1)
+  noise = [float(metrics["noise"]) for metrics in (*first, *other)]
+  assert len(set(noise)) == 4
+  assert [float(metrics["noise"]) for metrics in again] == noise[:2]

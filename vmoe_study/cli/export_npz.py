@@ -1,0 +1,32 @@
+"""Writes the parameters of a checkpoint as one `.npz` file."""
+
+import argparse
+
+import jax
+
+from vmoe_study import workdir as workdir_lib
+from vmoe_study.checkpoint.load import load_params
+from vmoe_study.checkpoint.npz import save_npz
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the command's options."""
+  parser.add_argument(
+    "--workdir", required=True, metavar="DIR", help="of the training run"
+  )
+  parser.add_argument(
+    "--out", required=True, metavar="FILE.npz", help="local or gs://"
+  )
+  parser.add_argument(
+    "--step", type=int, help="which checkpoint; by default the newest intact"
+  )
+
+
+def run(args: argparse.Namespace) -> int:
+  """Runs the command."""
+  directory = workdir_lib.checkpoints(args.workdir)
+  params, _, step = load_params(directory, args.step)
+  save_npz(args.out, params)
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  print(f"{count:,} parameters of step {step} written to {args.out}")
+  return 0

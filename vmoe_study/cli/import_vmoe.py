@@ -1,0 +1,72 @@
+"""Converts a public V-MoE checkpoint into one of ours."""
+
+import argparse
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vmoe_study import workdir as workdir_lib
+from vmoe_study.checkpoint.adapt import match_params
+from vmoe_study.checkpoint.architecture import infer_image_shape, infer_model
+from vmoe_study.checkpoint.import_vmoe import read_vmoe
+from vmoe_study.checkpoint.store import CheckpointStore
+from vmoe_study.cli import config_flags
+from vmoe_study.config import ModelSpec, parse
+from vmoe_study.nn.moe import MoeOptions
+from vmoe_study.nn.vit import VisionTransformer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the command's options."""
+  parser.add_argument(
+    "--prefix",
+    required=True,
+    metavar="PATH",
+    help="of the files PATH.index and PATH.data-*; local or gs://",
+  )
+  parser.add_argument(
+    "--out", required=True, metavar="DIR", help="a new workdir"
+  )
+  parser.add_argument(
+    "--config",
+    metavar="FILE.py[:ARGUMENTS]",
+    help="the run that the model is for: then `evaluate` works on DIR; by "
+    "default only the model is recorded, as far as its shapes tell it",
+  )
+
+
+def run(args: argparse.Namespace) -> int:
+  """Runs the command."""
+  source = read_vmoe(args.prefix)
+  image_shape = infer_image_shape(source)
+  if args.config:
+    config = config_flags.load(args)
+    spec = parse(config).model
+  else:
+    config = {"name": "imported", "model": infer_model(source)}
+    spec = _model_spec(config["model"])
+  params, report = match_params(source, _shapes(spec, image_shape))
+  if not report.complete:
+    raise ValueError(
+      f"{args.prefix} does not fit the model: {report}\nEvery array must be "
+      "used. Give the --config of a model with these shapes."
+    )
+  record = {"config": config, "image_shape": image_shape}
+  store = CheckpointStore(workdir_lib.checkpoints(args.out))
+  store.save(0, params, None, record)
+  store.close()
+  print(f"{report}\nwritten to {args.out}")
+  return 0
+
+
+def _model_spec(model: dict[str, Any]) -> ModelSpec:
+  moe = MoeOptions(**model.get("moe", {}))
+  return ModelSpec(fields=model["fields"], moe=moe)
+
+
+def _shapes(spec: ModelSpec, image_shape: tuple[int, int, int]) -> Any:
+  """Shapes and dtypes of a model's parameters."""
+  module = VisionTransformer(**spec.arguments())
+  images = jnp.zeros((spec.moe.group_images, *image_shape))
+  return jax.eval_shape(module.init, jax.random.key(0), images)["params"]

@@ -1,0 +1,71 @@
+"""Starting points: the parameters of a fresh run, from random or from others.
+
+Fine-tuning and sparse upcycling are the same operation: the source is read to
+host memory, its positions are resized to the model's, its dense MLPs become
+experts where the model has experts and the source has none, and then every
+array must find its place. Only a head of other classes is left behind. The
+capacity of sparse routers has no parameters and is free to change.
+"""
+
+from typing import Any
+
+from absl import logging
+
+from vmoe_study import workdir as workdir_lib
+from vmoe_study.checkpoint import adapt
+from vmoe_study.checkpoint import tree as tree_lib
+from vmoe_study.checkpoint.import_vmoe import read_vmoe
+from vmoe_study.checkpoint.load import load_params
+from vmoe_study.checkpoint.npz import load_npz
+from vmoe_study.config import InitializeSpec
+from vmoe_study.experiment import Model
+
+
+def initial_params(spec: InitializeSpec, model: Model) -> Any:
+  """Parameters for the first step, each array where the model wants it.
+
+  A head for another number of classes, or after a representation layer that
+  the model does not have, is replaced by the model's own, which is zero but
+  for `head_bias_init`. Routers of upcycled models start at random.
+
+  Raises:
+    ValueError: source and model differ in more than that.
+    CheckpointError: the source is missing or damaged.
+  """
+  params = model.init()
+  if spec.kind == "random":
+    return params
+  source = _without_old_head(_read(spec), params)
+  source = adapt.resize_positions(source, params)
+  if _has_experts(params) and not _has_experts(source):
+    source = adapt.upcycle(source, params)
+  params, report = adapt.match_params(source, params)
+  missing = [path for path in report.missing if not path.startswith("head/")]
+  if report.unused or report.mismatched or missing:
+    raise ValueError(
+      f"initialize.path={spec.path!r} does not fit the model: {report}\nAll "
+      "arrays but the head must agree: set model.fields and model.moe as in "
+      "the run that it comes from. Slots of a soft router are parameters: set "
+      "its slots_per_expert to those of that run."
+    )
+  logging.info("parameters from %s: %s", spec.path, report)
+  return params
+
+
+def _read(spec: InitializeSpec) -> dict[str, Any]:
+  if spec.kind == "checkpoint":
+    return load_params(workdir_lib.checkpoints(spec.path))[0]
+  return {"vmoe": read_vmoe, "npz": load_npz}[spec.kind](spec.path)
+
+
+def _without_old_head(source: dict[str, Any], params: Any) -> dict[str, Any]:
+  """Leaves out a head that the model cannot use, and what it stood on."""
+  old = {"pre_logits"} & source.keys() - params.keys()
+  classes = [tree.get("head", {}).get("bias") for tree in (source, params)]
+  if old or classes[0] is None or classes[0].shape != classes[1].shape:
+    old |= {"head"}
+  return {name: tree for name, tree in source.items() if name not in old}
+
+
+def _has_experts(params: Any) -> bool:
+  return any("/Moe/" in path for path in tree_lib.flatten(params))
