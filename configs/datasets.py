@@ -102,24 +102,24 @@ FEWSHOT: dict[str, dict[str, tuple[str, str, str]]] = {
 }
 
 
-def fewshot(suite: str, batch_size: int) -> dict[str, Any]:
-  """The `fewshot` of a config, at 224 pixels."""
-  ops = f"resize(256)|central_crop(224)|{RANGE}"
+def fewshot(suite: str) -> dict[str, tuple[dict, dict]]:
+  """The `DataSpec`s to take shots from and to test on, at 224 pixels."""
+  ops = "resize(256)|central_crop(224)"
   return {
-    task: {
-      "train": _spec(name, train, ops),
-      "test": _spec(name, test, ops),
-      "batch_size": batch_size,
-    }
+    task: (_spec(name, train, ops), _spec(name, test, ops))
     for task, (name, train, test) in FEWSHOT[suite].items()
   }
 
 
 def downstream(name: str, split: str, ops: str) -> dict[str, Any]:
   """The `DataSpec` of a ready recipe's "train", "val" or "test" split."""
-  return _spec(name, RECIPES[name].splits[split], f"{ops}|{RANGE}")
+  return _spec(name, RECIPES[name].splits[split], ops)
 
 
 def _spec(name: str, split: str, ops: str) -> dict[str, Any]:
-  classes = RECIPES[name].num_classes
-  return {"name": name, "split": split, "ops": ops, "num_classes": classes}
+  return {
+    "name": name,
+    "split": split,
+    "ops": f"{ops}|{RANGE}",
+    "num_classes": RECIPES[name].num_classes,
+  }

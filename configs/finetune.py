@@ -5,18 +5,22 @@ of its authors (github.com/google-research/vmoe, vmoe/configs/vmoe_paper):
 SGD with momentum 0.9, cosine schedule, gradients clipped at 10, no weight
 decay, position embeddings resized, a new head that is zero.
 
-  python -m vmoe_study train --workdir=DIR --config=configs/finetune.py:\\
-    start=PRETRAINED_WORKDIR,router=softmax_expert_choice,backbone=B/16
-  python -m vmoe_study train --workdir=DIR --config=configs/finetune.py:\\
-    start=gs://vmoe_checkpoints/vmoe_b16_imagenet21k_randaug_strong,kind=vmoe,\\
-    backbone=B/16,router=softmax_token_choice,k=2,experts=8,group=8,capacity=1.5
+  python -m vmoe_study train --workdir=DIR \\
+    --config=configs/finetune.py:start=PRETRAINED_WORKDIR,backbone=B/16
 
-(each --config as one word). The arguments of configs/pretrain.py say what
-model `start` is; data, capacity and group may differ from its own (but for a soft
-router, whose slots are parameters). Further arguments:
+and from a public checkpoint with
+
+  P=gs://vmoe_checkpoints/vmoe_b16_imagenet21k_randaug_strong
+  M=backbone=B/16,router=softmax_token_choice,experts=8,k=2,capacity=1.5,group=8
+  python -m vmoe_study train --workdir=DIR \\
+    --config=configs/finetune.py:kind=vmoe,start=$P,$M
+
+The arguments of configs/pretrain.py say what model `start` is; capacity and
+group may differ from its own (but for a soft router, whose slots are
+parameters). Further arguments:
   start      workdir, V-MoE prefix or .npz file; needed
   kind       checkpoint, vmoe or npz: which of these. A dense `start` and a
-             sparse router make an upcycled model.
+             router other than "dense" make an upcycled model.
   data       a data set of `vmoe_study/data/recipes.py`; imagenet2012
   size       pixels; 384
   steps      10,000
@@ -35,11 +39,70 @@ from vmoe_study.data.recipes import RECIPES
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(recipes.Arguments):
-  """What is fine-tuned, and where to; see the module's docstring."""
+  """What is fine-tuned, and on what; see the module's docstring."""
 
-  data: str = "imagenet2012"
   start: str = ""
   kind: str = "checkpoint"
+  data: str = "imagenet2012"
   size: int = 384
   steps: int = 10_000
   rate: float = 0.003
+
+  def __post_init__(self):
+    super().__post_init__()
+    tuned = [name for name, r in RECIPES.items() if len(r.splits) == 3]
+    common.check_choice("data", self.data, tuned)
+
+
+def get_config(arguments: str = ""):
+  """The config; the module's docstring documents its arguments."""
+  args = common.parse_arguments(arguments, Arguments)
+  size, data = (16, "digits") if args.smoke else (args.size, args.data)
+  train_ops, test_ops = f"inception_crop({size})|flip_lr", f"resize({size})"
+  if args.smoke:
+    train_ops = test_ops
+  batch = recipes.SMOKE_BATCH if args.smoke else 1024
+  return common.config_dict(
+    name=f"{args.backbone} {args.router} fine-tuned",
+    seed=args.seed,
+    model=_model(args, RECIPES[data].num_classes),
+    initialize={"kind": args.kind, "path": args.start},
+    data=datasets.downstream(data, "train", train_ops),
+    train=_training(args),
+    evaluations={
+      split: {
+        "data": datasets.downstream(data, split, test_ops),
+        "batch_size": batch,
+      }
+      for split in ("val", "test")
+    },
+  )
+
+
+def _model(args: Arguments, num_classes: int) -> dict:
+  """Slots of a soft router stay as many as it was trained with."""
+  model = recipes.model(args, num_classes)
+  if args.router == "soft":
+    size = 8 if args.smoke else 224
+    slots = recipes.num_slots(args, size)
+    model["moe"]["options"]["slots_per_expert"] = slots
+  return model
+
+
+def _training(args: Arguments) -> dict:
+  spec = {
+    "batch_size": 1024,
+    "num_steps": args.steps,
+    "loss": "softmax_xent",
+    "optimizer": {"name": "sgd", "momentum": 0.9, "clip_norm": 10.0},
+    "schedule": {
+      "name": "cosine",
+      "peak": args.rate,
+      "end": 1e-5,
+      "warmup_steps": args.steps // 20,
+    },
+    "report_every": 100,
+    "evaluate_every": 1_000,
+    "save_every": 1_000,
+  }
+  return recipes.smoke(spec) if args.smoke else spec

@@ -7,7 +7,8 @@ that it compares. `configs/tables.py` lists them all.
   python -m vmoe_study train --workdir=DIR \\
     --config=configs/pretrain.py:router=softmax_expert_choice,backbone=B/16 \\
     --config.mesh.expert=32
-  python -m vmoe_study train --workdir=DIR --config=configs/pretrain.py:smoke=true
+  python -m vmoe_study train --workdir=DIR \\
+    --config=configs/pretrain.py:smoke=true
 
 Arguments, as NAME=VALUE with commas between:
   router     a name of the zoo, or "dense" for the model's dense twin
@@ -22,8 +23,9 @@ Arguments, as NAME=VALUE with commas between:
   bpr        batch priority, for token choice
   experts    32 in the study
   data       jft, imagenet21k or imagenet1k
-  fewshot    imagenet (10-shot is the headline number), many (nine data sets), none
-  smoke      a tiny model of the same kind, four steps on digits
+  fewshot    imagenet (10-shot is the headline number), many (nine data sets)
+             or none
+  smoke      a tiny model of the same kind, trained and tested on digits
   seed       of the run
 
 Data: JFT is not public. `data=jft` reads the synthetic `jft_like`, for its
@@ -40,26 +42,43 @@ CPU core. Expected: the rows of `configs/tables.py` say what has been published,
 by whom; the study's own numbers are not published here.
 """
 
+import dataclasses
+
 from configs import common, datasets, recipes
 
 
+@dataclasses.dataclass(frozen=True)
+class Arguments(recipes.Arguments):
+  """What is trained, and on what; see the module's docstring."""
+
+  data: str = "jft"
+  fewshot: str = "imagenet"
+
+  def __post_init__(self):
+    super().__post_init__()
+    common.check_choice("data", self.data, datasets.UPSTREAM)
+    common.check_choice("fewshot", self.fewshot, datasets.FEWSHOT)
+
+
 def get_config(arguments: str = ""):
-  """The config, as `recipes.Arguments` documents its arguments."""
-  args = common.parse_arguments(arguments, recipes.Arguments)
-  common.check_choice("fewshot", args.fewshot, datasets.FEWSHOT)
-  upstream = args.upstream
-  batch = recipes.SMOKE_BATCH if args.smoke else 1024
+  """The config; the module's docstring documents its arguments."""
+  args = common.parse_arguments(arguments, Arguments)
+  smoke = args.smoke
+  upstream = datasets.SMOKE if smoke else datasets.UPSTREAM[args.data]
+  batch = recipes.SMOKE_BATCH if smoke else 1024
   train, test = upstream.data("train"), upstream.data("test")
-  fewshot = datasets.fewshot(args.fewshot, batch)
-  if args.smoke:
-    digits = {"train": {**test, "split": "train"}, "test": test}
-    fewshot = {"digits": {**digits, "batch_size": batch}}
+  tasks = datasets.fewshot(args.fewshot)
+  if smoke and tasks:
+    tasks = {"digits": (train, test)}
   return common.config_dict(
     name=f"{args.backbone} {args.router}",
     seed=args.seed,
-    model=recipes.model(args, upstream.num_classes),
+    model=recipes.pretraining_model(args, upstream),
     data=train,
-    train=recipes.training(args),
+    train=recipes.pretraining(args, upstream),
     evaluations={"test": {"data": test, "batch_size": batch}},
-    fewshot=fewshot,
+    fewshot={
+      name: {"train": train, "test": test, "batch_size": batch}
+      for name, (train, test) in tasks.items()
+    },
   )

@@ -1,4 +1,4 @@
-"""The two recipes of the field: V-MoE's (2106.05974) and Soft MoE's (2308.00951).
+"""Two ways to train: V-MoE's (2106.05974) and Soft MoE's (2308.00951).
 
 Numbers are those of the papers and of the public configs of their authors
 (github.com/google-research/vmoe), but for what is marked as our choice.
@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from configs import common
-from configs.datasets import SMOKE, UPSTREAM, Upstream
+from configs.datasets import Upstream
 from vmoe_study.nn.vit import variant
 from vmoe_study.routing.capacity import expert_capacity
 
@@ -20,6 +20,7 @@ SMOKE_SIZES = {
   "mlp_dim": 64,
   "num_heads": 2,
 }
+SMOKE_EXPERTS = 4
 SMOKE_BATCH = 64
 
 # Peak learning rates of the V-MoE recipe (public V-MoE configs).
@@ -37,74 +38,73 @@ JFT_STEPS = {"vmoe": 520_000, "softmoe": 300_000}
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(common.Arguments):
-  """Which model, and what it is trained on from scratch.
+  """Which model.
 
   Attributes:
     backbone: S8/32 (V-MoE's 8-layer S), B/32, B/16, L/16, S/16, H/14, ...
     recipe: "vmoe" or "softmoe": model details, optimizer and schedule.
     experts: E, of every MoE block.
-    data: upstream, a name in `datasets.UPSTREAM`.
-    fewshot: data sets to transfer to, a name in `datasets.FEWSHOT`.
     smoke: a tiny model on `digits` instead, with all parts of the recipe.
   """
 
   backbone: str = "B/32"
   recipe: str = "vmoe"
   experts: int = 32
-  data: str = "jft"
-  fewshot: str = "imagenet"
   smoke: bool = False
 
+  def __post_init__(self):
+    common.check_choice("recipe", self.recipe, JFT_STEPS)
+
   @property
-  def upstream(self) -> Upstream:
-    """What the model is trained on from scratch."""
-    common.check_choice("data", self.data, UPSTREAM)
-    return SMOKE if self.smoke else UPSTREAM[self.data]
+  def sizes(self) -> dict[str, int]:
+    """Of the backbone."""
+    return SMOKE_SIZES if self.smoke else variant(self.backbone)
 
   @property
   def num_experts(self) -> int:
     """E; four in a smoke test."""
-    return 4 if self.smoke else self.experts
+    return SMOKE_EXPERTS if self.smoke else self.experts
 
 
 def model(args: Arguments, num_classes: int) -> dict[str, Any]:
-  """The `model` of a config; heads start from -log(classes)."""
-  common.check_choice("recipe", args.recipe, JFT_STEPS)
-  sizes = variant(args.backbone) | (SMOKE_SIZES if args.smoke else {})
-  fields = {"num_classes": num_classes, "head_bias_init": -math.log(num_classes)}
+  """The `model` of a config, without a representation layer."""
+  fields: dict[str, Any] = {"num_classes": num_classes}
   if args.smoke:
-    fields |= sizes
+    fields |= args.sizes
   if args.recipe == "vmoe":
     blocks = "every 2"
-    fields |= {"pool": "token"}
-    if args.upstream.representation:
-      fields["representation_size"] = sizes["width"]
+    fields["pool"] = "token"
   else:
-    blocks = f"last {sizes['depth'] // 2}"
+    blocks = f"last {args.sizes['depth'] // 2}"
     fields |= {"pool": "gap", "qk_norm": True}
-  experts = args.num_experts
   return {
     "backbone": "" if args.smoke else args.backbone,
     "fields": fields,
     "moe": common.moe(
-      args, num_experts=experts, blocks=blocks, experts_alike=True
+      args, num_experts=args.num_experts, blocks=blocks, experts_alike=True
     ),
   }
 
 
-def num_slots(args: Arguments) -> int:
-  """C of a Soft MoE at its training resolution."""
-  patch = SMOKE_SIZES if args.smoke else variant(args.backbone)
-  tokens = (args.upstream.image_size // patch["patch_size"]) ** 2
+def pretraining_model(args: Arguments, upstream: Upstream) -> dict[str, Any]:
+  """The `model` of a config, from scratch."""
+  classes = upstream.num_classes
+  spec = model(args, classes)
+  spec["fields"]["head_bias_init"] = -math.log(classes)
+  if args.recipe == "vmoe" and upstream.representation:
+    spec["fields"]["representation_size"] = args.sizes["width"]
+  return spec
+
+
+def num_slots(args: Arguments, image_size: int) -> int:
+  """C of a Soft MoE trained at this resolution."""
+  tokens = (image_size // args.sizes["patch_size"]) ** 2
   tokens += args.recipe == "vmoe"  # its class token
-  return expert_capacity(
-    tokens * args.group, args.num_experts, args.capacity
-  )
+  return expert_capacity(tokens * args.group, args.num_experts, args.capacity)
 
 
-def training(args: Arguments) -> dict[str, Any]:
+def pretraining(args: Arguments, upstream: Upstream) -> dict[str, Any]:
   """The `train` of a config, from scratch."""
-  upstream = args.upstream
   steps = 0 if upstream.num_epochs else JFT_STEPS[args.recipe]
   spec = {
     "batch_size": 4096,
@@ -118,14 +118,16 @@ def training(args: Arguments) -> dict[str, Any]:
     "save_every": 5_000,
   }
   recipe = {"vmoe": _vmoe_training, "softmoe": _softmoe_training}[args.recipe]
-  recipe(args, spec)
+  recipe(args, upstream, spec)
   return smoke(spec) if args.smoke else spec
 
 
-def _vmoe_training(args: Arguments, spec: dict[str, Any]) -> None:
+def _vmoe_training(
+  args: Arguments, upstream: Upstream, spec: dict[str, Any]
+) -> None:
   """On JFT everything decays and only H clips; else kernels, and all clip."""
   common.check_choice("backbone", args.backbone, VMOE_RATES)
-  on_jft = args.data == "jft"
+  on_jft = upstream.num_epochs == 0
   clip = (10.0 if args.backbone.startswith("H") else 0.0) if on_jft else 1.0
   decay = ((".*" if on_jft else "kernel$", 0.1),)
   spec["optimizer"] |= {"weight_decay": decay, "clip_norm": clip}
@@ -137,7 +139,9 @@ def _vmoe_training(args: Arguments, spec: dict[str, Any]) -> None:
   }
 
 
-def _softmoe_training(args: Arguments, spec: dict[str, Any]) -> None:
+def _softmoe_training(
+  args: Arguments, upstream: Upstream, spec: dict[str, Any]
+) -> None:
   """The scale of soft routers, which have no kernel, decays like a kernel."""
   decay = [("head/kernel$", 3.0), ("kernel$", 0.03)]
   if args.router == "soft":

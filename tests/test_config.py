@@ -71,7 +71,7 @@ def test_experts_divide_by_the_mesh_axis():
 
 def test_epochs_become_steps():
   config = parse(VALUES)
-  assert config.train.total_steps(1438) == -(-50 * 1438 // 64)
+  assert config.train.total_steps(1438) == -(-80 * 1438 // 64)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,9 @@ def _convert(hint: Any, where: str, value: Any) -> Any:
       key: _convert(arguments[1], f"{where}.{key}", item)
       for key, item in value.items()
     }
-  nested = [t for t in (hint, *arguments) if dataclasses.is_dataclass(t)]
+  nested: list[Any] = [
+    t for t in (hint, *arguments) if dataclasses.is_dataclass(t)
+  ]
   if nested and not (value is None and type(None) in arguments):
     return build(nested[0], where, value)
   value = _to_tuples(value)

@@ -36,7 +36,9 @@ def claim(workdir: epath.PathLike, config: dict[str, Any]) -> None:
       )
   elif jax.process_index() == 0:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(config, indent=2) + "\n")
+    part.replace(path)
 
 
 def describe_changes(old: Any, new: Any) -> list[str]:

@@ -139,13 +139,15 @@ def test_jft_like_labels_have_a_long_tail():
   assert 1.1 < np.mean([len(row) for row in drawn]) < 1.3
 
 
-def test_our_sets_are_built_without_tensorflow(tmp_path):
+def test_three_processes_build_digits_at_once_and_without_tensorflow(tmp_path):
   code = (
     "import sys; from vmoe_study.data.sources import open_source;"
-    f"open_source('digits', 'train', {str(tmp_path)!r})[0];"
+    f"assert len(open_source('digits', 'train', {str(tmp_path)!r})) == 1438;"
     "assert 'tensorflow' not in sys.modules"
   )
-  subprocess.run([sys.executable, "-c", code], check=True)
+  command = [sys.executable, "-c", code]
+  processes = [subprocess.Popen(command) for _ in range(3)]
+  assert [process.wait() for process in processes] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

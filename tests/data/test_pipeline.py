@@ -296,6 +296,8 @@ def test_bad_specs_are_explained(plain, change, message):
 
 
 def test_bad_sizes_and_seeds_are_explained(plain):
+  with pytest.raises(ValueError, match=r"split 'test\[:0\]' .* is empty"):
+    eval_input(dataclasses.replace(plain, split="test[:0]"), batch_size=8)
   with pytest.raises(ValueError, match="batch_size is 10"):
     train_input(plain, batch_size=10, seed=0, process_count=4)
   with pytest.raises(ValueError, match="seed is -1"):

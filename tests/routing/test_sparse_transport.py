@@ -18,8 +18,11 @@ from vmoe_study.routing.sparse_transport import (
 
 from . import oracles
 
-for backend in ("PYTORCH", "JAX", "CUPY", "TENSORFLOW"):
-  os.environ[f"POT_BACKEND_DISABLE_{backend}"] = "1"
+# Of the array libraries that POT would load, it needs none but numpy.
+os.environ["POT_BACKEND_DISABLE_PYTORCH"] = "1"
+os.environ["POT_BACKEND_DISABLE_JAX"] = "1"
+os.environ["POT_BACKEND_DISABLE_CUPY"] = "1"
+os.environ["POT_BACKEND_DISABLE_TENSORFLOW"] = "1"
 from ot import smooth as pot
 
 S, E = 7, 3

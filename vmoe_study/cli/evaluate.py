@@ -6,6 +6,7 @@ import json
 import jax
 from etils import epath
 
+from vmoe_study import distributed
 from vmoe_study import workdir as workdir_lib
 from vmoe_study.checkpoint.load import load_config, load_params
 from vmoe_study.cli.table import markdown_table
@@ -24,10 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--out", metavar="FILE", help="also write the metrics there, as JSON"
   )
+  distributed.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
+  distributed.initialize(args)
   directory = workdir_lib.checkpoints(args.workdir)
   record, step = load_config(directory, args.step)
   config = parse(record["config"])

@@ -14,6 +14,7 @@ import sys
 COMMANDS = {
   "train": ("train", "train a model, or resume its training"),
   "evaluate": ("evaluate", "evaluate a checkpoint"),
+  "plan": ("plan", "say what a run needs on a TPU slice, without one"),
   "report": ("report", "tabulate finished runs"),
   "prepare": ("prepare", "build a data set"),
   "import-vmoe": ("import_vmoe", "convert a public V-MoE checkpoint"),
@@ -59,9 +60,10 @@ def _run(module, args) -> int:
   from vmoe_study.data.builders import MissingDataError
   from vmoe_study.data.records import RecordError
 
+  expected = ValueError, OSError, CheckpointError, MissingDataError, RecordError
   try:
     return module.run(args)
-  except (ValueError, CheckpointError, MissingDataError, RecordError) as error:
+  except expected as error:
     if args.debug:
       raise
     print(f"error: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ import jax
 from absl import logging
 from clu import parameter_overview
 
+from vmoe_study import distributed
 from vmoe_study import workdir as workdir_lib
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli import config_flags, report
@@ -35,12 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="DIR",
     help="checkpoints and metrics go here; run the command again to resume",
   )
+  distributed.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
   values = config_flags.load(args)
   config = parse(values)
+  distributed.initialize(args)
   data = open_train_input(config)
   model = Model(config, data.image_shape)
   training = Training(model, data.num_examples)

@@ -143,9 +143,8 @@ def inception_crop(
   image: Image, size: int, min_area: float = 0.05, *, rng: Rng
 ) -> Image:
   """A random crop (`sample_box`) resized to (size, size), bilinear."""
-  top, left, height, width = sample_box(
-    *image.shape[:2], rng, area=(min_area, 1.0)
-  )
+  height, width = image.shape[:2]
+  top, left, height, width = sample_box(height, width, rng, (min_area, 1.0))
   return resize(image[top : top + height, left : left + width], size)
 
 

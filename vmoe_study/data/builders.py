@@ -4,6 +4,7 @@ Reading a prepared data set needs only its files; building one needs code:
 ours for the sets of `datasets/`, TFDS's for the rest.
 """
 
+import contextlib
 import importlib
 import os
 from pathlib import Path
@@ -142,10 +143,7 @@ def open_prepared(
 
 
 def _build_automatic(data_dir: str | None) -> tfds.core.DatasetBuilder:
-  """Builds `digits`, or waits for nothing if another process was faster."""
-  try:
+  """Builds `digits`; of several processes that try at once, one succeeds."""
+  with contextlib.suppress(FileExistsError):  # another process was faster
     prepare(AUTOMATIC, data_dir)
-  except OSError:
-    if not make_builder(AUTOMATIC, data_dir).is_prepared():
-      raise
   return builder_from_files(AUTOMATIC, data_dir=data_dir)

@@ -122,7 +122,12 @@ class Loader:
   """
 
   def __init__(self, spec: DataSpec):
-    """Opens the data set and loads one example to learn the image's shape."""
+    """Opens the data set and loads one example to learn the image's shape.
+
+    Raises:
+      MissingDataError: the data set is not prepared; names the command.
+      ValueError: no such split or label feature, or an empty split.
+    """
     self.spec = spec
     self.ops: Ops = parse_ops(spec.ops)
     self.source: Source = open_source(

@@ -10,6 +10,7 @@ Evaluation: every example once, in order, the last batch padded and masked.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import cv2
 import grain
@@ -231,7 +232,7 @@ def _check_weights(mixture: Mixture) -> None:
 
 def _check_agreement(loaders: Sequence[Loader]) -> None:
   """Raises ValueError unless examples of all loaders fit into one batch."""
-  properties = {
+  properties: dict[str, list[Any]] = {
     "num_classes": [loader.spec.num_classes for loader in loaders],
     "label_smoothing": [loader.spec.label_smoothing for loader in loaders],
     "value_range": [loader.ops.value_range for loader in loaders],

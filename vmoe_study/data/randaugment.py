@@ -51,7 +51,7 @@ def _grey(image: Image) -> Image:
   )
 
 
-def _warp(image: Image, matrix: list[list[float]]) -> Image:
+def _warp(image: Image, matrix: np.ndarray | list[list[float]]) -> Image:
   """Pixel (x, y) of the result is pixel matrix @ (x, y, 1) of the image."""
   height, width, channels = image.shape
   return cv2.warpAffine(

@@ -19,17 +19,19 @@ from vmoe_study.data.records import (
 
 
 class Source(Protocol):
-  """What the input pipeline reads. Sources pickle, to reach worker processes.
+  """What the input pipeline reads; pickles, to reach worker processes."""
 
-  Attributes:
-    num_classes: the number of classes of the labels.
-    label_names: their names, in class order.
-    channels: of the images: 1 (grey) or 3 (RGB).
-  """
+  @property
+  def num_classes(self) -> int:
+    """The number of classes of the labels."""
 
-  num_classes: int
-  label_names: Sequence[str]
-  channels: int
+  @property
+  def label_names(self) -> Sequence[str]:
+    """Their names, in class order."""
+
+  @property
+  def channels(self) -> int:
+    """Of the images: 1 (grey) or 3 (RGB)."""
 
   def __len__(self) -> int: ...
 
@@ -160,6 +162,10 @@ def open_source(
       f"data set {name!r} has no split {split!r}; it has"
       f" {', '.join(info.splits)}, and slices such as 'train[:90%]'"
     ) from error
+  if not spans:
+    raise ValueError(
+      f"split {split!r} of data set {name!r} is empty; choose a larger part"
+    )
   features = tfds.features.FeaturesDict(
     {key: info.features[key] for key in ("image", label_key)}
   )

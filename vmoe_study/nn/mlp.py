@@ -1,5 +1,7 @@
 """The MLP of a Transformer block, which is also what an expert is."""
 
+import functools
+
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
@@ -23,13 +25,14 @@ class Mlp(nn.Module):
     self, x: Float[Array, "... D"], deterministic: bool = True
   ) -> Float[Array, "... D"]:
     width = x.shape[-1]
-    initializers = {
-      "kernel_init": nn.initializers.xavier_uniform(),
-      "bias_init": nn.initializers.normal(1e-6),
-      "dtype": self.dtype,
-    }
+    dense = functools.partial(
+      nn.Dense,
+      kernel_init=nn.initializers.xavier_uniform(),
+      bias_init=nn.initializers.normal(1e-6),
+      dtype=self.dtype,
+    )
     drop = nn.Dropout(self.dropout_rate, deterministic=deterministic)
-    x = nn.Dense(self.mlp_dim, name="Dense_0", **initializers)(x)
+    x = dense(self.mlp_dim, name="Dense_0")(x)
     x = drop(jax.nn.gelu(x))
-    x = nn.Dense(width, name="Dense_1", **initializers)(x)
+    x = dense(width, name="Dense_1")(x)
     return drop(x)

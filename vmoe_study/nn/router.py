@@ -264,7 +264,7 @@ class Recipe:
 
   def default_options(self) -> dict[str, Any]:
     """The default of every option that has one."""
-    found = {}
+    found: dict[str, Any] = {}
     for part in (self.router, *self.parts.values()):
       found |= defaults(part)
     found |= self.defaults
@@ -302,6 +302,15 @@ ROUTERS = {
 }
 
 
+_AT_LEAST = {
+  "num_experts": 1,
+  "num_selected_experts": 1,
+  "num_iterations": 1,
+  "slots_per_expert": 1,
+  "noise_std": 0,
+}
+
+
 def make_router(router: str, /, **options) -> Router:
   """A router of the zoo as a Flax module.
 
@@ -310,11 +319,17 @@ def make_router(router: str, /, **options) -> Router:
     **options: fields of the router, its affinity and its choice.
 
   Raises:
-    ValueError: for an unknown router or option, or a value of a wrong type.
+    ValueError: for an unknown router or option, a value of a wrong type or too
+      small, or if `num_experts` is missing.
   """
   check_names("router", [router], ROUTERS)
   valid = ROUTERS[router].options()
   check_names(f"options of router {router!r}", options, valid)
   for option, value in options.items():
     check_type(f"{router}.{option}", value, valid[option])
+    least = _AT_LEAST.get(option)
+    if least is not None and value is not None and value < least:
+      raise ValueError(f"{router}.{option}={value}: must be at least {least}.")
+  if "num_experts" not in ROUTERS[router].default_options() | options:
+    raise ValueError(f"{router}.num_experts: must be given.")
   return ROUTERS[router].make(options)

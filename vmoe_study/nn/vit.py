@@ -115,7 +115,7 @@ class EncoderBlock(nn.Module):
       return x + Mlp(*mlp, name="Mlp")(y, deterministic), {}
     moe = Moe(self.moe, *mlp, self.exchange, name="Moe")
     y, aux = moe(y, deterministic)
-    return x + y, {self.name: aux}
+    return x + y, {str(self.name): aux}
 
 
 class Encoder(nn.Module):
@@ -137,12 +137,13 @@ class Encoder(nn.Module):
     else:
       positions = sincos2d(*self.grid, x.shape[-1])
       class_token = ((x.shape[1] - len(positions), 0), (0, 0))
-      x = x + jnp.pad(positions, class_token).astype(x.dtype)
+      x = x + jnp.pad(positions, class_token)[None].astype(x.dtype)
     rate = self.block["dropout_rate"]
     x = nn.Dropout(rate, deterministic=deterministic)(x)
 
     blocks = () if self.moe is None else moe_blocks(self.moe.blocks, self.depth)
-    block_class, aux = _REMAT[self.remat](EncoderBlock), {}
+    block_class = _REMAT[self.remat](EncoderBlock)
+    aux: dict[str, RoutingAux] = {}
     for i in range(self.depth):
       moe = self.moe if i in blocks else None
       name = f"encoderblock_{i}"

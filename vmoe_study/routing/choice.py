@@ -123,7 +123,8 @@ def _slot_weights(
 class Choice(Protocol):
   """Scores and weights to a plan with C slots per expert."""
 
-  num_selected_experts: int
+  @property
+  def num_selected_experts(self) -> int: ...
 
   def __call__(
     self,

@@ -2,15 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from vmoe_study.routing.plan import DensePlan
 
 
 def slot_logits(
-  x: Float[Array, "G S D"],
-  mu: Float[Array, "D E C"],
-  scale: Float[Array, ""],
+  x: Float[ArrayLike, "G S D"],
+  mu: Float[ArrayLike, "D E C"],
+  scale: Float[ArrayLike, ""],
 ) -> Float[Array, "G S E C"]:
   """Scaled cosine similarity of tokens and learned slots, float32."""
   return jnp.einsum(

@@ -50,7 +50,7 @@ class EmojiFont:
     font = TTFont(path, lazy=True)
     self._glyphs = font.getBestCmap()
     self._bitmaps = font["CBDT"].strikeData[0]
-    self._ligatures = {}
+    self._ligatures: dict[tuple[str, ...], str] = {}
     for lookup in font["GSUB"].table.LookupList.Lookup:
       for table in lookup.SubTable:
         table = table.ExtSubTable if table.LookupType == EXTENSION else table

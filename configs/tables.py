@@ -1,0 +1,248 @@
+"""The tables of the study, as rows of configs with what is known of each.
+
+  python -m configs.tables           the names of the tables
+  python -m configs.tables NAME      its rows: command, expected result, source
+
+A row without an expected result has none published here: the body of the study
+(2401.15969) was not available when this was written. Expected numbers hold for
+the data they were measured on; JFT is not public.
+"""
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vmoe_study.cli.table import markdown_table
+
+VMOE = "2106.05974"
+VMOE_CONFIGS = "github.com/google-research/vmoe, vmoe/configs/vmoe_paper"
+SOFT_MOE = "2308.00951, Table 9 (JFT-4B)"
+
+TOKEN_CHOICE = ("softmax_token_choice", "sinkhorn_token_choice")
+EXPERT_CHOICE = (
+  "softmax_expert_choice",
+  "sinkhorn_expert_choice",
+  "sparsity_constrained_expert_choice",
+)
+ROUTERS = (*TOKEN_CHOICE, *EXPERT_CHOICE, "soft")
+PRECISION, TEN_SHOT = "JFT precision@1", "ImageNet 10-shot"
+CHECKPOINT = "gs://vmoe_checkpoints/vmoe_b16_imagenet21k_randaug_strong"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A config, and what it should come to.
+
+  Attributes:
+    recipe: file in configs/, without ".py".
+    arguments: of that file.
+    overrides: "FIELD=VALUE" of single fields of the config.
+    expected: metric to percent, as published.
+    parameters: published number of parameters in millions, as printed.
+    source: of the expected numbers.
+    note: what to know when comparing.
+  """
+
+  recipe: str
+  arguments: Mapping[str, Any]
+  overrides: tuple[str, ...] = ()
+  expected: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  parameters: str = ""
+  source: str = ""
+  note: str = ""
+
+  @property
+  def config(self) -> str:
+    """What follows `--config=`."""
+    words = [f"{name}={value}" for name, value in self.arguments.items()]
+    return f"configs/{self.recipe}.py:{','.join(words)}"
+
+  @property
+  def flags(self) -> list[str]:
+    """The overrides as they are on a command line."""
+    return [f"--config.{override}" for override in self.overrides]
+
+
+def pretrain(**arguments: Any) -> Row:
+  """A row without expectations."""
+  return Row("pretrain", arguments)
+
+
+def _expect(row: Row, source: str, note: str = "", **fields: Any) -> Row:
+  return dataclasses.replace(row, source=source, note=note, **fields)
+
+
+def _sweep(**common: Any) -> Iterator[Row]:
+  """Six routers at both costs and in both groups, and the dense model."""
+  yield pretrain(router="dense", **common)
+  for group, cost in itertools.product((1, 8), (1, 2)):
+    for router, bpr in itertools.product(TOKEN_CHOICE, ("false", "true")):
+      yield pretrain(router=router, k=cost, group=group, bpr=bpr, **common)
+    for router in EXPERT_CHOICE:
+      yield pretrain(router=router, capacity=cost, group=group, **common)
+  for cost in (1, 2):
+    yield pretrain(router="soft", capacity=cost, **common)
+
+
+def _routers(**common: Any) -> Iterator[Row]:
+  """Each router once, at cost 1, and the dense model.
+
+  Sparse routers see groups of 8 images, Soft MoE single images.
+  """
+  for router in ("dense", "soft"):
+    yield pretrain(router=router, **common)
+  for router in (*TOKEN_CHOICE, *EXPERT_CHOICE):
+    yield pretrain(router=router, group=8, **common)
+
+
+def _parameters() -> Iterator[Row]:
+  published = {
+    "B/32": ("102.1", "980.6"),
+    "B/16": ("100.5", "979.0"),
+    "L/16": ("323.1", "3446"),
+  }
+  for backbone, counts in published.items():
+    dense = pretrain(router="dense", backbone=backbone)
+    yield _expect(dense, VMOE, parameters=counts[0])
+    routed = pretrain(
+      router="softmax_token_choice", k=2, group=8, backbone=backbone
+    )
+    yield _expect(routed, VMOE, parameters=counts[1])
+
+
+def _backbones() -> Iterator[Row]:
+  """All model families of both papers, each with its dense twin."""
+  families = {
+    "vmoe": (
+      ("S8/32", "B/32", "B/16", "L/16"),
+      {"router": "softmax_token_choice", "k": 2, "group": 8},
+    ),
+    "softmoe": (("S/16", "B/16", "L/16", "H/14"), {"router": "soft"}),
+  }
+  for recipe, (backbones, routed) in families.items():
+    for backbone in backbones:
+      model = {"recipe": recipe, "backbone": backbone}
+      yield pretrain(router="dense", **model)
+      yield pretrain(**routed, **model)
+
+
+# Of 2308.00951, Table 9: arguments, then by backbone JFT and 10-shot accuracy.
+_TC = {"router": "softmax_token_choice", "group": 8}
+_EC = {"router": "softmax_expert_choice"}
+_BPR = {**_TC, "bpr": "true"}
+_B32, _B16, _S16 = "B/32", "B/16", "S/16"
+_SOFT_MOE_9 = (
+  (
+    {"router": "dense"},
+    {_B32: (48.0, 63.4), _B16: (52.0, 71.8), _S16: (47.9, 60.8)},
+  ),
+  (
+    {**_BPR, "k": 1, "capacity": 1},
+    {_B32: (49.7, 66.2), _B16: (53.7, 74.4), _S16: (51.2, 68.9)},
+  ),
+  (
+    {**_BPR, "k": 2, "capacity": 1},
+    {_B32: (50.2, 67.4), _B16: (53.9, 74.7)},
+  ),
+  (
+    {**_BPR, "k": 2, "capacity": 2},
+    {_B32: (51.0, 69.5), _B16: (54.4, 75.7)},
+  ),
+  (
+    {**_EC, "group": 8, "capacity": 1},
+    {_B32: (49.9, 66.0), _B16: (54.2, 74.5), _S16: (51.3, 68.7)},
+  ),
+  ({**_EC, "group": 8, "capacity": 2}, {_B16: (54.6, 75.6)}),
+  (
+    {**_EC, "group": 1, "capacity": 1},
+    {_B32: (48.4, 63.8), _B16: (53.3, 73.0), _S16: (50.5, 67.4)},
+  ),
+  ({**_EC, "group": 1, "capacity": 2}, {_B16: (53.1, 73.9)}),
+  ({"router": "soft"}, {_B32: (50.9, 69.7), _S16: (52.0, 70.8)}),
+  ({"router": "soft", "experts": 128}, {_B16: (55.3, 77.0)}),
+)
+_SOFT_MOE_9_CAPACITY_UNKNOWN = (
+  ({**_TC, "k": 1}, {_S16: (50.1, 64.5)}),
+  ({**_TC, "k": 2}, {_S16: (52.5, 71.0)}),
+  ({**_BPR, "k": 2}, {_S16: (52.8, 71.4)}),
+)
+
+
+def _soft_moe() -> Iterator[Row]:
+  known = itertools.product(_SOFT_MOE_9, [""])
+  unknown = itertools.product(
+    _SOFT_MOE_9_CAPACITY_UNKNOWN, ["capacity not stated"]
+  )
+  for (arguments, accuracies), note in [*known, *unknown]:
+    for backbone, accuracy in accuracies.items():
+      row = pretrain(**arguments, recipe="softmoe", backbone=backbone)
+      expected = dict(zip((PRECISION, TEN_SHOT), accuracy, strict=True))
+      yield _expect(row, SOFT_MOE, note, expected=expected)
+
+
+def _finetune() -> Iterator[Row]:
+  """From the public V-MoE checkpoint, and from runs of the table "study"."""
+  start = {"start": CHECKPOINT, "kind": "vmoe", "backbone": "B/16"}
+  start |= {"router": "softmax_token_choice", "k": 2, "experts": 8}
+  start |= {"group": 8, "capacity": 1.5}
+  row = Row("finetune", start)
+  metric = "ImageNet accuracy"
+  yield _expect(
+    row, VMOE_CONFIGS, "mean of three seeds", expected={metric: 85.6}
+  )
+  cifar = {"data": "cifar10", "size": 128, "steps": 1000, "rate": 0.0015}
+  row = Row(
+    "finetune",
+    {**start, **cifar},
+    (
+      "data.split=train[:98%]",
+      "evaluations.val.data.split=train[98%:]",
+      "train.schedule.warmup_steps=100",
+    ),
+  )
+  metric = "CIFAR-10 accuracy"
+  yield _expect(
+    row, VMOE_CONFIGS, "mean of three seeds", expected={metric: 98.7}
+  )
+  for backbone, router in itertools.product((_B32, _B16), ("dense", *ROUTERS)):
+    arguments = {"start": "WORKDIR", "backbone": backbone, "router": router}
+    yield Row("finetune", arguments)
+
+
+TABLES: dict[str, tuple[Row, ...]] = {
+  # The study: 32 experts; token choice with K and expert choice and Soft MoE
+  # with capacity factor 1 and 2. JFT accuracy, then ImageNet 10-shot.
+  "study": (*_sweep(backbone=_B32), *_sweep(backbone=_B16)),
+  # The same routers on data that can be had, and few-shot on nine data sets.
+  "imagenet21k": tuple(
+    _routers(backbone=_B16, data="imagenet21k", fewshot="many")
+  ),
+  "imagenet1k": tuple(
+    _routers(backbone="S8/32", data="imagenet1k", fewshot="many")
+  ),
+  "soft_moe_9": tuple(_soft_moe()),
+  "backbones": tuple(_backbones()),
+  "parameters": tuple(_parameters()),
+  "finetune": tuple(_finetune()),
+}
+
+
+def markdown(name: str) -> str:
+  """A table as commands to run; what has no source stays empty."""
+  rows = []
+  for row in TABLES[name]:
+    expected = [f"{metric} {value}%" for metric, value in row.expected.items()]
+    expected += [f"{row.parameters}M parameters"] if row.parameters else []
+    words = [f"--config={row.config}", *row.flags]
+    notes = "; ".join(filter(None, [row.source, row.note]))
+    rows.append([" ".join(words), ", ".join(expected), notes])
+  return markdown_table(["config", "expected", "source"], rows)
+
+
+if __name__ == "__main__":
+  for chosen in sys.argv[1:]:
+    print(markdown(chosen))
+  if not sys.argv[1:]:
+    print("\n".join(TABLES))

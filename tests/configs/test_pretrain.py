@@ -1,0 +1,58 @@
+"""The recipes at their smoke size: every router trains on real images."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import pretrain
+from vmoe_study.config import parse
+from vmoe_study.experiment import Model, Training, open_train_input
+from vmoe_study.nn.router import ROUTERS
+from vmoe_study.sharding import to_global
+
+RECIPES = {"soft": "softmoe", "softmax_expert_choice": "softmoe"}
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_two_steps_of_every_router(router):
+  arguments = f"smoke=true,group=8,router={router}"
+  arguments += f",recipe={RECIPES.get(router, 'vmoe')}"
+  config = parse(pretrain.get_config(arguments).to_dict())
+  data = open_train_input(config)
+  model = Model(config, data.image_shape)
+  training = Training(model, data.num_examples)
+  state = training.init()
+  before = jax.tree.map(np.asarray, state.params)
+  losses = []
+  for step in range(2):
+    batch = to_global(model.mesh, data[step])
+    state, metrics = training.step(state, batch)
+    losses.append(float(metrics["main_loss"]))
+  # A zero head gives every class the probability 1/10, its bias's: the loss is
+  # log 10 for the label and -log(10/11) for the other nine.
+  classes = config.data.num_classes
+  yes, no = np.log1p(classes), -np.log(classes / (classes + 1))
+  np.testing.assert_allclose(losses[0], yes + (classes - 1) * no, rtol=1e-5)
+  assert losses[1] < losses[0]
+  change = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, state.params)
+  assert change["head"]["kernel"] > 0
+  if router != "dense":
+    experts = change["Encoder"]["encoderblock_1"]["Moe"]["Mlp"]
+    assert all(value > 0 for value in jax.tree.leaves(experts))
+
+
+@pytest.mark.parametrize(
+  "arguments,message",
+  [
+    ("backbone=S/16", r"backbone='S/16': must be one of \['S8/32'"),
+    ("data=jft300m", r"data='jft300m': must be one of \['jft'"),
+    ("fewshot=all", "fewshot='all': must be one of"),
+    ("recipe=softmoe,backbone=X/16", "backbone 'X/16': must be one of"),
+    ("smoke=yes", "smoke='yes': must be of type bool"),
+    ("expert=8", "'expert=8': must be NAME=VALUE with a name in"),
+    ("router=softmax_expert_choise", "Did you mean 'softmax_expert_choice'"),
+  ],
+)
+def test_wrong_arguments_are_explained(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    pretrain.get_config(arguments)

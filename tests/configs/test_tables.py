@@ -1,0 +1,103 @@
+"""Every row of every table, built without computing anything."""
+
+import argparse
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tables
+from vmoe_study import sharding
+from vmoe_study.cli import config_flags
+from vmoe_study.config import check_batches, parse
+from vmoe_study.data.augment import parse_ops
+from vmoe_study.experiment import Model, Training
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
+PHOTOGRAPH = np.zeros((300, 320, 3), np.uint8)
+IMAGES = 1_000_000
+POD = 128
+
+
+@functools.cache
+def build(config, flags=()):
+  """The model of a command line, its shapes only, on one device."""
+  arguments = argparse.Namespace(config=config, overrides=list(flags))
+  spec = parse(config_flags.load(arguments))
+  for data in (spec.data, spec.evaluations["test"].data):
+    ops = parse_ops(data.ops)
+    shape = ops(PHOTOGRAPH, np.random.default_rng(0)).shape
+  mesh = sharding.make_mesh(sharding.MeshSpec(), jax.devices()[:1])
+  check_batches(spec, POD)
+  return Training(Model(spec, shape, mesh), IMAGES).model
+
+
+def millions(model):
+  return sum(leaf.size for leaf in jax.tree.leaves(model.params_shape)) / 1e6
+
+
+def name(row):
+  return " ".join([row.config, *row.flags])
+
+
+@pytest.mark.parametrize("table", tables.TABLES)
+def test_every_row_can_be_built(table):
+  for row in tables.TABLES[table]:
+    model = build(row.config, tuple(row.flags))
+    if row.parameters:
+      decimals = len(row.parameters.partition(".")[2])
+      count = round(millions(model), decimals)
+      assert count == float(row.parameters), name(row)
+
+
+@pytest.mark.parametrize("table", tables.TABLES)
+def test_rows_differ_and_numbers_have_sources(table):
+  rows = tables.TABLES[table]
+  assert len({name(row) for row in rows}) == len(rows)
+  for row in rows:
+    assert bool(row.expected or row.parameters) == bool(row.source), name(row)
+
+
+def test_the_study_compares_all_that_is_known_of_it():
+  rows = tables.TABLES["study"]
+  models = [build(row.config, tuple(row.flags)) for row in rows]
+  moe = [model.config.model.moe for model in models]
+  assert {m.router for m in moe} == {"dense", *tables.ROUTERS}
+  assert {m.options["num_experts"] for m in moe if m.options} == {1, 32}
+  choices = {
+    (m.router, m.options["num_selected_experts"], m.options["batch_priority"])
+    for m in moe
+    if m.router in tables.TOKEN_CHOICE
+  }
+  assert len(choices) == 2 * 2 * 2
+  capacities = {
+    (m.router, m.options["capacity_factor"], m.group_images)
+    for m in moe
+    if m.router in tables.EXPERT_CHOICE
+  }
+  assert len(capacities) == 3 * 2 * 2
+  assert not any(row.expected for row in rows)
+
+
+def test_fine_tuning_keeps_the_slots_of_a_soft_router():
+  for arguments in ("backbone=B/32", "backbone=S/16,recipe=softmoe"):
+    arguments = f"router=soft,capacity=2,{arguments}"
+    before = build(f"configs/pretrain.py:{arguments}")
+    after = build(f"configs/finetune.py:start=DIR,{arguments}")
+    slots = [
+      model.params_shape["Encoder"]["encoderblock_11"]["Moe"]["Router"]["mu"]
+      for model in (before, after)
+    ]
+    assert before.image_shape < after.image_shape
+    assert slots[0].shape == slots[1].shape
+
+
+def test_a_table_is_printed_as_commands():
+  _, _, first, *_ = tables.markdown("soft_moe_9").splitlines()
+  assert (
+    "configs/pretrain.py:router=dense,recipe=softmoe,backbone=B/32" in first
+  )
+  assert "JFT precision@1 48.0%, ImageNet 10-shot 63.4%" in first
+  assert "2308.00951" in first
+  assert "%" not in tables.markdown("study")

@@ -1,0 +1,96 @@
+"""The mixture-of-experts layer against a loop over slots."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe_study.nn.mlp import Mlp
+from vmoe_study.nn.moe import Moe, MoeOptions, group_images
+from vmoe_study.nn.router import ROUTERS, make_router
+
+B, L, D, F, E = 4, 6, 8, 5, 3
+
+
+@pytest.fixture(scope="module")
+def x():
+  return jax.random.normal(jax.random.key(0), (B, L, D))
+
+
+def _layer(name, images=1, **fields):
+  options = {"num_experts": 1 if name == "dense" else E}
+  return Moe(MoeOptions(name, options, group_images=images, **fields), F)
+
+
+def _params(layer, x):
+  shapes = jax.eval_shape(lambda x: layer.init(jax.random.key(0), x), x)
+  random = np.random.default_rng(1)
+  return jax.tree.map(
+    lambda p: jnp.float32(0.5 * random.normal(size=p.shape)), shapes["params"]
+  )
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("name", ROUTERS)
+def test_equals_a_loop_over_slots(name, images, x):
+  layer = _layer(name, images)
+  params = _params(layer, x)
+  y, aux = layer.apply({"params": params}, x)
+
+  groups = np.asarray(x).reshape(B // images, images * L, D)
+  router = make_router(name, **layer.moe.options)
+  own = {"params": params.get("Router", {})}
+  plan, expected_aux = router.apply(own, jnp.asarray(groups))
+  dispatch, combine = plan.dispatch_tensor(), plan.combine_tensor()
+  expected = np.zeros(groups.shape)
+  for e in range(dispatch.shape[2]):
+    expert = {"params": jax.tree.map(lambda p, e=e: p[e], params["Mlp"])}
+    slots = np.einsum("gsc,gsd->gcd", dispatch[:, :, e], groups)
+    outputs = Mlp(F).apply(expert, jnp.float32(slots))
+    expected += np.einsum("gsc,gcd->gsd", combine[:, :, e], outputs)
+  np.testing.assert_allclose(y, expected.reshape(x.shape), atol=1e-5)
+  for one, other in zip(
+    jax.tree.leaves(aux), jax.tree.leaves(expected_aux), strict=True
+  ):
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_experts_start_alike_or_apart(alike, x):
+  layer = _layer("softmax_expert_choice", experts_alike=alike)
+  params = jax.jit(layer.init)(jax.random.key(0), x)["params"]
+  assert params["Mlp"]["Dense_0"]["kernel"].shape == (E, D, F)
+  for layer in ("Dense_0", "Dense_1"):
+    kernel = params["Mlp"][layer]["kernel"]
+    for e in range(1, E):
+      assert np.array_equal(kernel[0], kernel[e]) == alike
+
+
+def test_experts_drop_different_units():
+  """Three equal experts get equal inputs; each output is their mean.
+
+  Half of it would be zero if all dropped the same units, else an eighth.
+  """
+  x = jax.random.normal(jax.random.key(0), (B, E, 64))
+  layer = _layer("soft").clone(dropout_rate=0.5)
+  params = _params(layer, x)
+  params["Router"]["scale"] = jnp.zeros(())
+  params["Mlp"] = jax.tree.map(
+    lambda p: jnp.broadcast_to(p[:1], p.shape), params["Mlp"]
+  )
+  rngs = {"dropout": jax.random.key(1)}
+  y, _ = layer.apply({"params": params}, x, False, rngs=rngs)
+  assert 0.05 < np.mean(y == 0) < 0.25
+
+
+def test_groups_are_consecutive_images():
+  x = jnp.arange(B * L * D, dtype=jnp.float32).reshape(B, L, D)
+  grouped = group_images(x, 2)
+  np.testing.assert_array_equal(grouped[1, :L], x[2])
+  np.testing.assert_array_equal(grouped[1, L:], x[3])
+
+
+@pytest.mark.parametrize("images", [0, -1, 3, 8])
+def test_groups_must_divide_the_batch(images, x):
+  with pytest.raises(ValueError, match=rf"group_images={images}:.*4 images"):
+    group_images(x, images)

@@ -1,0 +1,215 @@
+"""`make_router`: names, types, noise and precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe_study.nn.router import ROUTERS, make_router
+
+SHAPE = G, S, D = 2, 12, 8
+E = 4
+NOISY = [
+  "softmax_token_choice",
+  "sinkhorn_token_choice",
+  "softmax_expert_choice",
+  "sinkhorn_expert_choice",
+]
+
+
+@pytest.fixture(scope="module")
+def x():
+  return jax.random.normal(jax.random.key(0), SHAPE)
+
+
+@pytest.fixture(scope="module")
+def kernel():
+  return jax.random.normal(jax.random.key(1), (D, E)) / D**0.5
+
+
+def _logits(router, kernel, x, seed=None):
+  rngs = {} if seed is None else {"router": jax.random.key(seed)}
+  params = {"params": {"dense": {"kernel": kernel}}}
+  return router.apply(params, x, seed is None, rngs=rngs, method="logits")
+
+
+def test_names_of_the_study():
+  assert set(ROUTERS) == {
+    "softmax_token_choice",
+    "sinkhorn_token_choice",
+    "sparsity_constrained_token_choice",
+    "softmax_expert_choice",
+    "sinkhorn_expert_choice",
+    "sparsity_constrained_expert_choice",
+    "soft",
+    "dense",
+  }
+
+
+def test_parameters(x):
+  for name in ROUTERS:
+    shapes = jax.eval_shape(
+      lambda x, name=name: make_router(name, num_experts=E).init(
+        jax.random.key(0), x, True, method="logits"
+      ),
+      x,
+    ).get("params", {})
+    if name == "soft":
+      assert {k: p.shape for k, p in shapes.items()} == {
+        "mu": (D, E, S // E),
+        "scale": (),
+      }
+    elif name == "dense":
+      assert shapes == {}
+    else:
+      assert shapes["dense"]["kernel"].shape == (D, E)
+      assert list(shapes) == ["dense"]
+
+
+def test_unknown_router_lists_the_known():
+  with pytest.raises(ValueError, match="'softmx_token_choice'") as error:
+    make_router("softmx_token_choice", num_experts=E)
+  message = str(error.value)
+  assert "Did you mean 'softmax_token_choice'" in message
+  assert all(name in message for name in ROUTERS)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_unknown_option_lists_the_known(name):
+  with pytest.raises(ValueError, match=f"{name}.*'capacity_facto'") as error:
+    make_router(name, num_experts=E, capacity_facto=1.0)
+  options = ROUTERS[name].options()
+  assert "num_experts" in options
+  assert all(option in str(error.value) for option in options)
+
+
+@pytest.mark.parametrize(
+  "option, value, rule",
+  [
+    ("num_experts", "4", "must be int"),
+    ("num_experts", 4.0, "must be int"),
+    ("num_experts", True, "must be int"),
+    ("num_experts", 0, "at least 1"),
+    ("num_selected_experts", 0, "at least 1"),
+    ("num_iterations", 0, "at least 1"),
+    ("noise_std", -1.0, "at least 0"),
+    ("noise_std", float("nan"), "finite"),
+    ("capacity_factor", "1", "must be float"),
+    ("capacity_rounding", "floor", "'round' or 'ceil'"),
+    ("batch_priority", 1, "must be bool"),
+    ("weights", "plan", "'softmax' or 'transport'"),
+    ("plan_form", "sparse", "'index' or 'dense'"),
+  ],
+)
+def test_bad_values(option, value, rule):
+  with pytest.raises(ValueError, match=rf"{option}=.*{rule}"):
+    make_router("sinkhorn_token_choice", **{"num_experts": E, option: value})
+
+
+def test_number_of_experts_is_needed():
+  with pytest.raises(ValueError, match="num_experts: must be given"):
+    make_router("soft")
+
+
+def test_soft_needs_a_slot():
+  with pytest.raises(ValueError, match="slots_per_expert=0.*at least 1"):
+    make_router("soft", num_experts=E, slots_per_expert=0)
+
+
+def test_more_choices_than_experts(x, kernel):
+  router = make_router(
+    "softmax_token_choice", num_experts=E, num_selected_experts=E + 1
+  )
+  with pytest.raises(ValueError, match="num_selected_experts=5.*experts=4"):
+    router.route(_logits(router, kernel, x))
+
+
+def test_whole_numbers_pass_for_floats(x, kernel):
+  router = make_router(
+    "softmax_expert_choice", num_experts=E, capacity_factor=2
+  )
+  plan, _ = router.route(_logits(router, kernel, x))
+  assert plan.dispatch_tensor().shape == (G, S, E, 2 * S // E)
+
+
+def test_slots_per_expert(x):
+  router = make_router("soft", num_experts=E, slots_per_expert=5)
+  (plan, _), _ = router.init_with_output(jax.random.key(0), x)
+  assert plan.dispatch_tensor().shape == (G, S, E, 5)
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_noise_is_for_training(name, x, kernel):
+  router = make_router(name, num_experts=E)
+  assert _logits(router, kernel, x).noise is None
+  first, again, other = (_logits(router, kernel, x, seed) for seed in (0, 0, 1))
+  np.testing.assert_array_equal(first.noise, again.noise)
+  assert np.all(first.noise != other.noise)
+  np.testing.assert_array_equal(first.noisy, first.clean + first.noise)
+  np.testing.assert_allclose(first.clean, x @ kernel, rtol=1e-4, atol=1e-5)
+
+
+def test_deviation_of_noise_is_divided_by_experts(kernel):
+  x = jnp.zeros((G, 5000, D))
+  for noise_std in (1.0, 3.0):
+    router = make_router(
+      "softmax_expert_choice", num_experts=E, noise_std=noise_std
+    )
+    noise = _logits(router, kernel, x, seed=0).noise
+    assert np.std(noise) == pytest.approx(noise_std / E, rel=0.02)
+    assert np.mean(noise) == pytest.approx(0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+  "name", ["sparsity_constrained_expert_choice", "soft", "dense"]
+)
+def test_others_have_no_noise(name, x):
+  router = make_router(name, num_experts=E)
+  logits, _ = router.init_with_output(
+    jax.random.key(0), x, False, method="logits"
+  )
+  assert logits.noise is None
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_which_logits_weigh_outputs(name, x, kernel):
+  """Of the authors' routers, only Sinkhorn token choice ignores the noise."""
+  router = make_router(name, num_experts=E)
+  logits = _logits(router, kernel, x, seed=0)
+  plan, _ = router.route(logits)
+  quirk = name == "sinkhorn_token_choice"
+  seen = logits.clean if quirk else logits.noisy
+  gates = jax.nn.softmax(seen)[..., None]
+  expected = plan.dispatch_tensor() * gates
+  np.testing.assert_allclose(plan.combine_tensor(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "name", [n for n in ROUTERS if n.startswith(("sinkhorn", "sparsity"))]
+)
+def test_transport_weighs_outputs(name, x, kernel):
+  router = make_router(name, num_experts=E, weights="transport")
+  logits = _logits(router, kernel, x, seed=0)
+  plan, _ = router.route(logits)
+  scores = router.affinity(logits.noisy, plan.combine_tensor().shape[3])
+  expected = plan.dispatch_tensor() * scores[..., None]
+  np.testing.assert_allclose(plan.combine_tensor(), expected, rtol=1e-5)
+
+
+def test_logits_are_float32_whatever_the_tokens(x, kernel):
+  router = make_router("softmax_expert_choice", num_experts=E)
+  half = x.astype(jnp.bfloat16)
+  logits = _logits(router, kernel, half)
+  assert logits.clean.dtype == jnp.float32
+  exact = half.astype(jnp.float32) @ kernel
+  np.testing.assert_allclose(logits.clean, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_load_loss_is_defined_by_noise(x, kernel):
+  for name in NOISY:
+    router = make_router(name, num_experts=E)
+    for seed in (None, 0):
+      _, aux = router.route(_logits(router, kernel, x, seed))
+      defined = "token" in name and seed is not None
+      assert ("load_loss" in aux.losses) == defined
+      np.testing.assert_array_equal(aux.auxiliary_loss, 0)

@@ -1,0 +1,274 @@
+"""What a compiled program moves, read from its optimised HLO text.
+
+XLA's own cost analysis counts the body of a loop once, and takes what stays in
+on-chip memory for HBM traffic. Here a loop counts as often as it runs, and an
+array counts only where it lies in HBM. Everything is per chip.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+KINDS = (
+  "all-to-all",
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "collective-permute",
+  "ragged-all-to-all",
+)
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_INSTRUCTION = re.compile(
+  r"\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$"
+)
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_CALLED = re.compile(
+  r"(calls|to_apply|body|condition|\w+_computations?)="
+  r"(?:%?([\w.\-]+)|\{([^{}]*)\})"
+)
+# Neither read nor write memory themselves; the bytes of an asynchronous
+# operation count where it is done.
+_FREE = {
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "after-all",
+  "partition-id",
+  "replica-id",
+  "while",
+  "conditional",
+  "call",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One operation between chips.
+
+  Attributes:
+    kind: of `KINDS`.
+    bytes: of its larger side on one chip: what an all-gather puts out, what a
+      reduce-scatter takes in; for the others both are equal.
+    groups: (groups, n): numbers of the chips that talk to each other; for a
+      permutation its pairs of source and target.
+    count: how often it runs.
+  """
+
+  kind: str
+  bytes: float
+  groups: np.ndarray
+  count: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """What a program moves.
+
+  Attributes:
+    hbm_bytes: read from and written to HBM. An estimate: a fusion is taken to
+      read all of its operands, once.
+    collectives: in program order.
+  """
+
+  hbm_bytes: float = 0.0
+  collectives: tuple[Collective, ...] = ()
+
+  def times(self, count: int) -> "Traffic":
+    """The traffic of `count` runs."""
+    repeated = [
+      dataclasses.replace(c, count=c.count * count) for c in self.collectives
+    ]
+    return Traffic(self.hbm_bytes * count, tuple(repeated))
+
+  def __add__(self, other: "Traffic") -> "Traffic":
+    return Traffic(
+      self.hbm_bytes + other.hbm_bytes, self.collectives + other.collectives
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+  name: str
+  shape: str
+  op: str
+  operands: tuple[str, ...]
+  attributes: str
+
+  @property
+  def called(self) -> dict[str, list[str]]:
+    """Names of other computations, by how they are used."""
+    return {
+      use: re.findall(r"[\w.\-]+", one or many)
+      for use, one, many in _CALLED.findall(self.attributes)
+    }
+
+
+def summary(collectives: Sequence[Collective]) -> dict[str, dict[str, float]]:
+  """{kind: {"count", "bytes"}}: executions and bytes per step and chip."""
+  totals: dict[str, dict[str, float]] = {}
+  for collective in collectives:
+    total = totals.setdefault(collective.kind, {"count": 0, "bytes": 0})
+    total["count"] += collective.count
+    total["bytes"] += collective.bytes * collective.count
+  return totals
+
+
+def traffic(text: str) -> Traffic:
+  """What one run of a program moves.
+
+  Args:
+    text: of the optimised module, as `compiled.as_text()` gives it.
+
+  Raises:
+    ValueError: if the groups of a collective are not understood.
+  """
+  return _Program(text).traffic()
+
+
+class _Program:
+  """Computations by name, and a walk over what runs."""
+
+  def __init__(self, text: str):
+    self._computations: dict[str, list[_Instruction]] = {}
+    instructions: list[_Instruction] = []
+    for line in text.splitlines():
+      if match := _COMPUTATION.match(line):
+        instructions = self._computations.setdefault(match[2], [])
+        if match[1]:
+          self._entry = match[2]
+      elif match := _INSTRUCTION.match(line):
+        instructions.append(_instruction(*match.groups()))
+    found = re.search(r"num_partitions=(\d+)", text)
+    self._num_partitions = int(found[1]) if found else 1
+    self._chains: set[str] = set()
+
+  def traffic(self) -> Traffic:
+    return self._computation(self._entry)
+
+  def _computation(self, name: str) -> Traffic:
+    instructions = self._computations[name]
+    shapes = {i.name: i.shape for i in instructions}
+    total = Traffic()
+    for instruction in instructions:
+      total += self._within(instruction)
+      if collective := self._collective(instruction):
+        total += Traffic(0.0, (collective,))
+      total += Traffic(_hbm_bytes(instruction, shapes))
+    return total
+
+  def _within(self, instruction: _Instruction) -> Traffic:
+    """What an instruction moves in the computations that it calls."""
+    called = instruction.called
+    if instruction.op == "while":
+      trips = _trip_count(self._computations[called["condition"][0]])
+      return self._computation(called["body"][0]).times(trips)
+    if instruction.op == "conditional":
+      branches = [n for use, ns in called.items() for n in ns if "comp" in use]
+      return max(map(self._computation, branches), key=lambda t: t.hbm_bytes)
+    if instruction.op in ("call", "async-start"):
+      return self._computation(*called.get("to_apply", called.get("calls")))
+    if instruction.op == "fusion":
+      inner = self._computation(*called["calls"])
+      return Traffic(0.0, inner.collectives)
+    return Traffic()
+
+  def _collective(self, instruction: _Instruction) -> Collective | None:
+    op = instruction.op.removesuffix("-start")
+    if op not in KINDS:
+      return None
+    # Interleaved with computation, a collective is spread over a chain of
+    # fusions, and written out in each.
+    chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
+    if chain and chain[1] in self._chains:
+      return None
+    self._chains |= {chain[1]} if chain else set()
+    groups = _groups(instruction.attributes, self._num_partitions)
+    sizes = _array_bytes(instruction.shape)
+    if instruction.op == "all-gather-start":  # A tuple of inputs and outputs.
+      sizes = sizes[len(sizes) // 2 :]
+    if instruction.op == "collective-permute-start":
+      sizes = sizes[1:2]
+    scale = groups.shape[1] if op == "reduce-scatter" else 1
+    return Collective(op, scale * sum(sizes), groups)
+
+
+def _instruction(name: str, shape: str, op: str, rest: str) -> _Instruction:
+  operands, _, attributes = rest.partition(")")
+  names = tuple(re.findall(r"%([\w.\-]+)", operands))
+  if op == "constant":
+    names = (operands,)
+  return _Instruction(name, shape, op, names, attributes)
+
+
+def _hbm_bytes(instruction: _Instruction, shapes: Mapping[str, str]) -> float:
+  if instruction.op in _FREE or instruction.op.endswith("-start"):
+    return 0.0
+  if instruction.op.endswith("-done"):  # A copy between HBM and the chip.
+    return sum(_array_bytes(instruction.shape))
+  touched = [instruction.shape]
+  touched += [shapes.get(operand, "") for operand in instruction.operands]
+  return sum(sum(_array_bytes(shape, hbm_only=True)) for shape in touched)
+
+
+def _array_bytes(shape: str, hbm_only: bool = False) -> list[float]:
+  """Of the arrays in a shape; S(n) marks other memories than HBM."""
+  return [
+    _item_bytes(dtype) * math.prod(_numbers(dims))
+    for dtype, dims, layout in _ARRAY.findall(shape)
+    if not (hbm_only and "S(" in layout)
+  ]
+
+
+def _item_bytes(dtype: str) -> float:
+  bits = re.search(r"\d+", dtype)
+  return int(bits[0]) / 8 if bits else float(dtype == "pred")
+
+
+def _trip_count(condition: Sequence[_Instruction]) -> int:
+  """Of a loop `for i in range(n)`; 1 if only the data tells."""
+  constants = {i.name: i.operands[0] for i in condition if i.op == "constant"}
+  root = next((i for i in condition if i.op == "compare"), None)
+  if root is None or "direction=LT" not in root.attributes:
+    return 1
+  limits = [constants[o] for o in root.operands if o in constants]
+  return int(limits[0]) if limits and limits[0].isdigit() else 1
+
+
+def _groups(attributes: str, num_partitions: int) -> np.ndarray:
+  """Reads `replica_groups` in any of XLA's notations, or permuted pairs."""
+  listed = re.search(
+    r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})?\}", attributes
+  )
+  if listed and not listed[1]:
+    return np.arange(num_partitions)[None]
+  if listed:
+    rows = re.findall(r"\{([\d, ]+)\}", listed[1])
+    return np.array([[int(n) for n in row.split(",")] for row in rows])
+  iota = re.search(
+    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+  )
+  if iota:
+    shape, sizes, order = (_numbers(part) for part in iota.groups())
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return ids.transpose(order or None).reshape(shape)
+  mesh = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes)
+  if not mesh or ":" in mesh[2]:
+    raise ValueError(
+      f"collective with attributes {attributes[:200]!r}: its replica groups "
+      "are in a notation that is not known here."
+    )
+  axes = dict(re.findall(r"'([\w.\-]+)'=(\d+)", mesh[1]))
+  shape = [int(size) for size in axes.values()]
+  used = [list(axes).index(name) for name in re.findall(r"'([^']+)'", mesh[2])]
+  ids = np.arange(math.prod(shape)).reshape(shape)
+  ids = np.moveaxis(ids, used, range(-len(used), 0))
+  return ids.reshape(-1, math.prod(shape[axis] for axis in used))
+
+
+def _numbers(text: str | None) -> list[int]:
+  return [int(n) for n in text.split(",")] if text else []

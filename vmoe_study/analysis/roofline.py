@@ -1,0 +1,73 @@
+"""Seconds per step, at best: each resource at its published peak.
+
+Computation, HBM and interconnect work at the same time, so that the slowest of
+the three bounds the step from below. Real steps take longer.
+"""
+
+import numpy as np
+
+from vmoe_study.analysis.chips import Slice
+from vmoe_study.analysis.hlo import Collective, Traffic
+
+
+def step_seconds(
+  flops: float, traffic: Traffic, where: Slice, coordinates: np.ndarray
+) -> dict[str, float]:
+  """{"compute", "hbm", "interconnect"}: seconds that each resource is busy.
+
+  Args:
+    flops: per chip.
+    traffic: per chip.
+    where: the slice that the program runs on.
+    coordinates: (chips, axes): of each chip in the slice, in the order by which
+      the collectives number them.
+  """
+  wire = sum(
+    c.count * wire_bytes(c, where, coordinates) for c in traffic.collectives
+  )
+  return {
+    "compute": flops / where.chip.flops,
+    "hbm": traffic.hbm_bytes / where.chip.hbm_bandwidth,
+    "interconnect": wire / where.chip.ici_bandwidth,
+  }
+
+
+def wire_bytes(
+  collective: Collective, where: Slice, coordinates: np.ndarray
+) -> float:
+  """Bytes over the links of one chip, on average over the chips.
+
+  Gathering and scattering pass around rings of neighbours: with n chips, a
+  share (n-1)/n of the array leaves each chip; an all-reduce does both. In an
+  all-to-all each pair has its own data, and each hop on its way takes a link.
+  """
+  size = collective.groups.shape[1]
+  if collective.kind == "collective-permute":
+    return collective.bytes * _mean_hops(collective.groups, where, coordinates)
+  sent = collective.bytes * (size - 1) / size
+  if collective.kind == "all-reduce":
+    return 2 * sent
+  if collective.kind.endswith("all-to-all"):
+    return sent * _mean_hops(collective.groups, where, coordinates)
+  return sent
+
+
+def _mean_hops(
+  groups: np.ndarray, where: Slice, coordinates: np.ndarray
+) -> float:
+  """Links between two different chips of a group, on average."""
+  size = groups.shape[1]
+  if size == 1:
+    return 0.0
+  place = coordinates[groups]
+  apart = np.abs(place[:, :, None] - place[:, None, :])
+  for axis, length in enumerate(where.shape):
+    if length % where.chip.torus_multiple == 0:
+      around = length - apart[..., axis]
+      apart[..., axis] = np.minimum(apart[..., axis], around)
+  return float(apart.sum() / (len(groups) * size * (size - 1)))
+
+
+def binding(seconds: dict[str, float]) -> str:
+  """The resource that bounds the step."""
+  return max(seconds, key=lambda resource: seconds[resource])
