@@ -158,7 +158,7 @@ def _softmoe_training(
 
 def smoke(spec: dict[str, Any]) -> dict[str, Any]:
   """A few steps of the same training."""
-  schedule = {**spec["schedule"], "warmup_steps": 1, "timescale": 10}
+  schedule = {**spec["schedule"], "warmup_steps": 0, "timescale": 10}
   if schedule.get("cooldown_steps"):
     schedule["cooldown_steps"] = 1
   length = {"batch_size": SMOKE_BATCH, "num_steps": 4, "num_epochs": 0.0}

@@ -33,14 +33,19 @@ devices=4
 dry_run=false
 while (($#)); do
   case "$1" in
-    -n) processes="${2:-}" && shift 2 || fail "-n needs a number" ;;
-    -d) devices="${2:-}" && shift 2 || fail "-d needs a number" ;;
-    --dry-run) dry_run=true && shift ;;
-    -h | --help) usage && exit 0 ;;
-    --) shift && break ;;
+    -n) processes="${2:-}" ;;
+    -d) devices="${2:-}" ;;
+    --dry-run) dry_run=true ;;
+    --help) usage && exit ;;
+    --) break ;;
     *) fail "unknown option $1; see --help" ;;
   esac
+  case "$1" in
+    -n | -d) shift 2 || fail "$1 needs a number" ;;
+    *) shift ;;
+  esac
 done
+shift || true
 [[ "$processes" =~ ^[1-9][0-9]*$ ]] || fail "-n $processes: not a number above 0"
 [[ "$devices" =~ ^[1-9][0-9]*$ ]] || fail "-d $devices: not a number above 0"
 (($#)) || fail "no command given after --; see --help"

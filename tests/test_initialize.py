@@ -76,12 +76,6 @@ def dense(tmp_path_factory):
   return model, params, InitializeSpec("npz", path)
 
 
-def test_random_is_the_models_own(dense):
-  model, _, _ = dense
-  params = initial_params(InitializeSpec(), model)
-  jax.tree.map(np.testing.assert_array_equal, params, model.init())
-
-
 def test_upcycled_model_reproduces_its_dense_parent(dense):
   model, params, spec = dense
   options = {"num_experts": 4, "num_selected_experts": 4}
@@ -122,7 +116,7 @@ def test_without_the_representation_layer_the_head_is_new(dense):
   [
     (
       {"posemb": "sincos2d"},
-      r"1 not used: Encoder/posembed_input/pos_embedding(.|\n)*set model.fields",
+      r"1 not used: Encoder/posembed_input/pos_embedding\n.*set model.fields",
     ),
     ({"width": 8}, "36 of another shape: Encoder/encoder_norm"),
     ({"pool": "token"}, "only one of the two has a class token"),
@@ -247,12 +241,14 @@ def test_fine_tuning_a_run_of_ours_from_the_command_line(tmp_path):
   np.testing.assert_array_equal(
     params["embedding"]["kernel"], source["embedding"]["kernel"]
   )
-  before = dict(make_evaluators(start)[0].run(params))["val/accuracy"]
+  before = {}
+  for evaluator in make_evaluators(start):
+    before |= evaluator.run(params)
   train(second, f"configs/finetune.py:{arguments}", "num_steps=40")
   measured = [row for row in read_metrics(second) if "val/accuracy" in row]
   after = measured[-1]["val/accuracy"]
-  assert before > 0.2
-  assert after > before + 0.1
+  assert before["val/accuracy"] > 0.2
+  assert after > before["val/accuracy"] + 0.1
 
 
 def train(workdir, config, *overrides):

@@ -9,6 +9,7 @@ capacity of sparse routers has no parameters and is free to change.
 
 from typing import Any
 
+import jax
 from absl import logging
 
 from vmoe_study import workdir as workdir_lib
@@ -32,15 +33,18 @@ def initial_params(spec: InitializeSpec, model: Model) -> Any:
     ValueError: source and model differ in more than that.
     CheckpointError: the source is missing or damaged.
   """
-  params = model.init()
   if spec.kind == "random":
-    return params
-  source = _without_old_head(_read(spec), params)
-  source = adapt.resize_positions(source, params)
-  if _has_experts(params) and not _has_experts(source):
-    source = adapt.upcycle(source, params)
-  params, report = adapt.match_params(source, params)
-  missing = [path for path in report.missing if not path.startswith("head/")]
+    return model.init()
+  wanted = model.params_shape
+  source = adapt.resize_positions(
+    _without_old_head(_read(spec), wanted), wanted
+  )
+  fresh = ["head/"]
+  if _has_experts(wanted) and not _has_experts(source):
+    source = _without_routers(adapt.upcycle(source, wanted))
+    fresh.append("/Moe/Router/")
+  found, report = adapt.match_params(source, wanted)
+  missing = [p for p in report.missing if not any(part in p for part in fresh)]
   if report.unused or report.mismatched or missing:
     raise ValueError(
       f"initialize.path={spec.path!r} does not fit the model: {report}\nAll "
@@ -49,7 +53,14 @@ def initial_params(spec: InitializeSpec, model: Model) -> Any:
       "its slots_per_expert to those of that run."
     )
   logging.info("parameters from %s: %s", spec.path, report)
-  return params
+  return jax.tree.map(_place, model.init(), found)
+
+
+def _place(initial: jax.Array, found: Any) -> jax.Array:
+  """What was found, where the model wants it; or else the initial values."""
+  if isinstance(found, jax.ShapeDtypeStruct):
+    return initial
+  return jax.device_put(found, initial.sharding)
 
 
 def _read(spec: InitializeSpec) -> dict[str, Any]:
@@ -58,13 +69,20 @@ def _read(spec: InitializeSpec) -> dict[str, Any]:
   return {"vmoe": read_vmoe, "npz": load_npz}[spec.kind](spec.path)
 
 
-def _without_old_head(source: dict[str, Any], params: Any) -> dict[str, Any]:
+def _without_old_head(source: dict[str, Any], wanted: Any) -> dict[str, Any]:
   """Leaves out a head that the model cannot use, and what it stood on."""
-  old = {"pre_logits"} & source.keys() - params.keys()
-  classes = [tree.get("head", {}).get("bias") for tree in (source, params)]
+  old = {"pre_logits"} & (source.keys() - wanted.keys())
+  classes = [tree.get("head", {}).get("bias") for tree in (source, wanted)]
   if old or classes[0] is None or classes[0].shape != classes[1].shape:
     old |= {"head"}
   return {name: tree for name, tree in source.items() if name not in old}
+
+
+def _without_routers(source: dict[str, Any]) -> dict[str, Any]:
+  leaves = tree_lib.flatten(source)
+  return tree_lib.unflatten(
+    {path: x for path, x in leaves.items() if "/Moe/Router/" not in path}
+  )
 
 
 def _has_experts(params: Any) -> bool:

@@ -8,7 +8,7 @@ from configs import pretrain
 from vmoe_study.config import parse
 from vmoe_study.experiment import Model, Training, open_train_input
 from vmoe_study.nn.router import ROUTERS
-from vmoe_study.sharding import to_global
+from vmoe_study.sharding import make_mesh, to_global
 
 RECIPES = {"soft": "softmoe", "softmax_expert_choice": "softmoe"}
 
@@ -19,7 +19,8 @@ def test_two_steps_of_every_router(router):
   arguments += f",recipe={RECIPES.get(router, 'vmoe')}"
   config = parse(pretrain.get_config(arguments).to_dict())
   data = open_train_input(config)
-  model = Model(config, data.image_shape)
+  mesh = make_mesh(config.mesh, jax.devices()[:1])
+  model = Model(config, data.image_shape, mesh)
   training = Training(model, data.num_examples)
   state = training.init()
   before = jax.tree.map(np.asarray, state.params)

@@ -68,7 +68,7 @@ def _uniform(random):
   return random.uniform(size=(S, E))
 
 
-@pytest.mark.parametrize("spread", [39.9, 40.1])
+@pytest.mark.parametrize("spread", [39.9, 40.1, 350.0])
 @pytest.mark.parametrize(
   "structure",
   [

@@ -1,6 +1,6 @@
 """One entry point for all commands.
 
-A command is a module with HELP, `add_arguments(parser)` and `run(args)`, which
+A command is a module with `add_arguments(parser)` and `run(args)`, which
 returns the exit code. It is imported only when it is called.
 """
 
@@ -14,6 +14,7 @@ import sys
 COMMANDS = {
   "train": ("train", "train a model, or resume its training"),
   "evaluate": ("evaluate", "evaluate a checkpoint"),
+  "bench": ("bench", "measure input, layer or step on this machine"),
   "plan": ("plan", "say what a run needs on a TPU slice, without one"),
   "report": ("report", "tabulate finished runs"),
   "prepare": ("prepare", "build a data set"),

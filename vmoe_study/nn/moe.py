@@ -60,18 +60,42 @@ class Moe(nn.Module):
 
     tokens = tokens.astype(self.dtype)
     inputs, plan, aux = self.exchange.send(router.route, tokens, logits)
-    outputs = self._experts()(inputs, deterministic)
+    experts = make_experts(
+      self.mlp_dim,
+      self.dropout_rate,
+      self.dtype,
+      alike=self.moe.experts_alike,
+      name="Mlp",
+    )
+    outputs = experts(inputs, deterministic)
     tokens = self.exchange.receive(plan, outputs)
     return tokens.reshape(x.shape), aux
 
-  def _experts(self) -> nn.Module:
-    experts = nn.vmap(
-      Mlp,
-      variable_axes={"params": 0},
-      split_rngs={"params": not self.moe.experts_alike, "dropout": True},
-      in_axes=(0, None),
-    )
-    return experts(self.mlp_dim, self.dropout_rate, self.dtype, name="Mlp")
+
+def make_experts(
+  mlp_dim: int,
+  dropout_rate: float = 0.0,
+  dtype: str = "float32",
+  *,
+  alike: bool = False,
+  name: str | None = None,
+) -> nn.Module:
+  """E independent MLPs, mapped over the leading axis of (E, G, C, D).
+
+  Args:
+    mlp_dim: F.
+    dropout_rate: inside each expert.
+    dtype: of the computation.
+    alike: whether all experts start from the same random values.
+    name: of the module.
+  """
+  experts = nn.vmap(
+    Mlp,
+    variable_axes={"params": 0},
+    split_rngs={"params": not alike, "dropout": True},
+    in_axes=(0, None),
+  )
+  return experts(mlp_dim, dropout_rate, dtype, name=name)
 
 
 def group_images(

@@ -1,0 +1,118 @@
+"""`bench layer`: every router, plan form, group size and capacity."""
+
+import argparse
+import dataclasses
+import json
+import platform
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+
+from vmoe_study.analysis import layer_bench
+from vmoe_study.cli.table import markdown_table
+from vmoe_study.nn.router import ROUTERS
+
+HELP = "time a MoE layer against its experts alone and a dense MLP"
+COLUMNS = {
+  "router": "{}",
+  "form": "{}",
+  "group_images": "{}",
+  "capacity": "{:g}",
+  "pass": "{}",
+  "ms": "{:.1f}",
+  "ratio_experts_only": "{:.2f}",
+  "ratio_dense": "{:.2f}",
+  "ratio_peak_bytes": "{:.2f}",
+  "peak_bytes": "{:,}",
+  "flops": "{:.3g}",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the command's options."""
+  for field in dataclasses.fields(layer_bench.LayerShape):
+    flag = "--" + field.name.replace("_", "-")
+    parser.add_argument(flag, type=field.type, default=field.default)
+  routers = [name for name in ROUTERS if name != "dense"]
+  parser.add_argument("--routers", nargs="+", choices=routers, default=routers)
+  parser.add_argument(
+    "--forms", nargs="+", choices=["index", "dense"], default=["index", "dense"]
+  )
+  parser.add_argument("--groups", nargs="+", type=int, default=[1, 8])
+  parser.add_argument("--capacities", nargs="+", type=float, default=[1.0, 2.0])
+  parser.add_argument("--rounds", type=int, default=15, help="timings of each")
+  parser.add_argument("--out", metavar="FILE", help="write the rows as JSON")
+  parser.add_argument(
+    "--figure", metavar="FILE.png", help="draw the breakdown of each layer"
+  )
+
+
+def run(args: argparse.Namespace) -> int:
+  """Runs the command."""
+  names = [f.name for f in dataclasses.fields(layer_bench.LayerShape)]
+  shape = layer_bench.LayerShape(
+    **{name: getattr(args, name) for name in names}
+  )
+  rows: list[dict[str, Any]] = []
+  for group in args.groups:
+    for capacity in args.capacities:
+      logging.info("groups of %d images, capacity %g", group, capacity)
+      found = list(
+        layer_bench.cases(shape, group, capacity, args.routers, args.forms)
+      )
+      rows += layer_bench.measure(found, args.rounds, logging.info)
+      parts = {
+        (case.row["router"], case.row["form"]): layer_bench.breakdown(
+          case, args.rounds
+        )
+        for case in found
+        if case.row
+      }
+      for row in rows[-2 * len(parts) :]:
+        row["breakdown_ms"] = parts[row["router"], row["form"]]
+  cells = [[fmt.format(row[k]) for k, fmt in COLUMNS.items()] for row in rows]
+  print(markdown_table(list(COLUMNS), cells))
+  if args.out:
+    record = {
+      "shape": dataclasses.asdict(shape),
+      "device": jax.devices()[0].device_kind,
+      "machine": platform.machine(),
+      "jax": jax.__version__,
+      "rows": rows,
+    }
+    epath.Path(args.out).write_text(json.dumps(record, indent=1) + "\n")
+  if args.figure:
+    _draw(rows, args.figure)
+  return 0
+
+
+def _draw(rows: list[dict[str, Any]], path: str) -> None:
+  """Stacked bars of the forward breakdown, one panel per group and capacity."""
+  import matplotlib as mpl
+
+  mpl.use("Agg")
+  from matplotlib import pyplot as plt
+
+  forward = [row for row in rows if row["pass"] == "forward"]
+  panels = sorted({(row["group_images"], row["capacity"]) for row in forward})
+  figure, axes = plt.subplots(
+    1, len(panels), figsize=(5 * len(panels) + 3, 5), sharey=True, squeeze=False
+  )
+  parts = ("experts", "router", "solver", "choice", "dispatch", "combine")
+  for axis, panel in zip(axes[0], panels, strict=True):
+    shown = [r for r in forward if (r["group_images"], r["capacity"]) == panel]
+    labels = [f"{row['router']}\n{row['form']}" for row in shown]
+    left = [0.0] * len(shown)
+    for part in parts:
+      values = [row["breakdown_ms"][part] for row in shown]
+      axis.barh(labels, values, left=left, label=part)
+      left = [a + b for a, b in zip(left, values, strict=True)]
+    axis.set_title(f"{panel[0]} images per group, capacity {panel[1]:g}")
+    axis.set_xlabel("milliseconds, forward, parts timed one by one")
+    axis.invert_yaxis()
+  axes[0][-1].legend(loc="lower right")
+  figure.tight_layout()
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
