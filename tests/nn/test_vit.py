@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import (
@@ -25,6 +26,7 @@ SIZES = {
   "mlp_dim": 12,
   "num_heads": 2,
 }
+ATTENTION = "Encoder/encoderblock_1/SelfAttention"
 ROUTED = MoeOptions("softmax_expert_choice", {"num_experts": 3})
 
 
@@ -69,6 +71,26 @@ def test_equals_plain_numpy(options, images):
     np.testing.assert_allclose(logits[i], expected_logits, atol=1e-4)
     np.testing.assert_allclose(outputs.features[i], features, atol=1e-4)
   assert outputs.aux == {}
+
+
+@pytest.mark.parametrize(
+  "options, added, shape",
+  [
+    ({"pool": "token"}, "cls", (1, 1, 16)),
+    ({"pool": "token"}, "Encoder/posembed_input/pos_embedding", (1, 7, 16)),
+    ({"pool": "gap"}, "Encoder/posembed_input/pos_embedding", (1, 6, 16)),
+    ({"pool": "map"}, "MapHead/probe", (1, 1, 16)),
+    ({"representation_size": 5}, "pre_logits/kernel", (16, 5)),
+    ({"qk_norm": True}, f"{ATTENTION}/query_ln/scale", (8,)),
+    ({"qk_norm": True}, f"{ATTENTION}/key_ln/scale", (8,)),
+  ],
+)
+def test_options_add_parameters(options, added, shape, images):
+  model = VisionTransformer(**SIZES, **options)
+  shapes = flatten_dict(_shapes(model, images), sep="/")
+  assert shapes[added].shape == shape
+  without = VisionTransformer(**SIZES, posemb="sincos2d")
+  assert added not in flatten_dict(_shapes(without, images), sep="/")
 
 
 @pytest.mark.parametrize("grid", [(2, 3), (4, 4)])
