@@ -10,6 +10,7 @@ VERSION = re.search(
   r'__version__ = "(.+)"', (ROOT / "vmoe_study" / "__init__.py").read_text()
 )[1]
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+NOT_LINUX_X86 = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 
 setup(
   name="vmoe-study",
@@ -45,7 +46,7 @@ setup(
     "tensorboard>=2.18",  # CLU's writers and actions import it.
     # TensorFlow only reads and writes data here: no accelerator is needed.
     f"tensorflow-cpu>=2.18,<3; {LINUX_X86}",
-    f"tensorflow>=2.18,<3; not ({LINUX_X86})",
+    f"tensorflow>=2.18,<3; {NOT_LINUX_X86}",
     "tensorflow-datasets>=4.9.9,<5",
   ],
   extras_require={
