@@ -48,7 +48,8 @@ class ModelSpec:
     required = {"num_classes", "patch_size", "width", "depth", "mlp_dim"}
     for name in sorted(required - sizes.keys()):
       raise ValueError(f"fields.{name} must be given, or a backbone.")
-    moe_blocks(self.moe.blocks, sizes["depth"])
+    if self.is_routed:
+      moe_blocks(self.moe.blocks, sizes["depth"])
 
   @staticmethod
   def names() -> set[str]:

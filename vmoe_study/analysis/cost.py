@@ -39,6 +39,14 @@ class Routing:
   experts_per_token: float
   soft: bool
 
+  def describe(self) -> str:
+    """One line that shows what rounding made of the capacity factor."""
+    return (
+      f"{self.num_blocks} MoE blocks of {self.num_experts} experts, "
+      f"{self.slots_per_group} slots per group, "
+      f"{self.slots_per_token:.4g} slots per token"
+    )
+
 
 def tokens_per_image(
   module: VisionTransformer, image_shape: tuple[int, int, int]

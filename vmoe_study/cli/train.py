@@ -10,6 +10,7 @@ from clu import parameter_overview
 
 from vmoe_study import distributed
 from vmoe_study import workdir as workdir_lib
+from vmoe_study.analysis.cost import routing
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli import config_flags, report
 from vmoe_study.config import Config, parse
@@ -65,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     data.num_examples,
     dict(model.mesh.shape),
   )
+  if sizes := routing(model.module, model.image_shape):
+    logging.info("%s", sizes.describe())
   if start_step < training.num_steps:
     writer = MetricsWriter(args.workdir, start_step)
     if start_step == 0:

@@ -327,6 +327,9 @@ def make_router(router: str, /, **options) -> Router:
   check_names(f"options of router {router!r}", options, valid)
   for option, value in options.items():
     check_type(f"{router}.{option}", value, valid[option])
+  required = valid.keys() - ROUTERS[router].default_options().keys()
+  for option in sorted(required - options.keys()):
+    raise ValueError(f"option {option!r} of router {router!r} must be given.")
     least = _AT_LEAST.get(option)
     if least is not None and value is not None and value < least:
       raise ValueError(f"{router}.{option}={value}: must be at least {least}.")

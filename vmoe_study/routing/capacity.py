@@ -56,10 +56,3 @@ def expert_capacity(
       "or capacity_rounding='ceil'."
     )
   return -(-slots // multiple_of) * multiple_of
-
-
-def effective_capacity_factor(
-  capacity: int, num_tokens: int, num_experts: int, num_selected_experts: int
-) -> float:
-  """The factor that the rounded capacity amounts to."""
-  return capacity * num_experts / (num_tokens * num_selected_experts)
