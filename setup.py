@@ -56,7 +56,6 @@ setup(
       "matplotlib>=3.9",
       "msgpack>=1.0.8",
       "mypy>=1.11",
-      "ott-jax>=0.5",
       "pillow>=10.3",
       "POT>=0.9.5",
       "pytest>=8.2",

@@ -42,9 +42,6 @@ def initialize(args: argparse.Namespace) -> None:
     ValueError: if the options are incomplete or contradict each other.
   """
   given = args.coordinator, args.num_processes, args.process_id
-  # On CPUs, steps that run at once can wait for each other's collectives in a
-  # different order in each process, for ever.
-  jax.config.update("jax_cpu_enable_async_dispatch", False)
   if given != (None, None, None):
     _check(*given)
     jax.distributed.initialize(

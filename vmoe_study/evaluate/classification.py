@@ -42,8 +42,10 @@ class ClassificationEvaluator:
 
   def run(self, params: Any) -> Iterator[tuple[str, float]]:
     """Yields accuracy, loss and the number of examples."""
-    sums = [self._sums(params, batch) for batch in self._batches()]
-    correct, loss, count = sum(jax.device_get(part) for part in sums)
+    # Fetched batch by batch: see `train.loop.STEPS_AHEAD`.
+    batches = self._batches()
+    sums = sum(jax.device_get(self._sums(params, b)) for b in batches)
+    correct, loss, count = sums
     yield f"{self.name}/accuracy", float(correct / count)
     yield f"{self.name}/loss", float(loss / count)
     yield f"{self.name}/examples", float(count)

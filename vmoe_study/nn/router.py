@@ -320,19 +320,17 @@ def make_router(router: str, /, **options) -> Router:
 
   Raises:
     ValueError: for an unknown router or option, a value of a wrong type or too
-      small, or if `num_experts` is missing.
+      small, or a missing option that has no default.
   """
   check_names("router", [router], ROUTERS)
   valid = ROUTERS[router].options()
   check_names(f"options of router {router!r}", options, valid)
   for option, value in options.items():
     check_type(f"{router}.{option}", value, valid[option])
-  required = valid.keys() - ROUTERS[router].default_options().keys()
-  for option in sorted(required - options.keys()):
-    raise ValueError(f"option {option!r} of router {router!r} must be given.")
     least = _AT_LEAST.get(option)
     if least is not None and value is not None and value < least:
       raise ValueError(f"{router}.{option}={value}: must be at least {least}.")
-  if "num_experts" not in ROUTERS[router].default_options() | options:
-    raise ValueError(f"{router}.num_experts: must be given.")
+  required = valid.keys() - ROUTERS[router].default_options().keys()
+  for option in sorted(required - options.keys()):
+    raise ValueError(f"option {option!r} of router {router!r} must be given.")
   return ROUTERS[router].make(options)

@@ -70,6 +70,7 @@ def expert_choice(
   weights: Float[Array, "G S E"],
   *,
   capacity: int,
+  fill_zero_scores: bool = True,
 ) -> IndexPlan:
   """Each expert takes the C tokens that score highest for it (2202.09368).
 
@@ -80,10 +81,14 @@ def expert_choice(
     scores: who goes where.
     weights: how much comes back.
     capacity: C, slots per expert.
+    fill_zero_scores: whether an expert that has slots left takes tokens that
+      score 0, as those outside a sparse transport plan do.
   """
   num_tokens = scores.shape[1]
   scores = jax.lax.stop_gradient(scores).swapaxes(1, 2)
-  _, tokens = jax.lax.top_k(scores, min(capacity, num_tokens))
+  best, tokens = jax.lax.top_k(scores, min(capacity, num_tokens))
+  if not fill_zero_scores:
+    tokens = jnp.where(best > 0, tokens, num_tokens)
   empty = ((0, 0), (0, 0), (0, capacity - tokens.shape[-1]))
   tokens = jnp.pad(tokens, empty, constant_values=num_tokens)
   return IndexPlan(tokens, _slot_weights(weights, tokens), num_tokens)
@@ -163,6 +168,7 @@ class ExpertChoice:
   """`expert_choice`; its capacity does not depend on a number of choices."""
 
   num_selected_experts: ClassVar[int] = 1
+  fill_zero_scores: bool = True
 
   def __call__(
     self,
@@ -171,4 +177,9 @@ class ExpertChoice:
     *,
     capacity: int,
   ) -> IndexPlan:
-    return expert_choice(scores, weights, capacity=capacity)
+    return expert_choice(
+      scores,
+      weights,
+      capacity=capacity,
+      fill_zero_scores=self.fill_zero_scores,
+    )

@@ -1,5 +1,6 @@
 """The training loop: evaluate, save, fetch, step, report - in this order."""
 
+import collections
 import contextlib
 import dataclasses
 import datetime as dt
@@ -12,6 +13,11 @@ from absl import logging
 
 from vmoe_study.train.metrics import MetricsWriter
 from vmoe_study.train.state import TrainState
+
+# Steps that may wait for the devices: enough to keep them busy, and few enough
+# for memory, as each holds a batch, and for JAX's CPU collectives, which lock
+# up when more than 31 programs wait.
+STEPS_AHEAD = 8
 
 
 class Evaluator(Protocol):
@@ -75,6 +81,7 @@ def train(
     The state after `num_steps` steps.
   """
   reporter = _Reporter(writer, batches, start_step, num_steps, batch_size)
+  waiting: collections.deque = collections.deque()
   for step in range(start_step, num_steps + 1):
     if step > start_step:
       if _due(step, cadence.evaluate, num_steps):
@@ -87,6 +94,9 @@ def train(
       break
     batch = next(batches)
     state, metrics = train_step(state, batch)
+    waiting.append(metrics)
+    if len(waiting) > STEPS_AHEAD:
+      jax.block_until_ready(waiting.popleft())
     if _due(step + 1, cadence.report, num_steps):
       reporter.report(step + 1, metrics)
   return state
