@@ -17,7 +17,8 @@ Arguments, as NAME=VALUE with commas between:
   recipe     vmoe: class token, sigmoid cross-entropy, linear decay, MoE in
              every second block; softmoe: mean over tokens, normalised queries
              and keys, reciprocal square root schedule, MoE in the last half
-  capacity   the factor; 1 and 2 in the study
+  capacity   the factor; 1 and 2 in the study. --config.evaluation_capacity=F
+             evaluates at another one; V-MoE at 4, on imagenet1k
   k          experts per token, for token choice; 1 and 2 in the study
   group      images routed together; 1 or 8
   bpr        batch priority, for token choice
@@ -81,4 +82,5 @@ def get_config(arguments: str = ""):
       name: {"train": train, "test": test, "batch_size": batch}
       for name, (train, test) in tasks.items()
     },
+    evaluation_capacity=recipes.evaluation_capacity(args, args.data),
   )

@@ -103,6 +103,13 @@ def num_slots(args: Arguments, image_size: int) -> int:
   return expert_capacity(tokens * args.group, args.num_experts, args.capacity)
 
 
+def evaluation_capacity(args: Arguments, data: str) -> float:
+  """As in the public V-MoE config for ImageNet-1k; else as in training."""
+  tokens_choose = args.router.endswith("_token_choice")
+  vmoe = args.recipe == "vmoe" and data == "imagenet1k"
+  return 4.0 if vmoe and tokens_choose else 0.0
+
+
 def pretraining(args: Arguments, upstream: Upstream) -> dict[str, Any]:
   """The `train` of a config, from scratch."""
   steps = 0 if upstream.num_epochs else JFT_STEPS[args.recipe]

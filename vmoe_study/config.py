@@ -14,7 +14,7 @@ from typing import Any, Literal
 from vmoe_study import options
 from vmoe_study.data.pipeline import DataSpec
 from vmoe_study.nn.moe import MoeOptions
-from vmoe_study.nn.router import ROUTERS, make_router
+from vmoe_study.nn.router import ROUTERS, SparseRouter, make_router
 from vmoe_study.nn.vit import VisionTransformer, moe_blocks, variant
 from vmoe_study.sharding import MeshSpec
 from vmoe_study.train.optimizer import (
@@ -204,6 +204,8 @@ class Config:
     evaluations: by name; none is needed.
     fewshot: by name; all share one penalty per number of shots.
     shots: images per class of the few-shot evaluations.
+    evaluation_capacity: capacity factor of sparse routers in all evaluations;
+      0 for that of training.
     mesh: see `MeshSpec`.
   """
 
@@ -219,6 +221,7 @@ class Config:
   )
   fewshot: Mapping[str, FewshotSpec] = dataclasses.field(default_factory=dict)
   shots: tuple[int, ...] = (1, 5, 10, 25)
+  evaluation_capacity: float = 0.0
   mesh: MeshSpec = dataclasses.field(default_factory=MeshSpec)
 
   def __post_init__(self):
@@ -237,6 +240,26 @@ class Config:
         )
     if self.train.num_steps:
       make_schedule(self.train.schedule, self.train.num_steps)
+    self._check_evaluation_capacity()
+
+  def _check_evaluation_capacity(self) -> None:
+    factor, router = self.evaluation_capacity, self.model.moe.router
+    if factor < 0:
+      raise ValueError(f"evaluation_capacity={factor}: must be 0 or more.")
+    if factor and not issubclass(ROUTERS[router].router, SparseRouter):
+      raise ValueError(
+        f"evaluation_capacity={factor}: router {router!r} has no capacity that "
+        "could differ from training. Set 0."
+      )
+
+  @property
+  def evaluation_moe(self) -> MoeOptions:
+    """The routed blocks as they are evaluated; with the same parameters."""
+    moe = self.model.moe
+    if not self.evaluation_capacity:
+      return moe
+    capacity = {"capacity_factor": self.evaluation_capacity}
+    return dataclasses.replace(moe, options={**moe.options, **capacity})
 
   @property
   def group_images(self) -> int:
@@ -300,3 +323,34 @@ def check_batches(config: Config, num_devices: int) -> None:
         f"{num_devices} devices x {config.group_images} images per group = "
         f"{unit}. The next multiple is {max(-(-size // unit), 1) * unit}."
       )
+
+
+def fit_to_devices(config: Config, num_devices: int) -> Config:
+  """The config for evaluation on so many devices, however it was trained.
+
+  As many devices share the experts out among them as mesh and devices allow;
+  batches become the next larger ones that divide. What is measured stays the
+  same.
+  """
+  num_experts = config.model.moe.options.get("num_experts", 1)
+  share = num_experts if config.mesh.expert == -1 else config.mesh.expert
+  mesh = dataclasses.replace(
+    config.mesh, replica=-1, expert=math.gcd(share, num_devices)
+  )
+  unit = num_devices * config.group_images
+
+  def grow(specs):
+    return {
+      name: dataclasses.replace(
+        spec, batch_size=-(-spec.batch_size // unit) * unit
+      )
+      for name, spec in specs.items()
+    }
+
+  return dataclasses.replace(
+    config,
+    mesh=mesh,
+    train=dataclasses.replace(config.train, batch_size=unit, accumulation=1),
+    evaluations=grow(config.evaluations),
+    fewshot=grow(config.fewshot),
+  )

@@ -60,6 +60,7 @@ class Model:
       **config.model.arguments(),
       exchange=Exchange(self.mesh if self.mesh.size > 1 else None),
     )
+    self.evaluation_module = self.module.clone(moe=config.evaluation_moe)
     self.params_shape = jax.eval_shape(self._init, jax.random.key(0))
     self.rules = sharding.parameter_rules(
       config.mesh, has_experts=config.model.is_routed
@@ -95,7 +96,7 @@ class Model:
     )
 
   def _apply(self, params, images):
-    return self.module.apply({"params": params}, images)
+    return self.evaluation_module.apply({"params": params}, images)
 
   def loss(self, params: Any, batch: Any, key: jax.Array):
     """Training loss of a batch and its metrics; `key` makes all noise."""

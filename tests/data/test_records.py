@@ -59,8 +59,8 @@ def test_spans_read_as_one_sequence(folder, cls, suffix):
 
 def test_memory_file_system(folder):
   memory = fsspec.filesystem("memory")
-  memory.put(str(folder), "/bucket", recursive=True)
-  data = TfRecords(spans("memory://bucket"))
+  memory.put(str(folder), "/records", recursive=True)
+  data = TfRecords(spans("memory://records"))
   assert [data[i] for i in range(12)] == PAYLOADS[3:15]
 
 

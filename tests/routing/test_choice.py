@@ -128,8 +128,8 @@ def test_impossible_number_of_experts(distinct, weights, K):
 
 
 def test_experts_leave_zero_scores_if_told_to():
-  scores = np.array([[[0.5, 0.0], [0.0, 0.0], [0.2, 0.1]]], np.float32)
-  weights = np.full_like(scores, 0.5)
+  scores = jnp.array([[[0.5, 0.0], [0.0, 0.0], [0.2, 0.1]]])
+  weights = jnp.full_like(scores, 0.5)
   filled = expert_choice(scores, weights, capacity=2)
   left = expert_choice(scores, weights, capacity=2, fill_zero_scores=False)
   assert filled.tokens.tolist() == [[[0, 2], [2, 0]]]

@@ -1,11 +1,13 @@
 """`--config=FILE.py:ARGUMENTS` and `--config.field=value`."""
 
 import argparse
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_dict import placeholder
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -21,25 +23,55 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> dict[str, Any]:
+  """`load_file` of the words that `add_config` understood."""
+  return load_file(args.config, args.overrides)
+
+
+def load_file(config: str, overrides: Sequence[str]) -> dict[str, Any]:
   """The config with its overrides, as plain dicts that JSON can hold.
+
+  Args:
+    config: "FILE.py" or "FILE.py:ARGUMENTS".
+    overrides: "--config.FIELD=VALUE".
 
   Raises:
     ValueError: if the file, an argument or an override is wrong.
   """
-  path = args.config.partition(":")[0]
+  path = config.partition(":")[0]
   if not Path(path).is_file():
     raise ValueError(
-      f"--config={args.config}: there is no file {path}. Give the path of a "
+      f"--config={config}: there is no file {path}. Give the path of a "
       "config file; those of this project are in configs/."
     )
-  argv = [f"--config={args.config}", *args.overrides]
-  given = " ".join(argv)
+  argv = [f"--config={config}", *overrides]
+  return _parse(config_flags.DEFINE_config_file, argv)
+
+
+def override(
+  values: Mapping[str, Any], overrides: Sequence[str]
+) -> dict[str, Any]:
+  """A config, as plain dicts, with some of its fields changed.
+
+  Args:
+    values: with every field that may be changed.
+    overrides: "--config.FIELD=VALUE".
+
+  Raises:
+    ValueError: if an override is wrong.
+  """
+  config = ConfigDict(_with_placeholders(values))
+  return _parse(config_flags.DEFINE_config_dict, overrides, config=config)
+
+
+def _parse(
+  define: Callable[..., flags.FlagHolder], argv: Sequence[str], **kwargs
+) -> dict[str, Any]:
   values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file(
-    "config", flag_values=values, sys_argv=["", *argv]
-  )
+  words = ["", *argv]
+  given = " ".join(argv)
   try:
-    values(["", *argv])
+    holder = define("config", flag_values=values, sys_argv=words, **kwargs)
+    values(words)
   except (AttributeError, KeyError) as error:
     reason = " ".join(str(error.args[0]).split())
     raise ValueError(f"{given}: there is no field {reason}.") from error
@@ -49,3 +81,10 @@ def load(args: argparse.Namespace) -> dict[str, Any]:
     reason = str(error.args[0]).strip().splitlines()[-1]
     raise ValueError(f"{given}: {reason}") from error
   return holder.value.to_dict()
+
+
+def _with_placeholders(value: Any) -> Any:
+  """A field that is None can be overridden by anything."""
+  if isinstance(value, Mapping):
+    return {key: _with_placeholders(item) for key, item in value.items()}
+  return placeholder(object) if value is None else value

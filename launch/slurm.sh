@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# A run on the GPU nodes of a SLURM cluster.
+set -euo pipefail
+# shellcheck source=launch/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+usage() {
+  cat << 'END'
+Usage: launch/slurm.sh ACTION --name=NAME [OPTIONS] [-- COMMAND...]
+
+Actions:
+  create  the same as run: SLURM starts the job when it has the nodes
+  run     submit COMMAND; process and GPU go together one by one
+  follow  print the log as it grows
+  resume  submit COMMAND again; it goes on from its last checkpoint
+  delete  cancel the job
+
+Options:
+  --name=NAME       of the job; its log is NAME.log in this folder
+  --nodes=N         1 if not given
+  --gpus=N          GPUs of each node; 8 if not given
+  --time=LIMIT      such as 12:00:00; the cluster's default if not given
+  --partition=P     the cluster's default if not given
+  --dry-run         print the commands instead of running them
+  --help            print this
+
+COMMAND is that of `python -m vmoe_study`; its workdir must be one that all
+nodes reach. SLURM puts the job back into its queue after a failure of a node or
+a preemption; before a time limit it gets SIGTERM two minutes ahead.
+
+Example:
+  launch/slurm.sh run --name=moe --nodes=4 --gpus=8 -- train \
+    --config=configs/pretrain.py:backbone=B/16 --config.mesh.expert=32 \
+    --workdir=/shared/moe
+END
+}
+
+action="${1:-}"
+shift || true
+name="" nodes=1 gpus=8
+limits=()
+[[ "$action" != --help ]] || { usage && exit; }
+while (($#)); do
+  case "$1" in
+    --name=*) name="${1#*=}" ;;
+    --nodes=*) nodes="${1#*=}" ;;
+    --gpus=*) gpus="${1#*=}" ;;
+    --time=* | --partition=*) limits+=("$1") ;;
+    --dry-run) dry_run=true ;;
+    --help) usage && exit ;;
+    --) shift && break ;;
+    *) fail "unknown option $1; see --help" ;;
+  esac
+  shift
+done
+need "$name" --name
+need_number "$nodes" --nodes
+need_number "$gpus" --gpus
+
+run() {
+  (($#)) || fail "no command given after --; see --help"
+  execute sbatch "--job-name=$name" "--output=$name.log" "--nodes=$nodes" \
+    "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus" "${limits[@]}" \
+    "$(dirname "$0")/slurm.sbatch" "$@"
+}
+
+case "$action" in
+  create | run | resume) run "$@" ;;
+  follow) execute tail -n 100 -F "$name.log" ;;
+  delete) execute scancel "--name=$name" --me ;;
+  *) fail "action '$action': must be create, run, follow, resume or delete; \
+see --help" ;;
+esac
