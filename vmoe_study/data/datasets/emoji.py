@@ -47,7 +47,7 @@ class EmojiFont:
   def __init__(self, path: Path):
     from fontTools.ttLib import TTFont
 
-    font = TTFont(path, lazy=True)
+    font = TTFont(path)
     self._glyphs = font.getBestCmap()
     self._bitmaps = font["CBDT"].strikeData[0]
     self._ligatures: dict[tuple[str, ...], str] = {}
