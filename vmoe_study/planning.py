@@ -135,7 +135,7 @@ def plan(
     needed = _needed_bytes(error, state)
     return report | _unfit(state, needed, capacity)
   report |= {"fits": True, "hbm_bytes": _memory(compiled, state, capacity)}
-  flops = compiled.cost_analysis()["flops"] * config.train.accumulation
+  flops = compiled.cost_analysis()["flops"]
   traffic = hlo.traffic(compiled.as_text())
   return report | _speed(
     flops, traffic, target, mesh, batch, training.num_steps

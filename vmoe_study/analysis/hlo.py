@@ -165,7 +165,8 @@ class _Program:
     """What an instruction moves in the computations that it calls."""
     called = instruction.called
     if instruction.op == "while":
-      trips = _trip_count(self._computations[called["condition"][0]])
+      condition = self._computations[called["condition"][0]]
+      trips = _trip_count(instruction, condition)
       return self._computation(called["body"][0]).times(trips)
     if instruction.op == "conditional":
       branches = [n for use, ns in called.items() for n in ns if "comp" in use]
@@ -229,13 +230,16 @@ def _item_bytes(dtype: str) -> float:
   return int(bits[0]) / 8 if bits else float(dtype == "pred")
 
 
-def _trip_count(condition: Sequence[_Instruction]) -> int:
-  """Of a loop `for i in range(n)`; 1 if only the data tells."""
+def _trip_count(loop: _Instruction, condition: Sequence[_Instruction]) -> int:
+  """As XLA found it, or of `for i in range(n)`; 1 if only the data tells."""
+  known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
+  if known:
+    return int(known[1])
   constants = {i.name: i.operands[0] for i in condition if i.op == "constant"}
-  root = next((i for i in condition if i.op == "compare"), None)
-  if root is None or "direction=LT" not in root.attributes:
+  compare = next((i for i in condition if i.op == "compare"), None)
+  if compare is None or "direction=LT" not in compare.attributes:
     return 1
-  limits = [constants[o] for o in root.operands if o in constants]
+  limits = [constants[o] for o in compare.operands if o in constants]
   return int(limits[0]) if limits and limits[0].isdigit() else 1
 
 

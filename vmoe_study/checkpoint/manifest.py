@@ -33,7 +33,7 @@ def build(items: Mapping[str, Any], config: Mapping[str, Any]) -> dict:
 
 def describe(tree: Any) -> dict[str, dict[str, Any]]:
   """Shape, dtype and fingerprint of every leaf, by path."""
-  # One by one: JAX's CPU collectives lock up with more than 31 programs waiting.
+  # One by one: JAX's CPU collectives lock up when more than 31 programs wait.
   return {
     name: {
       "shape": list(leaf.shape),

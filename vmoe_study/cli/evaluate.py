@@ -20,7 +20,7 @@ from vmoe_study.analysis.cost import routing
 from vmoe_study.checkpoint.load import load_config, load_params
 from vmoe_study.cli import config_flags
 from vmoe_study.cli.table import markdown_table
-from vmoe_study.config import Config, complete, fit_to_devices, parse
+from vmoe_study.config import complete, fit_to_devices, parse
 from vmoe_study.experiment import Model, make_evaluators
 
 

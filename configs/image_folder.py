@@ -1,0 +1,109 @@
+"""Your own images: from folders of them to a row of a table.
+
+Not an experiment of the study. The images are FOLDER/train/CLASS/*.jpg and
+FOLDER/test/CLASS/*.jpg (or .jpeg, .png), of any size; classes and images are
+counted here.
+
+  python -m vmoe_study train --workdir=DIR \\
+    --config=configs/image_folder.py:folder=FOLDER,backbone=Ti/16,experts=8
+  python -m vmoe_study train --workdir=DIR2 \\
+    --config=configs/image_folder.py:folder=FOLDER,start=DIR,size=384,...
+
+Without `start`: Adam from scratch, by our choice of hyper-parameters. With it:
+the fine-tuning of configs/finetune.py, for fewer steps. Arguments:
+  folder     of the images; needed
+  start      workdir, V-MoE prefix or .npz file to start from; its model must be
+             the one that the arguments describe, but for classes and capacity
+  kind       checkpoint, vmoe or npz: what `start` is
+  size       pixels; 224
+  epochs     passes over the images; 30
+  batch      images per step; 64
+  rate       peak learning rate; 0.001, or 0.003 with `start`
+and those of configs/pretrain.py that describe the model: router, backbone,
+recipe, capacity, k, group, bpr, experts, seed.
+
+Hardware: any; README.md has a run on two CPU cores. Expected: nothing that
+could be published here, for it depends on the images.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from configs import common, datasets, recipes
+from vmoe_study.data.sources import open_source
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments(recipes.Arguments):
+  """Which images, and from what; see the module's docstring."""
+
+  folder: str = ""
+  start: str = ""
+  kind: str = "checkpoint"
+  size: int = 224
+  epochs: float = 30.0
+  batch: int = 64
+  rate: float = 0.0
+
+
+def get_config(arguments: str = ""):
+  """The config; the module's docstring documents its arguments."""
+  args = common.parse_arguments(arguments, Arguments)
+  if not args.folder:
+    raise ValueError(
+      "config argument folder='': must be given, as the folder that holds "
+      "train/CLASS/*.jpg and test/CLASS/*.jpg."
+    )
+  source = open_source("image_folder", "train", args.folder)
+  classes, size = source.num_classes, args.size
+  test_ops = f"resize_small({size * 8 // 7})|central_crop({size})"
+  train = _data(args, "train", f"inception_crop({size})|flip_lr", classes)
+  shots, test = (_data(args, s, test_ops, classes) for s in ("train", "test"))
+  sections: dict[str, Any] = {}
+  if args.start:
+    sections["initialize"] = {"kind": args.kind, "path": args.start}
+  return common.config_dict(
+    name=f"{args.backbone} {args.router} on images",
+    seed=args.seed,
+    model=recipes.model(args, classes),
+    data=train,
+    train=_training(args, len(source)),
+    evaluations={"test": {"data": test, "batch_size": args.batch}},
+    fewshot={"own": {"train": shots, "test": test, "batch_size": args.batch}},
+    **sections,
+  )
+
+
+def _data(
+  args: Arguments, split: str, ops: str, num_classes: int
+) -> dict[str, Any]:
+  return {
+    "name": "image_folder",
+    "data_dir": args.folder,
+    "split": split,
+    "ops": f"{ops}|{datasets.RANGE}",
+    "num_classes": num_classes,
+  }
+
+
+def _training(args: Arguments, num_images: int) -> dict[str, Any]:
+  steps = math.ceil(args.epochs * num_images / args.batch)
+  every = max(1, steps // 10)
+  if args.start:
+    optimizer = {"name": "sgd", "momentum": 0.9, "clip_norm": 10.0}
+  else:
+    decay = (("kernel$", 0.1),)
+    optimizer = {"name": "adam", "weight_decay": decay, "clip_norm": 1.0}
+  return {
+    "batch_size": args.batch,
+    "num_steps": steps,
+    "optimizer": optimizer,
+    "schedule": {
+      "name": "cosine",
+      "peak": args.rate or (3e-3 if args.start else 1e-3),
+      "warmup_steps": steps // 10,
+    },
+    "report_every": every,
+    "save_every": every,
+  }

@@ -1,0 +1,112 @@
+"""Two processes x 4 devices, by the launch script, are one process x 8."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vmoe_study.train.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = [
+  "--config=configs/digits.py",
+  "--config.mesh.expert=4",
+  "--config.model.fields.width=16",
+  "--config.model.fields.depth=2",
+  "--config.model.fields.mlp_dim=32",
+  "--config.train.num_epochs=0",
+  "--config.train.num_steps=40",
+  "--config.train.schedule.warmup_steps=4",
+  "--config.train.report_every=10",
+  "--config.shots=(1,)",
+]
+TIMING = ("second", "wait")
+
+
+def command(data, *arguments, processes=1, devices=8):
+  """Starts a command of the program in one or more processes."""
+  words = [sys.executable, "-m", "vmoe_study"]
+  environment = {"PYTHON": sys.executable, "TFDS_DATA_DIR": str(data)}
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+  if processes > 1:
+    words = ["launch/local.sh", "-n", str(processes), "-d", str(devices), "--"]
+  return subprocess.Popen(
+    [*words, *arguments],
+    cwd=ROOT,
+    env=os.environ | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(process):
+  output, _ = process.communicate(timeout=200)
+  assert process.returncode == 0, output[-4000:]
+  return output
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+  """Workdirs of the same run in one process and in two; what two printed."""
+  folder = tmp_path_factory.mktemp("runs")
+  one, two = folder / "one", folder / "two"
+  train = ["train", *TINY]
+  alone = command(data, *train, f"--workdir={one}")
+  pair = command(data, *train, f"--workdir={two}", processes=2, devices=4)
+  finish(alone)
+  return one, two, finish(pair)
+
+
+def measured(workdir):
+  return [
+    {k: v for k, v in row.items() if not any(t in k for t in TIMING)}
+    for row in read_metrics(workdir)
+  ]
+
+
+def test_training_and_evaluation_agree(runs):
+  one, two, _ = runs
+  expected, found = measured(one), measured(two)
+  assert [row["step"] for row in found] == [row["step"] for row in expected]
+  assert expected[-1]["test/accuracy"] > 0.15
+  for row, other in zip(found, expected, strict=True):
+    assert row == pytest.approx(other, rel=1e-3)
+
+
+def test_only_the_first_process_reports(runs):
+  _, _, output = runs
+  assert output.count("| softmax_expert_choice |") == 1
+
+
+def test_one_process_evaluates_what_two_have_trained(runs, data, tmp_path):
+  _, two, _ = runs
+  out = tmp_path / "metrics.json"
+  arguments = ["evaluate", f"--workdir={two}", f"--out={out}"]
+  finish(command(data, *arguments, devices=1))
+  found = json.loads(out.read_text())
+  expected = {k: measured(two)[-1][k] for k in found}
+  assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_killed_process_takes_the_others_along(data, tmp_path):
+  train = ["train", *TINY, f"--workdir={tmp_path}"]
+  run = command(data, *train, processes=2, devices=4)
+  while not (tmp_path / "config.json").exists():  # They are connected by now.
+    assert run.poll() is None
+    time.sleep(0.2)
+  children = f"/proc/{run.pid}/task/{run.pid}/children"
+  _, second = pathlib.Path(children).read_text().split()
+  os.kill(int(second), 9)
+  run.communicate(timeout=20)
+  assert run.returncode == 128 + 9

@@ -1,0 +1,173 @@
+"""The notebooks run from top to bottom in a kernel of their own."""
+
+import json
+import os
+import pathlib
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from vmoe_study.cli.main import main
+
+ROOT = pathlib.Path(__file__).parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+SAMPLES = ROOT / "tests" / "data" / "reference" / "vmoe_checkpoint"
+TINY = [
+  "--config.model.fields.width=16",
+  "--config.model.fields.depth=2",
+  "--config.model.fields.mlp_dim=32",
+  "--config.train.num_epochs=0",
+  "--config.train.num_steps=8",
+  "--config.train.report_every=4",
+  "--config.train.schedule.warmup_steps=2",
+]
+QUICK = ["--config.fewshot={}"]
+
+
+@pytest.fixture
+def run(tmp_path):
+  """Runs a notebook on one device, and returns an expression's value there."""
+
+  def run(name, expression="None", **parameters):
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    [place] = [
+      i
+      for i, cell in enumerate(notebook.cells)
+      if "parameters" in cell.metadata.get("tags", [])
+    ]
+    lines = [f"{key} = {value!r}" for key, value in parameters.items()]
+    given = nbformat.v4.new_code_cell("\n".join(lines))
+    notebook.cells.insert(place + 1, given)
+    out = tmp_path / "value.json"
+    dump = f"import json\njson.dump({expression}, open({str(out)!r}, 'w'))"
+    notebook.cells.append(nbformat.v4.new_code_cell(dump))
+    flags = "--xla_backend_optimization_level=0"
+    environment = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    client = NotebookClient(
+      notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute(env=os.environ | environment)
+    return json.loads(out.read_text())
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def trained_on_eight(tmp_path_factory):
+  """Workdir and test loss of a run whose experts live on eight devices."""
+  folder = tmp_path_factory.mktemp("run")
+  data_dir = folder / "data"
+  data = ["data", "evaluations.test.data"]
+  data = [f"--config.{where}.data_dir={data_dir}" for where in data]
+  arguments = [
+    "--config=configs/digits.py:router=softmax_token_choice,k=2",
+    f"--workdir={folder / 'work'}",
+    "--config.mesh.expert=8",
+    *(TINY + QUICK + data),
+  ]
+  assert main(["train", *arguments]) == 0
+  out = folder / "metrics.json"
+  workdir = folder / "work"
+  assert main(["evaluate", f"--workdir={workdir}", f"--out={out}"]) == 0
+  return str(workdir), json.loads(out.read_text())
+
+
+WHAT_WAS_FOUND = """{
+  "devices": jax.device_count(),
+  "metrics": metrics,
+  "accuracies": list(accuracies.values()),
+  "sent": {name: shares.sum((0, 1, 2)).tolist()
+           for name, shares in sent.items()},
+  "load": {name: aux.tokens_per_expert.sum(0).tolist() for name, aux in
+           model.evaluation_module.apply(
+             {"params": params}, batch["image"])[1].aux.items()},
+}"""
+
+
+def test_a_checkpoint_of_eight_devices_opens_on_one(run, trained_on_eight):
+  workdir, expected = trained_on_eight
+  found = run(
+    "evaluate_checkpoint.ipynb",
+    WHAT_WAS_FOUND,
+    WORKDIR=workdir,
+    CAPACITIES=[0.25],
+  )
+  assert found["devices"] == 1
+  assert found["metrics"]["test/loss"] == pytest.approx(
+    expected["test/loss"], rel=1e-5
+  )
+  assert found["metrics"]["test/examples"] == 359
+  assert len(found["accuracies"]) == 1
+  # What the pictures show is what the model did.
+  assert list(found["sent"]) == ["encoderblock_1"]
+  assert found["sent"] == found["load"]
+
+
+CONFIG = """
+from ml_collections import config_dict
+
+def get_config():
+  moe = {"router": "softmax_token_choice", "options": {"num_experts": 4}}
+  fields = {"num_classes": 10, "patch_size": 8, "width": 32, "depth": 4,
+            "mlp_dim": 64, "num_heads": 4}
+  data = {"name": "image_folder", "data_dir": "FOLDER", "split": "test",
+          "num_classes": 10, "ops": "resize(32)|value_range(-1, 1)"}
+  return config_dict.ConfigDict({
+    "name": "imported", "model": {"fields": fields, "moe": moe}, "data": data,
+    "train": {"batch_size": 8, "num_steps": 1}, "shots": (1,),
+    "fewshot": {"own": {"train": data, "test": data, "batch_size": 8}}})
+"""
+
+
+def test_a_vmoe_checkpoint_opens(run, tmp_path, folder_of_images):
+  path = tmp_path / "config.py"
+  path.write_text(CONFIG.replace("FOLDER", str(folder_of_images)))
+  found = run(
+    "evaluate_checkpoint.ipynb",
+    WHAT_WAS_FOUND,
+    VMOE_PREFIX=str(SAMPLES / "vmoe_v1"),
+    CONFIG=str(path),
+    NUM_IMAGES=2,
+  )
+  # Shots are tested on themselves.
+  assert found["metrics"]["fewshot/own/1shot"] == 1
+  assert found["sent"] == found["load"]
+  assert list(found["sent"]) == ["encoderblock_1", "encoderblock_3"]
+
+
+@pytest.fixture
+def folder_of_images(tmp_path):
+  """One image per class, under test/."""
+  import cv2
+  import numpy as np
+
+  rng = np.random.default_rng(0)
+  for label in range(10):
+    folder = tmp_path / "images" / "test" / str(label)
+    folder.mkdir(parents=True)
+    image = rng.integers(256, size=(32, 32, 3), dtype=np.uint8)
+    cv2.imwrite(str(folder / "0.png"), image)
+  return tmp_path / "images"
+
+
+def test_a_new_router_trains(run, monkeypatch, tmp_path):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  found = run(
+    "add_your_router.ipynb",
+    "[list(read_metrics(w))[-1]['test/examples'] for w in workdirs.values()]",
+    OVERRIDES=[*TINY, *QUICK],
+  )
+  assert found == [359, 359]
+
+
+@pytest.mark.parametrize(
+  "path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_notebooks_are_kept_without_outputs(path):
+  notebook = nbformat.read(path, as_version=4)
+  nbformat.validate(notebook)
+  code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+  assert "pip install" in code[0].source
+  for cell in code:
+    assert not cell.outputs and cell.execution_count is None
