@@ -63,7 +63,7 @@ setup(
       "ruff>=0.9",
     ],
     "gcs": ["gcsfs>=2024.6"],
-    "plan": ["libtpu>=0.0.40"],
+    "plan": ["libtpu>=0.0.40,<0.1"],
     "notebooks": ["jupyter>=1.1", "matplotlib>=3.9"],
     "tpu": ["jax[tpu]>=0.10,<0.11"],
     "cuda": ["jax[cuda13]>=0.10,<0.11"],

@@ -100,10 +100,10 @@ def config_dict(**sections) -> ConfigDict:
 
 
 def _with_placeholders(value: Any) -> Any:
-  """A field that is None can be overridden by a string."""
+  """A field that is None can be overridden by anything."""
   if isinstance(value, dict):
     return {key: _with_placeholders(item) for key, item in value.items()}
-  return placeholder(str) if value is None else value
+  return placeholder(object) if value is None else value
 
 
 def _read(name: str, value: str, kind: type) -> Any:

@@ -28,6 +28,7 @@ could be published here, for it depends on the images.
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 from configs import common, datasets, recipes
@@ -55,7 +56,9 @@ def get_config(arguments: str = ""):
       "config argument folder='': must be given, as the folder that holds "
       "train/CLASS/*.jpg and test/CLASS/*.jpg."
     )
-  source = open_source("image_folder", "train", args.folder)
+  folder = str(Path(args.folder).expanduser().resolve())
+  args = dataclasses.replace(args, folder=folder)
+  source = open_source("image_folder", "train", folder)
   classes, size = source.num_classes, args.size
   test_ops = f"resize_small({size * 8 // 7})|central_crop({size})"
   train = _data(args, "train", f"inception_crop({size})|flip_lr", classes)

@@ -45,9 +45,22 @@ class ModelSpec:
       options.check_type(f"fields.{name}", value, hints[name])
     make_router(self.moe.router, **self.moe.options)
     sizes = self.arguments()
-    required = {"num_classes", "patch_size", "width", "depth", "mlp_dim"}
-    for name in sorted(required - sizes.keys()):
-      raise ValueError(f"fields.{name} must be given, or a backbone.")
+    required = [
+      "num_classes",
+      "patch_size",
+      "width",
+      "depth",
+      "mlp_dim",
+      "num_heads",
+    ]
+    for name in required:
+      if name not in sizes:
+        raise ValueError(f"fields.{name} must be given, or a backbone.")
+      options.check_least(f"fields.{name}", sizes[name], 1)
+    if not 0 <= sizes.get("dropout_rate", 0) < 1:
+      raise ValueError(
+        f"fields.dropout_rate={sizes['dropout_rate']}: must be in [0, 1)."
+      )
     if self.is_routed:
       moe_blocks(self.moe.blocks, sizes["depth"])
 
@@ -139,15 +152,22 @@ class TrainSpec:
   keep_every: int = 0
 
   def __post_init__(self):
-    for name in ("batch_size", "accumulation", "report_every", "keep"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
-    for name in ("mixup", "num_workers", "num_steps", "num_epochs"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more.")
-    for name in ("evaluate_every", "save_every", "keep_every"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more.")
+    for name in ["batch_size", "accumulation", "report_every", "keep"]:
+      options.check_least(name, getattr(self, name), 1)
+    for name in [
+      "mixup",
+      "num_workers",
+      "num_steps",
+      "num_epochs",
+      "evaluate_every",
+      "save_every",
+      "keep_every",
+    ]:
+      options.check_least(name, getattr(self, name), 0)
+    if self.mixup and self.batch_size % 2:
+      raise ValueError(
+        f"batch_size={self.batch_size}: mixup takes pairs of images."
+      )
     if (self.num_steps > 0) == (self.num_epochs > 0):
       raise ValueError(
         f"num_steps={self.num_steps} and num_epochs={self.num_epochs}: give "
@@ -227,6 +247,8 @@ class Config:
   def __post_init__(self):
     if not 0 <= self.seed < 2**32:
       raise ValueError(f"seed={self.seed}: must be in [0, 2**32).")
+    for shots in self.shots:
+      options.check_least("shots", shots, 1)
     classes = self.model.fields["num_classes"]
     upstream = {"data": self.data}
     for kind in ("mixture", "evaluations"):
@@ -309,9 +331,13 @@ def check_batches(config: Config, num_devices: int) -> None:
       f"model.moe.options.num_experts={num_experts} cannot be shared out among "
       f"mesh.expert={shape['expert']} devices: it must be a multiple."
     )
-  sizes = {
-    "train.batch_size": config.train.batch_size // config.train.accumulation
-  }
+  train = config.train
+  if train.batch_size % train.accumulation:
+    raise ValueError(
+      f"train.batch_size={train.batch_size} cannot be computed in "
+      f"train.accumulation={train.accumulation} equal parts."
+    )
+  sizes = {"train.batch_size": train.batch_size // train.accumulation}
   for kind in ("evaluations", "fewshot"):
     for name, spec in getattr(config, kind).items():
       sizes[f"{kind}.{name}.batch_size"] = spec.batch_size

@@ -101,9 +101,7 @@ class Model:
   def loss(self, params: Any, batch: Any, key: jax.Array):
     """Training loss of a batch and its metrics; `key` makes all noise."""
     spec = self.config.train
-    mix, dropout, router = jax.random.split(key, 3)
-    if spec.mixup:
-      batch = mixup(batch, mix, spec.mixup, self.mesh.size)
+    dropout, router = jax.random.split(key)
     logits, outputs = self.module.apply(
       {"params": params},
       batch["image"],
@@ -153,6 +151,7 @@ class Training:
       model.loss,
       self.optimizer,
       seed=model.config.seed,
+      augment=_mixup(spec.mixup),
       accumulation=spec.accumulation,
       chunk=model.config.group_images,
     )
@@ -195,6 +194,12 @@ class Training:
     return TrainState(step_array, params, opt_state)
 
 
+def _mixup(alpha: float):
+  if not alpha:
+    return lambda batch, key: batch
+  return functools.partial(mixup, alpha=alpha)
+
+
 def open_train_input(config: Config) -> TrainInput:
   """This host's slices of the training batches.
 
@@ -220,7 +225,8 @@ def make_evaluators(model: Model) -> list:
       name,
       model.predict,
       functools.partial(
-        _global_batches, model.mesh, _open(config, spec.data, spec.batch_size)
+        iter,
+        GlobalBatches(model.mesh, _open(config, spec.data, spec.batch_size)),
       ),
       losses.LOSSES[config.train.loss],
     )
@@ -228,26 +234,39 @@ def make_evaluators(model: Model) -> list:
   ]
   if config.fewshot:
     tasks = [
-      _fewshot_task(config, name, spec) for name, spec in config.fewshot.items()
+      _fewshot_task(model, name, spec) for name, spec in config.fewshot.items()
     ]
-
-    def features(params, images):
-      return model.features(params, sharding.to_global(model.mesh, images))
-
     evaluators.append(
-      FewshotEvaluator("fewshot", features, tasks, config.shots, config.seed)
+      FewshotEvaluator(
+        "fewshot", model.features, tasks, config.shots, config.seed
+      )
     )
   return evaluators
 
 
-def _fewshot_task(config: Config, name: str, spec: FewshotSpec) -> FewshotTask:
+class GlobalBatches:
+  """Batches of all hosts as global arrays, as often as they are iterated."""
+
+  def __init__(self, mesh: Mesh, batches: Iterable):
+    self._mesh, self._batches = mesh, batches
+
+  def __iter__(self) -> Iterator:
+    return (sharding.to_global(self._mesh, batch) for batch in self._batches)
+
+
+def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
   train = spec.train
   source = open_source(train.name, train.split, train.data_dir, train.label_key)
+
+  def batches(data, indices=None):
+    opened = _open(model.config, data, spec.batch_size, indices)
+    return GlobalBatches(model.mesh, opened)
+
   return FewshotTask(
     name,
     source.labels(),
-    functools.partial(_open, config, train, spec.batch_size),
-    _open(config, spec.test, spec.batch_size),
+    functools.partial(batches, train),
+    batches(spec.test),
     train.num_classes,
   )
 
@@ -263,10 +282,6 @@ def _open(
     indices=indices,
     num_workers=config.train.num_workers,
   )
-
-
-def _global_batches(mesh: Mesh, batches: Iterable) -> Iterator:
-  return (sharding.to_global(mesh, batch) for batch in batches)
 
 
 def _template(shapes: Any, shardings: Any) -> Any:

@@ -45,6 +45,12 @@ def check_type(where: str, value: Any, hint: Any) -> None:
     raise ValueError(f"{where}={value!r}: must be a finite number.")
 
 
+def check_least(where: str, value: float, least: float) -> None:
+  """Raises ValueError for a value below the least allowed."""
+  if value < least:
+    raise ValueError(f"{where}={value!r}: must be at least {least}.")
+
+
 def build(cls: type, where: str, values: Any) -> Any:
   """Makes a dataclass from a mapping, checking every name, type and value.
 

@@ -108,38 +108,40 @@ def plan(
   mesh = sharding.make_mesh(config.mesh, target.devices)
   model = Model(config, image_shape, mesh)
   training = Training(model, num_examples)
-  moe = cost.routing(model.module, image_shape)
-  total, active = cost.parameter_counts(model.params_shape, moe)
-  batch = config.train.batch_size
-  model_flops = cost.training_flops(model.module, image_shape) * batch
-  report: Report = {
-    "config": config.name,
-    "topology": target.where.name,
-    "chips": mesh.size,
-    "mesh": dict(mesh.shape),
-    "plan_form": _plan_form(config),
-    "batch_size": batch,
-    "parameters": total,
-    "active_parameters": active,
-    "model_flops_per_chip": model_flops / mesh.size,
-  }
+  template = training.state_template()
   state = {
-    "parameters": _bytes_per_chip(model.params_template()),
-    "optimizer": _bytes_per_chip(training.state_template().opt_state),
+    "parameters": _bytes_per_chip(template.params),
+    "optimizer": _bytes_per_chip(template.opt_state),
   }
+  report = _sizes(model, target.where)
   capacity = target.where.chip.hbm_bytes
-  lowered = training.step.lower(training.state_template(), _batch(model))
   try:
-    compiled = lowered.compile()
+    compiled = training.step.lower(template, _batch(model)).compile()
   except jax.errors.JaxRuntimeError as error:
     needed = _needed_bytes(error, state)
     return report | _unfit(state, needed, capacity)
   report |= {"fits": True, "hbm_bytes": _memory(compiled, state, capacity)}
-  flops = compiled.cost_analysis()["flops"]
-  traffic = hlo.traffic(compiled.as_text())
-  return report | _speed(
-    flops, traffic, target, mesh, batch, training.num_steps
-  )
+  return report | _speed(compiled, training, target)
+
+
+def _sizes(model: Model, where: Slice) -> Report:
+  """What is known before compiling."""
+  config = model.config
+  moe = cost.routing(model.module, model.image_shape)
+  total, active = cost.parameter_counts(model.params_shape, moe)
+  batch = config.train.batch_size
+  flops = cost.training_flops(model.module, model.image_shape) * batch
+  return {
+    "config": config.name,
+    "topology": where.name,
+    "chips": model.mesh.size,
+    "mesh": dict(model.mesh.shape),
+    "plan_form": _plan_form(config),
+    "batch_size": batch,
+    "parameters": total,
+    "active_parameters": active,
+    "model_flops_per_chip": flops / model.mesh.size,
+  }
 
 
 def _batch(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
@@ -156,9 +158,14 @@ def _batch(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
   }
 
 
-def _speed(flops, traffic, target, mesh, batch, num_steps) -> Report:
+def _speed(compiled: Any, training: Training, target: Target) -> Report:
+  """Work and traffic of a step, and the time that they take at least."""
+  model, spec = training.model, training.model.config.train
+  # XLA counts the loop over parts of the batch, nearly all of a step, once.
+  flops = compiled.cost_analysis()["flops"] * spec.accumulation
+  traffic = hlo.traffic(compiled.as_text())
   seconds = roofline.step_seconds(
-    flops, traffic, target.where, target.coordinates(mesh)
+    flops, traffic, target.where, target.coordinates(model.mesh)
   )
   bound = roofline.binding(seconds)
   return {
@@ -167,8 +174,8 @@ def _speed(flops, traffic, target, mesh, batch, num_steps) -> Report:
     "collectives": hlo.summary(traffic.collectives),
     "step_seconds": seconds,
     "bound": bound,
-    "images_per_second": batch / seconds[bound],
-    "days": seconds[bound] * num_steps / SECONDS_PER_DAY,
+    "images_per_second": spec.batch_size / seconds[bound],
+    "days": seconds[bound] * training.num_steps / SECONDS_PER_DAY,
   }
 
 

@@ -7,6 +7,16 @@ import jax
 from etils import epath
 
 CONFIG_FILE = "config.json"
+# What may change between two parts of a run: where and how it runs, and how
+# often it reports, but not what it computes.
+HARMLESS = (
+  "mesh.",
+  "train.num_workers",
+  "train.report_every",
+  "train.evaluate_every",
+  "train.save_every",
+  "train.keep",
+)
 
 
 def checkpoints(workdir: epath.PathLike) -> epath.Path:
@@ -14,27 +24,38 @@ def checkpoints(workdir: epath.PathLike) -> epath.Path:
   return epath.Path(workdir) / "checkpoints"
 
 
-def claim(workdir: epath.PathLike, config: dict[str, Any]) -> None:
-  """Creates a run's folder, or checks that it belongs to the same config.
+def check(workdir: epath.PathLike, config: dict[str, Any]) -> None:
+  """Checks that a run's folder is new, or belongs to the same config.
 
   Args:
     workdir: of the run; may exist.
     config: JSON-able.
 
   Raises:
-    ValueError: if the folder belongs to another config; nothing is changed.
+    ValueError: if the folder belongs to another config; fields in `HARMLESS`
+      may differ.
   """
   path = epath.Path(workdir) / CONFIG_FILE
-  if path.exists():
-    found = json.loads(path.read_text())
-    changes = describe_changes(found, json.loads(json.dumps(config)))
-    if changes:
-      raise ValueError(
-        f"workdir {workdir} belongs to a run with another config:\n  "
-        + "\n  ".join(changes)
-        + "\nChoose another workdir, or the config that it was started with."
-      )
-  elif jax.process_index() == 0:
+  if not path.exists():
+    return
+  found = json.loads(path.read_text())
+  changes = [
+    change
+    for change in describe_changes(found, json.loads(json.dumps(config)))
+    if not change.startswith(HARMLESS)
+  ]
+  if changes:
+    raise ValueError(
+      f"workdir {workdir} belongs to a run with another config:\n  "
+      + "\n  ".join(changes)
+      + "\nChoose another workdir, or the config that it was started with."
+    )
+
+
+def claim(workdir: epath.PathLike, config: dict[str, Any]) -> None:
+  """Writes the config into a new run's folder; an old one stays as it is."""
+  path = epath.Path(workdir) / CONFIG_FILE
+  if jax.process_index() == 0 and not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Trains a model, or resumes where an earlier run of the command stopped."""
 
 import argparse
+import contextlib
 import functools
 from typing import Any
 
@@ -25,7 +26,10 @@ from vmoe_study.initialize import initial_params
 from vmoe_study.sharding import to_global
 from vmoe_study.train.loop import Cadence, train
 from vmoe_study.train.metrics import MetricsWriter
+from vmoe_study.train.preemption import Preemption
 from vmoe_study.train.state import TrainState
+
+PREEMPTED = 75  # Exit code: stopped on request, with a checkpoint. Run again.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,59 +53,77 @@ def run(args: argparse.Namespace) -> int:
   model = Model(config, data.image_shape)
   training = Training(model, data.num_examples)
   evaluators = make_evaluators(model)
+  workdir_lib.check(args.workdir, values)
 
-  workdir_lib.claim(args.workdir, values)
-  store = CheckpointStore(
-    workdir_lib.checkpoints(args.workdir),
-    keep=config.train.keep,
-    keep_every=config.train.keep_every or None,
-  )
-  state = _restore_or_init(store, training)
-  start_step = int(state.step)
-  logging.info("\n%s", parameter_overview.get_parameter_overview(state.params))
-  logging.info(
-    "step %d of %d, %d training images, mesh %s",
-    start_step,
-    training.num_steps,
-    data.num_examples,
-    dict(model.mesh.shape),
-  )
-  if sizes := routing(model.module, model.image_shape):
-    logging.info("%s", sizes.describe())
-  if start_step < training.num_steps:
-    writer = MetricsWriter(args.workdir, start_step)
-    if start_step == 0:
-      count = parameter_overview.count_parameters(state.params)
-      writer.write_scalars(0, {"parameters": count})
-    put = functools.partial(to_global, model.mesh)
-    batches = prefetch_to_device(data.iterate(start_step), put)
-    train(
-      state,
-      training.step,
-      batches,
-      start_step=start_step,
-      num_steps=training.num_steps,
-      batch_size=config.train.batch_size,
-      cadence=_cadence(config),
-      evaluators=evaluators,
-      save=functools.partial(_save, store, values, data.image_shape),
-      writer=writer,
-    )
-    batches.close()
-    writer.close()
-  store.close()
+  with contextlib.ExitStack() as stack:
+    state, store = _restore_or_init(args.workdir, training)
+    stack.callback(store.close)
+    workdir_lib.claim(args.workdir, values)
+    start_step = int(state.step)
+    _describe(training, state, data.num_examples)
+    if start_step < training.num_steps:
+      writer = MetricsWriter(args.workdir, start_step)
+      stack.callback(writer.close)
+      if start_step == 0:
+        count = parameter_overview.count_parameters(state.params)
+        writer.write_scalars(0, {"parameters": count})
+      put = functools.partial(to_global, model.mesh)
+      batches = prefetch_to_device(data.iterate(start_step), put)
+      stack.callback(batches.close)
+      state = train(
+        state,
+        training.step,
+        batches,
+        start_step=start_step,
+        num_steps=training.num_steps,
+        batch_size=config.train.batch_size,
+        cadence=_cadence(config),
+        evaluators=evaluators,
+        save=functools.partial(_save, store, values, data.image_shape),
+        stop=Preemption(),
+        writer=writer,
+      )
+  if int(state.step) < training.num_steps:
+    logging.warning("Stopped at step %d. Run again to resume.", state.step)
+    return PREEMPTED
   if jax.process_index() == 0:
     print(report.table([args.workdir]))
   return 0
 
 
-def _restore_or_init(store: CheckpointStore, training: Training) -> TrainState:
-  if store.latest_step() is None:
-    model = training.model
-    return training.init(initial_params(model.config.initialize, model))
-  template = training.state_template()
-  found = store.restore(params=template.params, opt_state=template.opt_state)
-  return training.state_at(found.step, found.params, found.opt_state)
+def _describe(training: Training, state: TrainState, num_examples: int):
+  model = training.model
+  logging.info("\n%s", parameter_overview.get_parameter_overview(state.params))
+  if sizes := routing(model.module, model.image_shape):
+    logging.info("%s", sizes.describe())
+  logging.info(
+    "step %d of %d, %d training images, mesh %s",
+    state.step,
+    training.num_steps,
+    num_examples,
+    dict(model.mesh.shape),
+  )
+
+
+def _restore_or_init(
+  workdir: str, training: Training
+) -> tuple[TrainState, CheckpointStore]:
+  """The state to go on from. A start that fails leaves no workdir behind."""
+  model, spec = training.model, training.model.config.train
+  directory = workdir_lib.checkpoints(workdir)
+  state = None
+  if not directory.exists():
+    state = training.init(initial_params(model.config.initialize, model))
+  store = CheckpointStore(
+    directory, keep=spec.keep, keep_every=spec.keep_every or None
+  )
+  if store.latest_step() is not None:
+    template = training.state_template()
+    found = store.restore(params=template.params, opt_state=template.opt_state)
+    state = training.state_at(found.step, found.params, found.opt_state)
+  elif state is None:
+    state = training.init(initial_params(model.config.initialize, model))
+  return state, store
 
 
 def _save(

@@ -36,7 +36,9 @@ class ClassificationEvaluator:
       best = jnp.argmax(logits, axis=-1)[:, None]
       correct = jnp.take_along_axis(labels, best, axis=-1)[:, 0] > 0
       losses = loss(logits, labels)
-      return jnp.stack([mask @ correct, mask @ losses, mask.sum()])
+      return jnp.stack(
+        [jnp.sum(mask * correct), jnp.sum(mask * losses), mask.sum()]
+      )
 
     self._sums = sums
 

@@ -141,8 +141,9 @@ class FewshotTask:
     test_batches: batches of the test images, iterable any number of times.
     num_classes: labels are 0 ... num_classes - 1.
 
-  A batch is this process's share: "image" (b, ...), "label" one-hot
-  (b, classes), "mask" (b,) 1 for images and 0 for padding.
+  A batch has "image" (b, ...), "label" one-hot (b, classes) and "mask" (b,), 1
+  for images and 0 for padding: global arrays of all processes' images, in one
+  order, or this process's share of each.
   """
 
   name: str
@@ -168,8 +169,8 @@ class FewshotEvaluator:
 
     Args:
       name: prefix of the metric names.
-      features_fn: (params, images of a batch) -> (b, D) features, of this
-        process's images or, as one global array, of all processes' images.
+      features_fn: (params, images of a batch) -> (b, D) features, global if
+        the images are.
       tasks: the data sets; they share one penalty for each number of shots.
       shots: numbers of training images per class.
       seed: chooses the images.
@@ -225,11 +226,10 @@ class FewshotEvaluator:
     """Features and labels of all processes' images, without padding."""
     features, labels = [], []
     for batch in batches:
-      batch_labels = np.argmax(batch["label"], axis=-1)
-      real = _gather(np.asarray(batch["mask"])) > 0
+      real = _gather(batch["mask"]) > 0
       outputs = _gather(self._features_fn(params, batch["image"]))
       features.append(np.asarray(outputs, np.float32)[real])
-      labels.append(_gather(np.asarray(batch_labels))[real])
+      labels.append(np.argmax(_gather(batch["label"]), axis=-1)[real])
     return np.concatenate(features), np.concatenate(labels)
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vmoe_study.nn.mlp import Mlp
 from vmoe_study.nn.router import make_router
+from vmoe_study.options import check_least
 from vmoe_study.routing.balance import RoutingAux
 from vmoe_study.routing.exchange import Exchange
 
@@ -30,6 +31,9 @@ class MoeOptions:
   blocks: str | tuple[int, ...] = "every 2"
   group_images: int = 1
   experts_alike: bool = False
+
+  def __post_init__(self):
+    check_least("group_images", self.group_images, 1)
 
 
 class Moe(nn.Module):

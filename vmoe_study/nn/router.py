@@ -110,6 +110,15 @@ class SparseRouter(Router):
   gshard_loss_weight: float = 0.0
   router_z_loss_weight: float = 0.0
 
+  def __post_init__(self):
+    super().__post_init__()
+    token_choice = isinstance(self.choice, TokenChoice)
+    if self.load_loss_weight and not (token_choice and self.noise_std):
+      raise ValueError(
+        f"load_loss_weight={self.load_loss_weight}: the load loss is defined "
+        "for token choice with noise_std above 0. Set the weight to 0."
+      )
+
   @nn.compact
   def logits(
     self, x: Float[Array, "G S D"], deterministic: bool
@@ -224,7 +233,10 @@ class SoftRouter(Router):
 
 
 class DenseRouter(Router):
-  """The baseline as a router: one expert takes every token, in order."""
+  """The baseline as a router: one expert takes every token, in order.
+
+  So that it can stand in for any router, it accepts their common fields.
+  """
 
   num_experts: int = 1
 
@@ -248,7 +260,13 @@ class DenseRouter(Router):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """A row of `ROUTERS`: a router's class, its parts and its own defaults."""
+  """A row of `ROUTERS`: a router's class, its parts and its own defaults.
+
+  Attributes:
+    router: the class.
+    parts: classes that make fields of it, by the field's name.
+    defaults: of options, where they differ from the classes'.
+  """
 
   router: type[Router]
   parts: dict[str, type] = dataclasses.field(default_factory=dict)

@@ -52,7 +52,7 @@ def moe_blocks(rule: str | Sequence[int], depth: int) -> tuple[int, ...]:
 
   Args:
     rule: "every N" (blocks N-1, 2N-1, ...), "last N odd" (V-MoE), "last N"
-      (Soft MoE), or block numbers.
+      (Soft MoE), or block numbers, also as a string, "1,3".
     depth: number of blocks.
 
   Raises:
@@ -60,6 +60,8 @@ def moe_blocks(rule: str | Sequence[int], depth: int) -> tuple[int, ...]:
   """
   if not isinstance(rule, str):
     blocks = tuple(sorted(set(rule)))
+  elif match := re.fullmatch(r"\(?(\d+(?:, *\d+)*),?\)?", rule):
+    blocks = tuple(sorted({int(block) for block in match[1].split(",")}))
   elif match := re.fullmatch(r"every ([1-9]\d*)", rule):
     blocks = tuple(range(int(match[1]) - 1, depth, int(match[1])))
   elif match := re.fullmatch(r"last ([1-9]\d*)( odd)?", rule):

@@ -45,6 +45,10 @@ def sinkhorn(
   )
 
 
+# Matrix units would round float32 to fewer bits.
+_product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
 def _range_of_groups(logits):
   logits = jax.lax.stop_gradient(logits)
   return (logits.max(axis=(1, 2)) - logits.min(axis=(1, 2))).max()
@@ -57,8 +61,8 @@ def _sinkhorn_scaling(logits, num_iterations):
 
   def iterate(_, scaling):
     u, v = scaling
-    v = (num_tokens / num_experts) / jnp.einsum("GSE,GS->GE", kernel, u)
-    u = 1.0 / jnp.einsum("GSE,GE->GS", kernel, v)
+    v = (num_tokens / num_experts) / _product("GSE,GS->GE", kernel, u)
+    u = 1.0 / _product("GSE,GE->GS", kernel, v)
     return u, v
 
   ones = jnp.ones_like(kernel[..., 0]), jnp.ones_like(kernel[:, 0])

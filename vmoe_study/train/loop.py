@@ -61,6 +61,7 @@ def train(
   cadence: Cadence,
   evaluators: Sequence[Evaluator],
   save: Callable[[int, TrainState], None],
+  stop: Callable[[int], bool],
   writer: MetricsWriter,
 ) -> TrainState:
   """Trains from `start_step` to `num_steps`.
@@ -75,10 +76,11 @@ def train(
     cadence: how often to report, evaluate and save.
     evaluators: run in turn.
     save: writes a checkpoint of a step.
+    stop: whether to save and stop after a step.
     writer: of the metrics.
 
   Returns:
-    The state after `num_steps` steps.
+    The state after `num_steps` steps, or fewer if it was stopped.
   """
   reporter = _Reporter(writer, batches, start_step, num_steps, batch_size)
   waiting: collections.deque = collections.deque()
@@ -87,11 +89,12 @@ def train(
       if _due(step, cadence.evaluate, num_steps):
         with reporter.paused():
           evaluate(evaluators, state.params, step, writer)
-      if _due(step, cadence.save, num_steps):
+      stopping = stop(step)
+      if stopping or _due(step, cadence.save, num_steps):
         with reporter.paused():
           save(step, state)
-    if step == num_steps:
-      break
+      if stopping or step == num_steps:
+        break
     batch = next(batches)
     state, metrics = train_step(state, batch)
     waiting.append(metrics)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vmoe_study.options import check_least
+
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleSpec:
@@ -32,10 +34,8 @@ class ScheduleSpec:
 
   def __post_init__(self):
     for field in ("peak", "end", "warmup_steps", "cooldown_steps"):
-      if getattr(self, field) < 0:
-        raise ValueError(f"{field}={getattr(self, field)}: must be 0 or more.")
-    if self.timescale < 1:
-      raise ValueError(f"timescale={self.timescale}: must be at least 1.")
+      check_least(field, getattr(self, field), 0)
+    check_least("timescale", self.timescale, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +68,8 @@ class OptimizerSpec:
     for field in ("beta1", "beta2", "momentum"):
       if not 0 <= getattr(self, field) < 1:
         raise ValueError(f"{field}={getattr(self, field)}: must be in [0, 1).")
-    if self.clip_norm < 0:
-      raise ValueError(
-        f"clip_norm={self.clip_norm}: must be positive, or 0 for none."
-      )
+    for field in ("epsilon", "clip_norm"):
+      check_least(field, getattr(self, field), 0)
     for pattern, rate in self.weight_decay:
       try:
         re.compile(pattern)
@@ -79,8 +77,7 @@ class OptimizerSpec:
         raise ValueError(
           f"weight_decay pattern {pattern!r}: not a regular expression: {error}"
         ) from error
-      if rate < 0:
-        raise ValueError(f"weight_decay rate {rate}: must be 0 or more.")
+      check_least(f"weight_decay rate of {pattern!r}", rate, 0)
 
 
 def make_schedule(spec: ScheduleSpec, num_steps: int) -> optax.Schedule:

@@ -18,6 +18,7 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   *,
   seed: int,
+  augment: Callable[[Any, jax.Array], Any] = lambda batch, key: batch,
   accumulation: int = 1,
   chunk: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
@@ -29,13 +30,18 @@ def make_train_step(
     loss_fn: (params, batch, key) to a mean loss over the batch and metrics.
     optimizer: of the parameters.
     seed: of all randomness in the step.
+    augment: (batch, key) to the batch that is trained on.
     accumulation: how many parts the batch is computed in, one after another.
+      The result is that of the whole batch, but for the noise of routers and
+      dropout, which each part draws for itself.
     chunk: consecutive images that must stay in one part.
   """
   gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key, augment_key = jax.random.split(key)
+    batch = augment(batch, augment_key)
     if accumulation == 1:
       (_, metrics), grads = gradient(state.params, batch, key)
     else:
