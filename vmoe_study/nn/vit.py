@@ -19,7 +19,7 @@ from vmoe_study.nn.moe import Moe, MoeOptions
 from vmoe_study.routing.balance import RoutingAux
 from vmoe_study.routing.exchange import Exchange
 
-_SIZES = ("width", "depth", "mlp_dim", "num_heads")
+SIZES = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
 # 2308.00951 (Ti, S) and 2106.05974 (S8, its 8-layer "S"; B, L, H).
 VARIANTS = {
   "Ti": (192, 12, 768, 3),
@@ -43,8 +43,7 @@ def variant(name: str) -> dict[str, int]:
       f"backbone {name!r}: must be one of {list(VARIANTS)}, a slash and a "
       "patch size, as in 'B/16'."
     )
-  sizes = dict(zip(_SIZES, VARIANTS[match[1]], strict=True))
-  return sizes | {"patch_size": int(match[2])}
+  return dict(zip(SIZES, (*VARIANTS[match[1]], int(match[2])), strict=True))
 
 
 def moe_blocks(rule: str | Sequence[int], depth: int) -> tuple[int, ...]:
