@@ -69,8 +69,7 @@ class Arguments(common.Arguments):
 def model(args: Arguments, num_classes: int) -> dict[str, Any]:
   """The `model` of a config, without a representation layer."""
   fields: dict[str, Any] = {"num_classes": num_classes}
-  if args.smoke:
-    fields |= args.sizes
+  fields |= args.sizes if args.smoke else {"dtype": "bfloat16"}
   if args.recipe == "vmoe":
     blocks = "every 2"
     fields["pool"] = "token"
