@@ -92,7 +92,8 @@ class Model:
   def features(self):
     """Compiled: (params, images) to the representation before the head."""
     return jax.jit(
-      lambda params, images: self._apply(params, images)[1].features
+      lambda params, images: self._apply(params, images)[1].features,
+      out_shardings=sharding.by_batch(self.mesh),
     )
 
   def _apply(self, params, images):
@@ -225,8 +226,7 @@ def make_evaluators(model: Model) -> list:
       name,
       model.predict,
       functools.partial(
-        iter,
-        GlobalBatches(model.mesh, _open(config, spec.data, spec.batch_size)),
+        _global_batches, model.mesh, _open(config, spec.data, spec.batch_size)
       ),
       losses.LOSSES[config.train.loss],
     )
@@ -234,8 +234,13 @@ def make_evaluators(model: Model) -> list:
   ]
   if config.fewshot:
     tasks = [
-      _fewshot_task(model, name, spec) for name, spec in config.fewshot.items()
+      _fewshot_task(config, name, spec) for name, spec in config.fewshot.items()
     ]
+
+    def features(params, images):
+      images = sharding.to_global(model.mesh, images)
+      return sharding.to_local(model.features(params, images))
+
     evaluators.append(
       FewshotEvaluator(
         "fewshot", model.features, tasks, config.shots, config.seed
@@ -244,29 +249,14 @@ def make_evaluators(model: Model) -> list:
   return evaluators
 
 
-class GlobalBatches:
-  """Batches of all hosts as global arrays, as often as they are iterated."""
-
-  def __init__(self, mesh: Mesh, batches: Iterable):
-    self._mesh, self._batches = mesh, batches
-
-  def __iter__(self) -> Iterator:
-    return (sharding.to_global(self._mesh, batch) for batch in self._batches)
-
-
-def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
+def _fewshot_task(config: Config, name: str, spec: FewshotSpec) -> FewshotTask:
   train = spec.train
   source = open_source(train.name, train.split, train.data_dir, train.label_key)
-
-  def batches(data, indices=None):
-    opened = _open(model.config, data, spec.batch_size, indices)
-    return GlobalBatches(model.mesh, opened)
-
   return FewshotTask(
     name,
     source.labels(),
-    functools.partial(batches, train),
-    batches(spec.test),
+    functools.partial(_open, config, train, spec.batch_size),
+    _open(config, spec.test, spec.batch_size),
     train.num_classes,
   )
 
@@ -282,6 +272,10 @@ def _open(
     indices=indices,
     num_workers=config.train.num_workers,
   )
+
+
+def _global_batches(mesh: Mesh, batches: Iterable) -> Iterator:
+  return (sharding.to_global(mesh, batch) for batch in batches)
 
 
 def _template(shapes: Any, shardings: Any) -> Any:

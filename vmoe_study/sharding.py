@@ -148,6 +148,16 @@ def to_global(mesh: Mesh, local_batch: Any) -> Any:
   )
 
 
+def to_local(array: jax.Array) -> np.ndarray:
+  """This process's rows of an array that is sharded by batch.
+
+  They come in the order in which `to_global` took the rows of this process,
+  whatever the order of the devices in the mesh.
+  """
+  rows = {s.index[0].start or 0: s.data for s in array.addressable_shards}
+  return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+
+
 def _fsdp_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
   divisible = [i for i, n in enumerate(shape) if n % mesh.size == 0]
   if not divisible:

@@ -10,6 +10,7 @@ import sys
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import numpy as np
+from vmoe_study import sharding
 from vmoe_study.evaluate import fewshot
 
 rng = np.random.default_rng(0)
@@ -27,13 +28,15 @@ def share(images, labels, size=16, hosts=2):
     yield {"image": images[rows], "mask": real.astype(np.float32),
            "label": np.eye(4, dtype=np.float32)[labels[rows]]}
 
-mesh = jax.make_mesh((4,), ("replica",),
-                     axis_types=(jax.sharding.AxisType.Auto,))
-sharding = jax.sharding.NamedSharding(mesh, jax.P("replica"))
+# Devices of the two processes take turns, as they do on TPUs.
+devices = np.array(jax.devices())[[0, 2, 1, 3]].reshape(4, 1)
+mesh = jax.sharding.Mesh(devices, sharding.AXES)
 
 def features(scale, images):
-  whole = jax.make_array_from_process_local_data(sharding, images)
-  return jax.jit(lambda x: scale * x)(whole)
+  whole = sharding.to_global(mesh, images)
+  scaled = jax.jit(lambda x: scale * x,
+                   out_shardings=sharding.by_batch(mesh))(whole)
+  return sharding.to_local(scaled)
 
 task = fewshot.FewshotTask(
     "task", labels[train],

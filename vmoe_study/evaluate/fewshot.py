@@ -141,9 +141,9 @@ class FewshotTask:
     test_batches: batches of the test images, iterable any number of times.
     num_classes: labels are 0 ... num_classes - 1.
 
-  A batch has "image" (b, ...), "label" one-hot (b, classes) and "mask" (b,), 1
-  for images and 0 for padding: global arrays of all processes' images, in one
-  order, or this process's share of each.
+  A batch is this process's share: "image" (b, ...), "label" one-hot
+  (b, classes), "mask" (b,) 1 for images and 0 for padding. The shares of all
+  processes, in their order, are the images in order.
   """
 
   name: str
@@ -169,8 +169,8 @@ class FewshotEvaluator:
 
     Args:
       name: prefix of the metric names.
-      features_fn: (params, images of a batch) -> (b, D) features, global if
-        the images are.
+      features_fn: (params, images of a batch) -> (b, D) features of these
+        images, in their order.
       tasks: the data sets; they share one penalty for each number of shots.
       shots: numbers of training images per class.
       seed: chooses the images.
@@ -243,7 +243,7 @@ def _whiten(
 
 
 def _gather(array: Any) -> np.ndarray:
-  """Every process's rows in process order; global arrays as they are."""
+  """Every process's rows in process order."""
   if jax.process_count() == 1:
     return np.asarray(array)
   return multihost_utils.process_allgather(array, tiled=True)
