@@ -171,6 +171,10 @@ class TrainSpec:
 class EvaluationSpec:
   """Accuracy and loss on a data set.
 
+  Where images are routed in groups, those that fill up the last batch compete
+  for slots with the real ones of their group, though they are not counted: with
+  `batch_size` a divisor of the number of images there are none.
+
   Attributes:
     data: which, and how it is prepared.
     batch_size: images at a time, over all hosts.

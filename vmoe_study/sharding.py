@@ -18,7 +18,7 @@ EXPERT_PATH = re.compile(r"(^|/)Moe/Mlp/")
 FSDP = "fsdp"  # As a rule: shard the largest axis that divides by the devices.
 
 # Path pattern -> partition spec; the first match counts.
-EXPERT_RULE = (r"(^|/)Moe/Mlp/", PartitionSpec("expert"))
+EXPERT_RULE = (EXPERT_PATH.pattern, PartitionSpec("expert"))
 REPLICATED_RULE = (r"", PartitionSpec())
 FSDP_RULE = (r"", FSDP)
 

@@ -5,8 +5,6 @@ import argparse
 from vmoe_study.data import builders
 from vmoe_study.data.recipes import RECIPES
 
-HELP = "build a data set, from local files where it needs them"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds this command's options."""
