@@ -366,7 +366,10 @@ def fit_to_devices(config: Config, num_devices: int) -> Config:
   return dataclasses.replace(
     config,
     mesh=mesh,
-    train=dataclasses.replace(config.train, batch_size=unit, accumulation=1),
+    # Not used, but it must fit: mixup takes pairs of images.
+    train=dataclasses.replace(
+      config.train, batch_size=2 * unit, accumulation=1
+    ),
     evaluations=grow(config.evaluations),
     fewshot=grow(config.fewshot),
   )

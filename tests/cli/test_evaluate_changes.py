@@ -149,10 +149,11 @@ def test_vmoe_on_imagenet_is_evaluated_at_capacity_4():
   assert capacity("router=softmax_expert_choice,data=imagenet1k") == 0
 
 
+@pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("mesh", [(-1, 4), (2, -1), (-1, 1)])
 @pytest.mark.parametrize("devices", [1, 3, 8, 64])
-def test_any_number_of_devices_will_do(mesh, devices):
-  values = digits.get_config("group=2").to_dict()
+def test_any_number_of_devices_will_do(mesh, devices, group):
+  values = digits.get_config(f"group={group}").to_dict()
   values["mesh"] = {"replica": mesh[0], "expert": mesh[1]}
   config = fit_to_devices(parse(values), devices)
   check_batches(config, devices)

@@ -1,0 +1,83 @@
+"""`bench layer` on a tiny layer: its rows, its figure, its arithmetic."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from vmoe_study.analysis.timing import interleaved_seconds, paired_ratio
+from vmoe_study.cli.main import main
+
+PROMISED = {
+  "router",
+  "form",
+  "group_images",
+  "capacity",
+  "pass",
+  "ms",
+  "ratio_experts_only",
+  "ratio_dense",
+  "peak_bytes",
+  "flops",
+}
+TINY = [
+  *["--images=2", "--tokens=8", "--width=8", "--mlp-dim=16", "--num-experts=4"],
+  *["--groups=2", "--capacities=1", "--rounds=3"],
+  *["--routers", "softmax_token_choice", "soft"],
+]
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("bench")
+  out, figure = folder / "layer.json", folder / "layer.png"
+  command = ["bench", "layer", *TINY, f"--out={out}", f"--figure={figure}"]
+  assert main(command) == 0
+  assert figure.read_bytes().startswith(b"\x89PNG")
+  return json.loads(out.read_text())
+
+
+def test_a_row_for_every_router_form_and_pass(record):
+  rows = record["rows"]
+  assert all(row.keys() >= PROMISED for row in rows)
+  assert {(r["router"], r["form"], r["pass"]) for r in rows} == {
+    (router, form, which)
+    for router, form in (
+      ("softmax_token_choice", "index"),
+      ("softmax_token_choice", "dense"),
+      ("soft", "dense"),
+    )
+    for which in ("forward", "forward_backward")
+  }
+
+
+def test_the_index_form_computes_less_than_the_dense_form(record):
+  flops = {
+    (r["form"], r["pass"], r["router"]): r["flops"] for r in record["rows"]
+  }
+  for which in ("forward", "forward_backward"):
+    index = flops["index", which, "softmax_token_choice"]
+    assert index < flops["dense", which, "softmax_token_choice"]
+
+
+def test_every_part_of_the_breakdown_is_there(record):
+  for row in record["rows"]:
+    parts = row["breakdown_ms"]
+    assert parts.keys() == {
+      *("router", "solver", "choice", "dispatch", "experts", "combine")
+    }
+    assert min(parts.values()) >= 0
+
+
+def test_ratios_are_paired():
+  calls = {
+    "slow": lambda: time.sleep(0.02),
+    "fast": lambda: time.sleep(0.01),
+  }
+  rounds = []
+  seconds = interleaved_seconds(calls, 3, rounds.append)
+  assert rounds == [0, 1, 2]
+  assert all((s > 0.009).all() for s in seconds.values())
+  known = {"a": np.array([2.0, 9.0, 4.0]), "b": np.array([1.0, 3.0, 4.0])}
+  assert paired_ratio(known, "a", "b") == 2.0
