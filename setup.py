@@ -53,10 +53,13 @@ setup(
     "dev": [
       "aiohttp>=3.9",
       "hypothesis>=6.100",
+      "ipykernel>=6.29",
       "libtpu>=0.0.40,<0.1",
       "matplotlib>=3.9",
       "msgpack>=1.0.8",
       "mypy>=1.11",
+      "nbclient>=0.10",
+      "nbformat>=5.10",
       "pillow>=10.3",
       "POT>=0.9.5",
       "pytest>=8.2",
