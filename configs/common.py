@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
+from vmoe_study.cli.config_flags import with_placeholders
 from vmoe_study.config import complete
 
 
@@ -96,14 +96,7 @@ def moe(
 
 def config_dict(**sections) -> ConfigDict:
   """The config with all defaults written out, checked and locked."""
-  return ConfigDict(_with_placeholders(complete(sections))).lock()
-
-
-def _with_placeholders(value: Any) -> Any:
-  """A field that is None can be overridden by anything."""
-  if isinstance(value, dict):
-    return {key: _with_placeholders(item) for key, item in value.items()}
-  return placeholder(object) if value is None else value
+  return ConfigDict(with_placeholders(complete(sections))).lock()
 
 
 def _read(name: str, value: str, kind: type) -> Any:

@@ -59,7 +59,7 @@ def override(
   Raises:
     ValueError: if an override is wrong.
   """
-  config = ConfigDict(_with_placeholders(values))
+  config = ConfigDict(with_placeholders(values))
   return _parse(config_flags.DEFINE_config_dict, overrides, config=config)
 
 
@@ -83,8 +83,8 @@ def _parse(
   return holder.value.to_dict()
 
 
-def _with_placeholders(value: Any) -> Any:
+def with_placeholders(value: Any) -> Any:
   """A field that is None can be overridden by anything."""
   if isinstance(value, Mapping):
-    return {key: _with_placeholders(item) for key, item in value.items()}
+    return {key: with_placeholders(item) for key, item in value.items()}
   return placeholder(object) if value is None else value

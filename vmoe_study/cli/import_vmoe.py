@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
+  if args.overrides and not args.config:
+    raise ValueError(
+      f"{' '.join(args.overrides)}: there is no config to override. Give one "
+      "with --config."
+    )
   source = read_vmoe(args.prefix)
   image_shape = infer_image_shape(source)
   if args.config:
