@@ -242,9 +242,7 @@ def make_evaluators(model: Model) -> list:
       return sharding.to_local(model.features(params, images))
 
     evaluators.append(
-      FewshotEvaluator(
-        "fewshot", model.features, tasks, config.shots, config.seed
-      )
+      FewshotEvaluator("fewshot", features, tasks, config.shots, config.seed)
     )
   return evaluators
 

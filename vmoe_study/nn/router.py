@@ -110,15 +110,6 @@ class SparseRouter(Router):
   gshard_loss_weight: float = 0.0
   router_z_loss_weight: float = 0.0
 
-  def __post_init__(self):
-    super().__post_init__()
-    token_choice = isinstance(self.choice, TokenChoice)
-    if self.load_loss_weight and not (token_choice and self.noise_std):
-      raise ValueError(
-        f"load_loss_weight={self.load_loss_weight}: the load loss is defined "
-        "for token choice with noise_std above 0. Set the weight to 0."
-      )
-
   @nn.compact
   def logits(
     self, x: Float[Array, "G S D"], deterministic: bool
