@@ -12,6 +12,7 @@ from clu import parameter_overview
 from vmoe_study import distributed
 from vmoe_study import workdir as workdir_lib
 from vmoe_study.analysis.cost import routing
+from vmoe_study.checkpoint.load import absolute, complete_steps
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli import config_flags, report
 from vmoe_study.config import Config, parse
@@ -110,19 +111,17 @@ def _restore_or_init(
 ) -> tuple[TrainState, CheckpointStore]:
   """The state to go on from. A start that fails leaves no workdir behind."""
   model, spec = training.model, training.model.config.train
-  directory = workdir_lib.checkpoints(workdir)
-  state = None
-  if not directory.exists():
+  directory = absolute(workdir_lib.checkpoints(workdir))
+  resumes = bool(complete_steps(directory))  # Alike on all hosts.
+  if not resumes:
     state = training.init(initial_params(model.config.initialize, model))
   store = CheckpointStore(
     directory, keep=spec.keep, keep_every=spec.keep_every or None
   )
-  if store.latest_step() is not None:
+  if resumes:
     template = training.state_template()
     found = store.restore(params=template.params, opt_state=template.opt_state)
     state = training.state_at(found.step, found.params, found.opt_state)
-  elif state is None:
-    state = training.init(initial_params(model.config.initialize, model))
   return state, store
 
 
