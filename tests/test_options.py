@@ -71,3 +71,26 @@ def test_builds_nested_dataclasses_from_json_like_values():
 def test_names_the_field_the_value_and_the_rule(values, message):
   with pytest.raises(ValueError, match=message):
     options.build(Outer, "config", values)
+
+
+def test_everything_that_is_wrong_is_said():
+  values = {
+    "kind": "c",
+    "knd": 1,
+    "inner": {"rate": -1.0},
+    "many": {"x": {"rate": "a"}, "y": {"rat": 1}, "z": {"rate": 2.0}},
+  }
+  with pytest.raises(options.OptionsError) as error:
+    options.build(Outer, "config", values)
+  problems = error.value.problems
+  assert str(error.value) == "\n".join(problems)
+  for text in (
+    "config.count: must be given",
+    "unknown name 'knd'",
+    "config.kind='c'",
+    "config.inner: rate=-1.0",
+    "config.many.x.rate='a'",
+    "config.many.y: unknown name 'rat'",
+  ):
+    assert sum(text in problem for problem in problems) == 1, text
+  assert len(problems) == 6

@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from beartype import BeartypeConf
@@ -13,15 +14,35 @@ from beartype.door import is_bearable
 _NUMBERS = BeartypeConf(is_pep484_tower=True)  # An int will do for a float.
 
 
+class OptionsError(ValueError):
+  """All that is wrong with what a user wrote.
+
+  Attributes:
+    problems: one by one.
+  """
+
+  def __init__(self, problems: Iterable[str]):
+    self.problems = tuple(problems)
+    super().__init__("\n".join(self.problems))
+
+
+def problems_of(error: ValueError) -> tuple[str, ...]:
+  """What an error says, one by one."""
+  return error.problems if isinstance(error, OptionsError) else (str(error),)
+
+
 def check_names(where: str, given: Iterable[str], valid: Iterable[str]) -> None:
-  """Raises ValueError for a name in `given` that is not in `valid`."""
+  """Raises OptionsError for names in `given` that are not in `valid`."""
   valid = sorted(valid)
+  problems = []
   for name in sorted(set(given) - set(valid)):
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(
+    problems.append(
       f"{where}: unknown name {name!r}.{hint} Valid names: {', '.join(valid)}."
     )
+  if problems:
+    raise OptionsError(problems)
 
 
 def check_type(where: str, value: Any, hint: Any) -> None:
@@ -41,6 +62,8 @@ def check_type(where: str, value: Any, hint: Any) -> None:
     raise ValueError(
       f"{where}={value!r} ({type(value).__name__}): must be {described}."
     )
+  if hint is float and isinstance(value, int) and abs(value) >= 2**31:
+    raise ValueError(f"{where}={value!r}: must be less than 2**31.")
   if isinstance(value, float) and not math.isfinite(value):
     raise ValueError(f"{where}={value!r}: must be a finite number.")
 
@@ -58,25 +81,45 @@ def build(cls: type, where: str, values: Any) -> Any:
   lists become tuples.
 
   Raises:
-    ValueError: naming the field by its full path, the value and the rule.
+    OptionsError: for everything that is wrong, naming each field by its full
+      path, the value and the rule.
   """
   if not isinstance(values, Mapping):
     raise ValueError(f"{where}={values!r}: must be a mapping of fields.")
   fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-  check_names(where, values, fields)
-  for name, field in fields.items():
-    required = field.default is field.default_factory is dataclasses.MISSING
-    if required and name not in values:
-      raise ValueError(f"{where}.{name}: must be given.")
   hints = typing.get_type_hints(cls)
-  made = {
-    name: _convert(hints[name], f"{where}.{name}", value)
-    for name, value in values.items()
-  }
+
+  def convert(name: str) -> Any:
+    if name in values:
+      return _convert(hints[name], f"{where}.{name}", values[name])
+    raise ValueError(f"{where}.{name}: must be given.")
+
+  known = [n for n in fields if n in values or _is_required(fields[n])]
+  checks = [lambda: check_names(where, values, fields)]
+  checks += [functools.partial(convert, name) for name in known]
+  _, *made = _all(checks)
   try:
-    return cls(**made)
+    return cls(**dict(zip(known, made, strict=True)))
   except ValueError as error:
-    raise ValueError(f"{where}: {error}") from error
+    raise OptionsError(f"{where}: {p}" for p in problems_of(error)) from error
+
+
+def _all(calls: Iterable[Callable[[], Any]]) -> list[Any]:
+  """The results of all calls, or else the problems of all of them."""
+  results: list[Any] = []
+  problems: list[str] = []
+  for call in calls:
+    try:
+      results.append(call())
+    except ValueError as error:
+      problems += problems_of(error)
+  if problems:
+    raise OptionsError(problems)
+  return results
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+  return field.default is field.default_factory is dataclasses.MISSING
 
 
 def defaults(cls: type) -> dict[str, Any]:
@@ -91,10 +134,11 @@ def defaults(cls: type) -> dict[str, Any]:
 def _convert(hint: Any, where: str, value: Any) -> Any:
   arguments = typing.get_args(hint)
   if typing.get_origin(hint) is Mapping and isinstance(value, Mapping):
-    return {
-      key: _convert(arguments[1], f"{where}.{key}", item)
+    conversions = [
+      functools.partial(_convert, arguments[1], f"{where}.{key}", item)
       for key, item in value.items()
-    }
+    ]
+    return dict(zip(value, _all(conversions), strict=True))
   nested: list[Any] = [
     t for t in (hint, *arguments) if dataclasses.is_dataclass(t)
   ]

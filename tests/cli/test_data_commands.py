@@ -1,6 +1,7 @@
 """The commands `prepare` and `bench input`, as a user runs them."""
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -40,9 +41,10 @@ def test_prepare_prints_what_is_there(data_dir, capsys):
   assert "digits: train 1,438, test 359 examples in" in line
 
 
-def test_bench_prints_every_rate(data_dir):
+def test_bench_prints_every_rate(data_dir, tmp_path):
+  out = tmp_path / "rates.json"
   options = ["--name=jft_like/64", f"--data_dir={data_dir}", "--workers=1"]
-  sizes = ["--batch_size=4", "--num_batches=4"]
+  sizes = ["--batch_size=4", "--num_batches=3", "--rounds=2", f"--out={out}"]
   done = subprocess.run(
     [sys.executable, "-c", RUN, *options, *sizes],
     check=True,
@@ -51,7 +53,15 @@ def test_bench_prints_every_rate(data_dir):
   )
   assert "64 images, of the first 64 the mean is" in done.stdout
   row = done.stdout.splitlines()[-1]
-  assert re.fullmatch(r" +1( +\d+){3} +\d+%", row), row
+  assert re.fullmatch(r"\| +1( \| +\d+){3}( \| +\d+\.\d\d){3} \|", row), row
+  record = json.loads(out.read_text())
+  assert record["corpus"].startswith("jft_like/64 train: 64 images")
+  assert "inception_crop(224)" in record["train_ops"]
+  (rates,) = record["rows"]
+  assert rates["workers"] == rates["speedup"] == 1
+  assert rates["train/decode"] == rates["train"] / rates["decode"]
+  assert len(rates["rounds"]) == 2
+  assert {"decode", "train", "eval"} == set(rates["rounds"][0])
 
 
 def test_bench_needs_data(tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmoe_study.data.augment import decode
+from vmoe_study.data.builders import make_builder
 from vmoe_study.data.pipeline import DataSpec, eval_input, train_input
 from vmoe_study.data.records import RecordError
 from vmoe_study.data.sources import open_source
@@ -233,16 +234,17 @@ def test_evaluation_refuses_random_operations(digits):
 
 @pytest.fixture
 def damaged(tmp_path):
-  """An image folder: 20 good files, one no image and one cut short."""
+  """An image folder: 20 good files; one no image, one cut short, one empty."""
   import cv2
 
   folder = tmp_path / "train" / "only"
   folder.mkdir(parents=True)
-  for i in range(22):
+  for i in range(23):
     image = np.full((10, 12, 3), 10 * i, np.uint8)
     cv2.imwrite(str(folder / f"{i:02}.jpg"), image)
   (folder / "03.jpg").write_bytes(b"no image")
   (folder / "07.jpg").write_bytes((folder / "07.jpg").read_bytes()[:-20])
+  (folder / "11.jpg").write_bytes(b"")
   return DataSpec(
     "image_folder", "train", "resize(8)", 1, str(tmp_path), on_error="skip"
   )
@@ -252,27 +254,56 @@ def test_damaged_examples_raise_and_are_named(damaged):
   spec = dataclasses.replace(damaged, on_error="raise")
   with pytest.raises(RecordError, match=r"only/03\.jpg: 8 bytes that are no"):
     list(eval_input(spec, batch_size=4))
-  with pytest.raises(RecordError, match=r"only/0[37]\.jpg"):
-    train_input(spec, batch_size=22, seed=0)[0]
+  with pytest.raises(RecordError, match=r"only/(03|07|11)\.jpg"):
+    train_input(spec, batch_size=23, seed=0)[0]
+  for index, reason in ((7, r"07\.jpg: .*cut short"), (11, r"11\.jpg: 0 byte")):
+    with pytest.raises(RecordError, match=reason):
+      list(eval_input(spec, batch_size=1, indices=[index]))
 
 
 def test_damaged_examples_are_skipped_and_counted(damaged):
   data = eval_input(damaged, batch_size=4)
   masks = np.concatenate([batch["mask"] for batch in data])
-  assert np.flatnonzero(masks[:22] == 0).tolist() == [3, 7]
-  assert data.skipped == 2
-  training = train_input(damaged, batch_size=22, seed=0)
+  assert np.flatnonzero(masks[:23] == 0).tolist() == [3, 7, 11]
+  assert data.skipped == 3
+  training = train_input(damaged, batch_size=23, seed=0)
   levels = np.round(training[0]["image"].mean((1, 2, 3)) / 10).astype(int)
-  assert training.skipped == 2
-  # The next file stands in: 4 for 3 and 8 for 7.
-  expected = [4 if i == 3 else 8 if i == 7 else i for i in range(22)]
+  assert training.skipped == 3
+  # The next file stands in: 4 for 3, 8 for 7 and 12 for 11.
+  expected = [i + (i in (3, 7, 11)) for i in range(23)]
   assert sorted(levels) == sorted(expected)
 
 
-def test_a_label_out_of_range_is_named(plain):
+def test_a_label_out_of_range_is_named_or_counted(plain):
   spec = dataclasses.replace(plain, num_classes=5)
   with pytest.raises(RecordError, match=r"record \d+: label \d .* \[0, 5\)"):
     list(eval_input(spec, batch_size=50))
+  data = eval_input(dataclasses.replace(spec, on_error="skip"), batch_size=50)
+  counted = sum(batch["mask"].sum() for batch in data)
+  labels = open_source("digits", "test", plain.data_dir).labels()
+  assert (counted, data.skipped) == ((labels < 5).sum(), (labels >= 5).sum())
+
+
+def test_a_record_cut_short_is_named_or_counted(tmp_path):
+  make_builder("jft_like/4", str(tmp_path)).download_and_prepare(
+    file_format="tfrecord"
+  )
+  (file,) = tmp_path.rglob("*jft_like-train*")
+  file.write_bytes(file.read_bytes()[:-10])
+  name, classes, folder = "jft_like/4", JFT_CLASSES, str(tmp_path)
+  spec = DataSpec(name, "train", "resize(8)", classes, folder)
+  for data in (
+    eval_input(spec, batch_size=4),
+    train_input(spec, batch_size=4, seed=0).iterate(),
+  ):
+    with pytest.raises(RecordError, match=r"record 3: .* cut short"):
+      next(iter(data))
+  skipping = dataclasses.replace(spec, on_error="skip")
+  data = eval_input(skipping, batch_size=4)
+  (batch,) = data
+  assert batch["mask"].tolist() == [1, 1, 1, 0] and data.skipped == 1
+  training = train_input(skipping, batch_size=4, seed=0)
+  assert training[0]["image"].shape == (4, 8, 8, 3) and training.skipped == 1
 
 
 def test_images_of_unequal_shape_are_named(jpegs):

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from vmoe_study.data.augment import decode
 from vmoe_study.data.builders import MissingDataError, make_builder
+from vmoe_study.data.datasets import digits as digits_builder
 from vmoe_study.data.records import ArrayRecords, RecordError, TfRecords
 from vmoe_study.data.sources import open_source
 
@@ -100,6 +101,43 @@ def test_several_labels_per_image(both_formats):
     source.labels()
 
 
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_labels_are_read_once_for_each_state_of_the_files(
+  tmp_path, monkeypatch, file_format
+):
+  def prepare(folder, seed):
+    monkeypatch.setattr(digits_builder, "SPLIT_SEED", seed)
+    make_builder("digits", str(tmp_path / folder)).download_and_prepare(
+      file_format=file_format
+    )
+    return open_source("digits", "train[:300]", str(tmp_path / folder))
+
+  def read_nothing(self, index):
+    raise AssertionError("the labels were cached")
+
+  first, second = prepare("first", 0), prepare("second", 1)
+  expected = [
+    np.asarray([source[i]["label"] for i in range(300)])
+    for source in (first, second)
+  ]
+  assert (expected[0] != expected[1]).any()
+  for source, labels in zip((first, second), expected, strict=True):
+    np.testing.assert_array_equal(source.labels(), labels)
+    assert source.labels().dtype == np.int64
+  with monkeypatch.context() as patch:
+    patch.setattr(type(first.records), "__getitem__", read_nothing)
+    np.testing.assert_array_equal(first.labels(), expected[0])
+    part = open_source("digits", "train[:200]", str(tmp_path / "first"))
+    with pytest.raises(AssertionError):
+      part.labels()  # Another part is not what was cached.
+  # Other files in the same place are read anew.
+  (old,) = (tmp_path / "first").rglob("*digits-train*")
+  (new,) = (tmp_path / "second").rglob("*digits-train*")
+  new.replace(old)
+  source = open_source("digits", "train[:300]", str(tmp_path / "first"))
+  np.testing.assert_array_equal(source.labels(), expected[1])
+
+
 def test_a_record_of_something_else_is_named(both_formats):
   class Noise(ArrayRecords):
     def __getitem__(self, index):
@@ -159,8 +197,10 @@ def test_image_folder(folder):
 
 
 def test_an_empty_class_folder_is_named(folder):
-  (folder / "train" / "a").mkdir()
-  with pytest.raises(ValueError, match=r"class folder .*/train/a holds no"):
+  for name in ("a", "d"):
+    (folder / "train" / name).mkdir()
+  message = r"class folder .*/train/a, .*/train/d holds no"
+  with pytest.raises(ValueError, match=message):
     open_source("image_folder", "train", str(folder))
 
 

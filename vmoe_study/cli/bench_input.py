@@ -4,13 +4,19 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import json
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
+import cv2
 import grain
 import numpy as np
+from absl import logging
+from etils import epath
 
+from vmoe_study.cli.table import markdown_table
 from vmoe_study.data import pipeline
 from vmoe_study.data.augment import decode
 from vmoe_study.data.sources import Source, open_source
@@ -19,6 +25,15 @@ HELP = "measure the input pipeline: decode only, training and evaluation recipe"
 TRAIN_OPS = "inception_crop(224)|flip_lr|value_range(-1, 1)"
 EVAL_OPS = "resize_small(256)|central_crop(224)|value_range(-1, 1)"
 CORPUS_SAMPLE = 200
+COLUMNS = {
+  "workers": "{}",
+  "decode": "{:.0f}",
+  "train": "{:.0f}",
+  "eval": "{:.0f}",
+  "train/decode": "{:.2f}",
+  "eval/decode": "{:.2f}",
+  "speedup": "{:.2f}",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--workers", type=int, nargs="+", default=[1, 2], help="worker processes"
   )
+  parser.add_argument("--rounds", type=int, default=3, help="timings of each")
+  parser.add_argument("--out", metavar="FILE", help="write the rows as JSON")
 
 
 def describe_corpus(source: Source) -> str:
@@ -54,8 +71,8 @@ def decode_only(source: Source, index: int) -> int:
 
 def open_inputs(
   args: argparse.Namespace, workers: int
-) -> Iterator[tuple[str, Iterator[pipeline.Batch]]]:
-  """Yields the batches of the three pipelines, by name."""
+) -> dict[str, Iterator[pipeline.Batch]]:
+  """The batches of the three pipelines, by name."""
   source = open_source(args.name, args.split, args.data_dir)
   decoding = (
     grain.MapDataset.range(len(source))
@@ -64,17 +81,19 @@ def open_inputs(
     .map(functools.partial(decode_only, source))
     .batch(args.batch_size)
   )
-  yield "decode", pipeline.Batches(decoding, lambda x: x, workers).iterate()
   spec = pipeline.DataSpec(
     args.name, args.split, args.train_ops, source.num_classes, args.data_dir
   )
   sizes = {"batch_size": args.batch_size, "num_workers": workers}
-  yield "train", pipeline.train_input(spec, seed=0, **sizes).iterate()
   # Examples recur, so that one pass is long enough to be timed.
-  batches = args.num_batches + warmup_batches(workers)
+  batches = args.rounds * (args.num_batches + warmup_batches(workers))
   indices = np.arange(args.batch_size * batches) % len(source)
-  spec = dataclasses.replace(spec, ops=args.eval_ops)
-  yield "eval", iter(pipeline.eval_input(spec, indices=indices, **sizes))
+  evaluation = dataclasses.replace(spec, ops=args.eval_ops)
+  return {
+    "decode": pipeline.Batches(decoding, lambda x: x, workers).iterate(),
+    "train": pipeline.train_input(spec, seed=0, **sizes).iterate(),
+    "eval": iter(pipeline.eval_input(evaluation, indices=indices, **sizes)),
+  }
 
 
 def warmup_batches(workers: int) -> int:
@@ -90,24 +109,54 @@ def images_per_second(
     pass
   start = time.perf_counter()
   count = sum(1 for _ in itertools.islice(batches, args.num_batches))
-  seconds = time.perf_counter() - start
-  batches.close()
-  return count * args.batch_size / seconds
+  return count * args.batch_size / (time.perf_counter() - start)
+
+
+def measure(args: argparse.Namespace, workers: int) -> dict[str, Any]:
+  """Images/s of the three pipelines: medians over rounds, taken in turns.
+
+  Pipelines that are not asked for batches stand still, their queues full.
+  """
+  inputs = open_inputs(args, workers)
+  rounds = [
+    {
+      name: images_per_second(batches, workers, args)
+      for name, batches in inputs.items()
+    }
+    for _ in range(args.rounds)
+  ]
+  for batches in inputs.values():
+    batches.close()
+  rates = {name: float(np.median([r[name] for r in rounds])) for name in inputs}
+  shares = {
+    f"{name}/decode": rates[name] / rates["decode"]
+    for name in ("train", "eval")
+  }
+  return {"workers": workers, **rates, **shares, "rounds": rounds}
 
 
 def run(args: argparse.Namespace) -> int:
   """Prints the corpus, then one row of images/s per number of workers."""
   source = open_source(args.name, args.split, args.data_dir)
-  print(f"corpus: {args.name} {args.split}: {describe_corpus(source)}")
-  print(f"train:  {args.train_ops}\neval:   {args.eval_ops}")
-  print(f"images/s, batches of {args.batch_size}, {os.cpu_count()} cores")
-  print(f"{'workers':>7} {'decode':>8} {'train':>8} {'eval':>8} train/decode")
+  record: dict[str, Any] = {
+    "corpus": f"{args.name} {args.split}: {describe_corpus(source)}",
+    "train_ops": args.train_ops,
+    "eval_ops": args.eval_ops,
+    "batch_size": args.batch_size,
+    "cores": os.cpu_count(),
+    "opencv": cv2.__version__,
+  }
+  for name, value in record.items():
+    print(f"{name}: {value}")
+  rows: list[dict[str, Any]] = []
   for workers in args.workers:
-    rates = {
-      name: images_per_second(batches, workers, args)
-      for name, batches in open_inputs(args, workers)
-    }
-    share = rates["train"] / rates["decode"]
-    row = " ".join(f"{rate:8.0f}" for rate in rates.values())
-    print(f"{workers:7d} {row} {share:12.0%}")
+    logging.info("%d worker processes, %d rounds", workers, args.rounds)
+    rows.append(measure(args, workers))
+    rows[-1]["speedup"] = rows[-1]["train"] / rows[0]["train"]
+  cells = [[form.format(row[k]) for k, form in COLUMNS.items()] for row in rows]
+  print(f"images/s; speedup: of train, over {args.workers[0]} workers")
+  print(markdown_table(list(COLUMNS), cells))
+  if args.out:
+    text = json.dumps(record | {"rows": rows}, indent=1)
+    epath.Path(args.out).write_text(text + "\n")
   return 0

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
 from vmoe_study.data.recipes import RECIPES
+from vmoe_study.data.remote import REMEDY, check_reachable
 
 PACKAGE = "vmoe_study.data.datasets"
 OURS = {
@@ -128,18 +129,25 @@ def open_prepared(
 
   Raises:
     MissingDataError: the data set is not there; names the command to get it.
+    OSError: it is on remote storage that cannot be read; at once, if that
+      does not answer.
   """
+  where = str(data_dir or tfds.core.constants.DATA_DIR)
+  check_reachable(where)
   try:
     return builder_from_files(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
     if name == AUTOMATIC:
       return _build_automatic(data_dir)
-    where = data_dir or tfds.core.constants.DATA_DIR
     option = f" --data_dir={data_dir}" if data_dir else ""
     raise MissingDataError(
       f"data set {name!r} is not prepared in {where}; run\n"
       f"  python -m vmoe_study prepare {name}{option}"
     ) from error
+  except Exception as error:  # of TensorFlow, which knows no OSError
+    if "://" not in where:
+      raise
+    raise OSError(f"{where}: {error}; {REMEDY}") from error
 
 
 def _build_automatic(data_dir: str | None) -> tfds.core.DatasetBuilder:

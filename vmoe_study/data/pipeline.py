@@ -9,6 +9,10 @@ h-th contiguous slice of every global batch. So there is no state to save.
 Evaluation: every example once, in order, the last batch padded and masked.
 """
 
+import functools
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -77,6 +81,15 @@ def _start_worker(index: int, count: int) -> None:
   """One OpenCV thread in each worker process: the workers share the cores."""
   del index, count
   cv2.setNumThreads(1)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  """A process that is killed cannot end its workers: they see it end."""
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 class _Input:
@@ -86,6 +99,9 @@ class _Input:
     num_examples: examples in all data sets together, over all hosts.
     num_classes: the width of the label vectors.
     image_shape: (H, W, C).
+    value_range: of the images.
+    label_names: of the classes; their numbers where mixed data sets differ.
+    label_smoothing: share of the label mass spread over all classes.
     skipped: damaged examples passed over or masked so far, on this host.
   """
 
@@ -94,17 +110,26 @@ class _Input:
     self.num_classes = loaders[0].spec.num_classes
     self.image_shape = loaders[0].image_shape
     self.skipped = 0
-    self._smoothing = loaders[0].spec.label_smoothing
+    self.label_smoothing = loaders[0].spec.label_smoothing
+    self.label_names = _label_names(loaders)
     self._ops = loaders[0].ops
+    self.value_range = self._ops.value_range
 
   def _finish(self, batch: Batch) -> Batch:
     """From bytes and class numbers to float32 images and label vectors."""
     self.skipped += int(batch["skipped"].sum())
     return {
       "image": self._ops.finish(batch["image"]),
-      "label": label_matrix(batch, self.num_classes, self._smoothing),
+      "label": label_matrix(batch, self.num_classes, self.label_smoothing),
       "mask": batch["mask"],
     }
+
+
+def _label_names(loaders: Sequence[Loader]) -> Sequence[str]:
+  names = {tuple(loader.source.label_names) for loader in loaders}
+  numbers = [str(number) for number in range(loaders[0].spec.num_classes)]
+  own = list(names.pop()) if len(names) == 1 else []
+  return own + numbers[len(own) :]
 
 
 class TrainInput(_Input):
@@ -118,12 +143,18 @@ class TrainInput(_Input):
     self,
     loaders: Sequence[Loader],
     stream: grain.MapDataset,
+    order: grain.MapDataset,
     batch_size: int,
     num_workers: int,
   ):
-    """Takes this host's collated batches as `stream`."""
+    """Takes this host's collated batches as `stream`, and what they hold.
+
+    `order` has for every position (number of the loader, example).
+    """
     super().__init__(loaders, sum(len(loader.source) for loader in loaders))
     self.batch_size = batch_size
+    self._order = order
+    self._specs = [loader.spec for loader in loaders]
     self._batches = Batches(stream, self._finish_training, num_workers)
 
   def _finish_training(self, batch: Batch) -> Batch:
@@ -138,6 +169,18 @@ class TrainInput(_Input):
       b the global batch size over the number of hosts.
     """
     return self._batches[step]
+
+  def examples(self, step: int) -> list[tuple[str, int]]:
+    """Data set and example of each row of the global batch of `step`.
+
+    Reads no data. For a damaged example that is passed over, the next one is
+    in the batch.
+    """
+    first = step * self.batch_size
+    pairs = [self._order[first + row] for row in range(self.batch_size)]
+    specs = [self._specs[number] for number, _ in pairs]
+    names = [f"{spec.name}[{spec.split}]" for spec in specs]
+    return [(n, int(i)) for n, (_, i) in zip(names, pairs, strict=True)]
 
   def iterate(self, start_step: int = 0) -> Iterator[Batch]:
     """Yields the batches of `start_step` and all later steps.
@@ -205,20 +248,38 @@ def train_input(
   host_batch = _host_batch_size(batch_size, process_count)
   loaders = [Loader(spec) for spec, _ in mixture]
   _check_agreement(loaders)
-  streams = [
+  orders = [
     grain.MapDataset.range(len(loader.source))
     .seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
     .shuffle()
     .repeat()
-    .random_map(loader.load_or_next)
     for number, loader in enumerate(loaders)
   ]
-  stream = streams[0]
-  if len(streams) > 1:
-    stream = grain.MapDataset.mix(streams, [weight for _, weight in mixture])
-  batches = stream.batch(host_batch, batch_fn=collate)
+  weights = [weight for _, weight in mixture]
+  loaded = [
+    order.random_map(loader.load_or_next)
+    for order, loader in zip(orders, loaders, strict=True)
+  ]
+  batches = _mix(loaded, weights).batch(host_batch, batch_fn=collate)
   local = batches[process_index::process_count]
-  return TrainInput(loaders, local, batch_size, num_workers)
+  numbered = [
+    order.map(functools.partial(_numbered, number))
+    for number, order in enumerate(orders)
+  ]
+  order = _mix(numbered, weights)
+  return TrainInput(loaders, local, order, batch_size, num_workers)
+
+
+def _mix(
+  streams: Sequence[grain.MapDataset], weights: Sequence[float]
+) -> grain.MapDataset:
+  return (
+    streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
+  )
+
+
+def _numbered(number: int, index: int) -> tuple[int, int]:
+  return number, index
 
 
 def _check_weights(mixture: Mixture) -> None:

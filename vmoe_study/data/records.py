@@ -25,7 +25,7 @@ from grain.sources import ArrayRecordDataSource
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
-SCAN_THREADS = 16
+FILE_THREADS = 16
 
 
 class RecordError(ValueError):
@@ -94,17 +94,39 @@ def write_atomically(path: Path, array: np.ndarray) -> None:
   os.replace(file.name, path)
 
 
-def sidecar(url: str) -> Path:
-  """Returns the offset index of a TFRecord file, made on first use.
+def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+  """The file system of a path or URL, and the path on it.
 
-  Its name holds a digest of the file's size and times, so that a file that
-  was prepared again gets a new index.
+  Raises:
+    ValueError: no installed package opens this kind of URL.
   """
-  filesystem, path = fsspec.core.url_to_fs(url)
-  digest = hashlib.sha256(f"{url} {filesystem.ukey(path)}".encode())
-  target = cache_dir() / "offsets" / f"{digest.hexdigest()[:32]}.i64"
+  try:
+    return fsspec.core.url_to_fs(url)
+  except ImportError as error:
+    raise ValueError(
+      f"{url}: {error}; for gs:// that is `pip install gcsfs`"
+    ) from error
+
+
+def digest(text: str) -> str:
+  """A file name's worth of the SHA-256 of `text`."""
+  return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def file_key(url: str) -> str:
+  """A digest of a file's name, size and times.
+
+  A file that was prepared again gets a new key.
+  """
+  filesystem, path = open_filesystem(url)
+  return digest(f"{url} {filesystem.ukey(path)}")
+
+
+def sidecar(url: str) -> Path:
+  """Returns the offset index of a TFRecord file, made on first use."""
+  target = cache_dir() / "offsets" / f"{file_key(url)}.i64"
   if not target.exists():
-    write_atomically(target, scan_offsets(filesystem, path))
+    write_atomically(target, scan_offsets(*open_filesystem(url)))
   return target
 
 
@@ -139,6 +161,17 @@ class Records:
     shard, record = self.locate(index)
     return f"{self._spans[shard].filename}, record {record}"
 
+  def file_ends(self) -> np.ndarray:
+    """The last record of each span: it is missing where a file was cut."""
+    return self._starts[1:] - 1
+
+  def key(self) -> str:
+    """A digest of which records of which files these are, as files are now."""
+    with ThreadPoolExecutor(FILE_THREADS) as pool:
+      keys = list(pool.map(file_key, [str(s.filename) for s in self._spans]))
+    parts = zip(keys, self._spans, strict=True)
+    return digest(" ".join(f"{k}[{s.skip}:+{s.take}]" for k, s in parts))
+
   def __getitem__(self, index: int) -> bytes:
     raise NotImplementedError
 
@@ -152,7 +185,7 @@ class TfRecords(Records):
   def __init__(self, spans: Sequence[FileSpan]):
     """Finds or makes the offset index of every file."""
     super().__init__(spans)
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+    with ThreadPoolExecutor(FILE_THREADS) as pool:
       self._sidecars = list(pool.map(sidecar, [s.filename for s in spans]))
     logging.info("offset index ready for %d record files", len(spans))
 
@@ -170,7 +203,7 @@ class TfRecords(Records):
         f"{where}: the file ends before this record does: it was cut short;"
         " fetch or prepare it again"
       )
-    filesystem, path = fsspec.core.url_to_fs(self._spans[shard].filename)
+    filesystem, path = open_filesystem(self._spans[shard].filename)
     raw = filesystem.cat_file(path, start=int(span[0]), end=int(span[1]))
     length = _length(raw[:HEADER_BYTES], where)
     data = raw[HEADER_BYTES : HEADER_BYTES + length]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,11 +12,17 @@ from vmoe_study.data import builders
 from vmoe_study.data.datasets.image_folder import ImageFolderSource
 from vmoe_study.data.recipes import RECIPES
 from vmoe_study.data.records import (
+  FILE_THREADS,
   ArrayRecords,
   RecordError,
   Records,
   TfRecords,
+  cache_dir,
+  digest,
+  write_atomically,
 )
+
+LABELS_BLOCK = 1000  # read by one thread
 
 
 class Source(Protocol):
@@ -43,6 +50,9 @@ class Source(Protocol):
 
   def where(self, index: int) -> str:
     """Names example `index` for a reader of error messages."""
+
+  def file_ends(self) -> np.ndarray:
+    """Examples at the end of a file of many: missing where it was cut."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +86,9 @@ class TfdsSource:
   def where(self, index: int) -> str:
     return self.records.where(index)
 
+  def file_ends(self) -> np.ndarray:
+    return self.records.file_ends()
+
   def __getitem__(self, index: int) -> dict[str, Any]:
     """Reads example `index`; the image stays encoded.
 
@@ -94,17 +107,31 @@ class TfdsSource:
     return {"image": example["image"], "label": example[self.label_key]}
 
   def labels(self) -> np.ndarray:
-    """Reads every record (but decodes no image).
+    """Reads every record (but decodes no image); once, then they are cached.
 
     Raises:
       ValueError: the data set has several labels per image.
+      RecordError: a record is damaged.
     """
     if isinstance(self.features[self.label_key], tfds.features.Sequence):
       raise ValueError(
         f"feature {self.label_key!r} holds several labels per image, but one"
         " label is needed; choose a single-label data set"
       )
-    return np.asarray([self[i]["label"] for i in range(len(self))], np.int64)
+    key = digest(f"{self.records.key()} {self.label_key}")
+    cached = cache_dir() / "labels" / f"{key}.i64"
+    if not cached.exists():
+      write_atomically(cached, self._read_labels())
+    return np.fromfile(cached, np.int64)
+
+  def _read_labels(self) -> np.ndarray:
+    """In several threads, as remote files answer late."""
+    blocks = np.array_split(np.arange(len(self)), -(-len(self) // LABELS_BLOCK))
+    with ThreadPoolExecutor(FILE_THREADS) as pool:
+      return np.concatenate(list(pool.map(self._labels_of, blocks)))
+
+  def _labels_of(self, indices: np.ndarray) -> np.ndarray:
+    return np.asarray([self[int(i)]["label"] for i in indices], np.int64)
 
 
 def _open_image_folder(split: str, data_dir: str | None) -> Source:

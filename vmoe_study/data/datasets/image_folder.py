@@ -31,6 +31,7 @@ class ImageFolderSource:
     self.label_names: Sequence[str] = _class_names(self._root)
     self.num_classes = len(self.label_names)
     files = [_image_files(self._root / name) for name in self.label_names]
+    _check_none_empty(self._root, self.label_names, files)
     self._files = [file for group in files for file in group]
     self._labels = np.repeat(np.arange(len(files)), [len(g) for g in files])
 
@@ -44,6 +45,9 @@ class ImageFolderSource:
   def __getitem__(self, index: int) -> dict[str, Any]:
     image = Path(self.where(index)).read_bytes()
     return {"image": image, "label": int(self._labels[index])}
+
+  def file_ends(self) -> np.ndarray:
+    return np.zeros(0, np.int64)  # a file holds one image
 
   def labels(self) -> np.ndarray:
     return self._labels.astype(np.int64)
@@ -64,10 +68,16 @@ def _class_names(root: Path) -> list[str]:
 
 def _image_files(folder: Path) -> list[str]:
   names = [entry.name for entry in os.scandir(folder)]
-  images = sorted(n for n in names if n.lower().endswith(SUFFIXES))
-  if not images:
+  return sorted(n for n in names if n.lower().endswith(SUFFIXES))
+
+
+def _check_none_empty(
+  root: Path, names: Sequence[str], files: Sequence[list[str]]
+) -> None:
+  pairs = zip(names, files, strict=True)
+  empty = [str(root / name) for name, images in pairs if not images]
+  if empty:
     raise ValueError(
-      f"class folder {folder} holds no {', '.join(SUFFIXES)} file; add images"
-      " or remove the folder"
+      f"class folder {', '.join(empty)} holds no {', '.join(SUFFIXES)} file;"
+      " add images or remove the folder"
     )
-  return images

@@ -1,0 +1,79 @@
+"""The sheet shows the run's images, with labels that can be read."""
+
+import cv2
+import numpy as np
+import pytest
+
+from vmoe_study.data import preview
+from vmoe_study.data.pipeline import DataSpec, train_input
+
+
+@pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)])
+def test_the_value_range_is_undone(data_dir, low, high):
+  def batch(ops):
+    spec = DataSpec("digits", "train", ops, 10, data_dir)
+    data = train_input(spec, batch_size=8, seed=0)
+    return data[0]["image"], data.value_range
+
+  ops = "randaug(1, 10)|value_range"
+  images, value_range = batch(f"{ops}({low}, {high})")
+  expected, _ = batch(f"{ops}(0, 255)")
+  assert value_range == (low, high)
+  undone = preview.to_bytes(images, value_range)
+  assert undone.dtype == np.uint8
+  np.testing.assert_array_equal(undone, expected)
+
+
+def cell(sheet, number):
+  """The picture and the text of a cell, without margins."""
+  height = sheet.shape[0] // preview.ROWS
+  width = sheet.shape[1] // preview.COLUMNS
+  row, column = divmod(number, preview.COLUMNS)
+  part = sheet[row * height :, column * width :][:height, :width]
+  inner = preview.MARGIN // 2 + preview.CELL
+  picture = part[preview.MARGIN // 2 : inner, preview.MARGIN // 2 : inner]
+  return picture, part[inner + preview.MARGIN // 2 :]
+
+
+def test_every_image_stands_over_its_label(data_dir):
+  spec = DataSpec(
+    "digits", "train", "value_range(-1, 1)", 10, data_dir, label_smoothing=0.1
+  )
+  # The batches are smaller than the sheet: it takes several.
+  data = train_input(spec, batch_size=16, seed=3)
+  sheet = preview.training_sheet(data)
+  batch = train_input(spec, batch_size=40, seed=3)[0]
+  texts = {}
+  for number, (image, label) in enumerate(
+    zip(batch["image"], batch["label"], strict=True)
+  ):
+    picture, text = cell(sheet, number)
+    levels = np.rint((image + 1) * 127.5)
+    centres = picture[10::20, 10::20]
+    np.testing.assert_array_equal(centres, np.repeat(levels, 3, -1))
+    assert (text < 100).any()
+    texts.setdefault(int(label.argmax()), []).append(text.tobytes())
+  assert all(len(set(same)) == 1 for same in texts.values())
+  assert len({same[0] for same in texts.values()}) == len(texts)
+
+
+def test_colours_and_shapes_are_kept():
+  images = [np.zeros((30, 60, 3), np.uint8) for _ in range(9)]
+  images[8][..., 0] = 255
+  sheet = preview.sheet(images, ["red"] * 9)
+  assert sheet.shape[1] == preview.COLUMNS * (preview.CELL + preview.MARGIN)
+  row = sheet[sheet.shape[0] // 2 :]
+  red = (row == (255, 0, 0)).all(-1)
+  assert red.sum() == preview.CELL * preview.CELL // 2
+  assert not (sheet[: sheet.shape[0] // 2] == (255, 0, 0)).all(-1).any()
+
+
+def test_long_names_are_cut_to_the_width():
+  for text in ("x" * 300, "two words " * 30, "größe"):
+    lines = preview._lines(text)
+    assert len(lines) <= preview.LINES
+    for line in lines:
+      width = cv2.getTextSize(line, preview.FONT, preview.SCALE, 1)[0][0]
+      assert width <= preview.CELL + 3
+  assert preview._lines("x" * 300)[-1].endswith("...")
+  assert preview._lines("größe") == ["gr??e"]

@@ -1,0 +1,200 @@
+"""All checks of a run, in the order in which people think of them."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from vmoe_study import options
+from vmoe_study.config import Config, InitializeSpec
+from vmoe_study.data.examples import DataSpec
+from vmoe_study.data.pipeline import TrainInput
+from vmoe_study.data.preview import training_sheet
+from vmoe_study.doctor import data as data_checks
+from vmoe_study.doctor import model as model_checks
+from vmoe_study.doctor import workdir as workdir_checks
+from vmoe_study.doctor.finding import OK, PROBLEM, SKIPPED, Finding, attempt
+from vmoe_study.experiment import Model
+
+
+@dataclasses.dataclass
+class Examination:
+  """One run under examination; every check leaves what later ones need.
+
+  Attributes:
+    values: the config as plain dictionaries, right or wrong.
+    num_devices: that the run would have.
+    workdir: of the run; None if it is not known yet.
+    preview: where to draw training images; None for nowhere.
+  """
+
+  values: dict[str, Any]
+  num_devices: int
+  workdir: str | None = None
+  preview: str | None = None
+
+  config: Config | None = dataclasses.field(default=None, init=False)
+  probes: dict[DataSpec, Any] = dataclasses.field(
+    default_factory=dict, init=False
+  )
+  data: TrainInput | None = dataclasses.field(default=None, init=False)
+  model: Model | None = dataclasses.field(default=None, init=False)
+
+  def run(self) -> Iterator[Finding]:
+    """Yields what is found; never raises for what is wrong with the run."""
+    checks = (
+      self._check_config,
+      self._check_data,
+      self._check_batch,
+      self._draw,
+      self._check_model,
+      self._check_start,
+      self._check_workdir,
+      self._check_length,
+    )
+    for check in checks:
+      yield from check()
+
+  def _check_config(self) -> Iterator[Finding]:
+    self.config, problems = attempt(
+      "config", options.build, Config, "config", self.values
+    )
+    yield from problems
+    if self.config:
+      found = [Finding(PROBLEM, "config", p) for p in self.config.problems()]
+      yield from found or [Finding(OK, "config", self.config.name)]
+
+  def _check_data(self) -> Iterator[Finding]:
+    shots = self.config.shots if self.config else ()
+    for use in data_checks.find_uses(self.values):
+      yield from data_checks.check_data(use, self.probes)
+      readable = not self.probes[use.spec][1]
+      if (
+        readable
+        and use.where.startswith("fewshot.")
+        and (use.where.endswith(".train"))
+      ):
+        yield from data_checks.check_shots(use.where, use.spec, shots)
+
+  def _check_batch(self) -> Iterator[Finding]:
+    self.data, found = data_checks.check_batch(self.config)
+    yield from found
+
+  def _draw(self) -> Iterator[Finding]:
+    if not self.preview:
+      return
+    if not self.data:
+      reason = "because there is no training batch to draw"
+      yield Finding(SKIPPED, "preview", reason)
+      return
+    _, problems = attempt("preview", _write_sheet, self.data, self.preview)
+    yield from problems or [Finding(OK, "preview", f"drawn in {self.preview}")]
+
+  def _image_shapes(self) -> dict[str, tuple[int, ...]]:
+    """Of the data sets that can be read, by field; training data first."""
+    uses = data_checks.find_uses(self.values)
+    found = [(use.where, self.probes[use.spec][0]) for use in uses]
+    return {where: probe.image_shape for where, probe in found if probe}
+
+  def _check_model(self) -> Iterator[Finding]:
+    if self.config is None:
+      reason = "because the config is wrong, see above"
+      yield Finding(SKIPPED, "devices and model", reason)
+      return
+    yield from model_checks.check_division(self.config, self.num_devices)
+    shapes = self._image_shapes()
+    if not shapes:
+      reason = "because no data set tells the shape of images, see above"
+      yield Finding(SKIPPED, "model", reason)
+      return
+    shape = shapes.get("data", next(iter(shapes.values())))
+    self.model, found = model_checks.make_model(
+      self.config, shape, self.num_devices
+    )
+    yield from found
+    if self.model:
+      yield from model_checks.check_image_sizes(self.model, shapes)
+
+  def _check_start(self) -> Iterator[Finding]:
+    where, value = "initialize", self.values.get("initialize", {})
+    spec, problems = attempt(where, options.build, InitializeSpec, where, value)
+    if problems:
+      reason = "because its fields are wrong, see above"
+      yield Finding(SKIPPED, where, reason)
+    elif self.workdir and workdir_checks.saved_steps(self.workdir):
+      reason = "not needed, because the run resumes from its own checkpoint"
+      yield Finding(OK, where, reason)
+    else:
+      yield from model_checks.check_start(spec, self.model)
+
+  def _check_workdir(self) -> Iterator[Finding]:
+    if self.workdir is None:
+      reason = "because none is given: --workdir=DIR"
+      yield Finding(SKIPPED, "workdir and disk", reason)
+    else:
+      yield from workdir_checks.check_workdir(self.workdir, self.values)
+
+  def _check_length(self) -> Iterator[Finding]:
+    """Steps and epochs, and what they leave on the disk."""
+    config, num_steps = self.config, self._num_steps()
+    if config is None or num_steps is None:
+      reason = "because config or training data cannot be read, see above"
+      yield Finding(SKIPPED, "steps", reason)
+      return
+    yield Finding(OK, "steps", _length(config, num_steps, self._num_examples()))
+    if self.model is None:
+      reason = "because there is no model, see above"
+      yield Finding(SKIPPED, "size of checkpoints", reason)
+      return
+    opt_state, problems = model_checks.optimizer_shapes(
+      self.model, config, num_steps
+    )
+    yield from problems
+    if problems or self.workdir is None:
+      return
+    state = {"params": self.model.params_shape, "opt_state": opt_state}
+    saved = workdir_checks.saved_steps(self.workdir)
+    if saved:
+      yield from workdir_checks.check_resume(self.workdir, num_steps, state)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    yield workdir_checks.check_space(
+      self.workdir, config.train, num_steps, [state, step], len(saved)
+    )
+
+  def _num_examples(self) -> int:
+    """Of the training data; 0 where that cannot be read."""
+    return self.data.num_examples if self.data else 0
+
+  def _num_steps(self) -> int | None:
+    if self.config is None:
+      return None
+    if self.config.train.num_steps or self._num_examples():
+      return self.config.train.total_steps(self._num_examples())
+    return None
+
+
+def _length(config: Config, num_steps: int, num_examples: int) -> str:
+  train = config.train
+  images = num_steps * train.batch_size
+  text = f"{num_steps:,} steps of {train.batch_size:,} images"
+  if num_examples:
+    text += f" = {images / num_examples:,.2f} epochs of {num_examples:,} images"
+  times = [
+    f"{math.ceil(num_steps / (every or num_steps)):,} {what}"
+    for every, what in (
+      (train.evaluate_every, "evaluations"),
+      (train.save_every, "checkpoints"),
+    )
+  ]
+  return f"{text}; {' and '.join(times)}"
+
+
+def _write_sheet(data: TrainInput, path: str) -> None:
+  sheet = training_sheet(data)
+  encoded = cv2.imencode(".png", sheet[..., ::-1])[1].tobytes()
+  epath.Path(path).write_bytes(encoded)

@@ -1,0 +1,51 @@
+"""What a check says."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from vmoe_study.checkpoint.errors import CheckpointError
+from vmoe_study.options import problems_of
+
+OK = "ok"
+NOTE = "note"  # The run would go on, though perhaps not as meant.
+PROBLEM = "PROBLEM"  # The run would fail.
+SKIPPED = "not checked"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """One line of the report.
+
+  Attributes:
+    status: OK, NOTE, PROBLEM or SKIPPED.
+    subject: the field of the config, or what else it is about.
+    text: what was found; for a problem, with its remedy.
+  """
+
+  status: str
+  subject: str
+  text: str
+
+  def __str__(self) -> str:
+    head = f"{self.status:<11}  "
+    lines = f"{self.subject}: {self.text}".splitlines()
+    return head + f"\n{' ' * len(head)}".join(lines)
+
+
+def attempt(
+  subject: str, call: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[Any, list[Finding]]:
+  """The result of a call; or else None, and everything that went wrong.
+
+  Whatever is raised is a problem: one check never hides the others.
+  """
+  try:
+    return call(*args, **kwargs), []
+  except ValueError as error:
+    texts = problems_of(error)
+  except (OSError, CheckpointError) as error:
+    texts = (str(error),)
+  except Exception as error:  # Of a library.
+    texts = (f"{type(error).__name__}: {error}",)
+  return None, [Finding(PROBLEM, subject, text) for text in texts]

@@ -1,0 +1,129 @@
+"""Checks of the model: batches, mesh, parameters, what it starts from."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from vmoe_study import initialize
+from vmoe_study.analysis import cost
+from vmoe_study.config import (
+  Config,
+  InitializeSpec,
+  check_batches,
+  fit_to_devices,
+)
+from vmoe_study.doctor.finding import (
+  NOTE,
+  OK,
+  SKIPPED,
+  Finding,
+  attempt,
+)
+from vmoe_study.experiment import Model
+from vmoe_study.sharding import AXES
+from vmoe_study.train.optimizer import make_optimizer, make_schedule
+
+READ_LIMIT = 4 << 30  # bytes of a starting point that are read to verify it
+
+
+def check_division(config: Config, num_devices: int) -> list[Finding]:
+  """Batches, groups and experts divide by the devices."""
+  _, problems = attempt("devices", check_batches, config, num_devices)
+  if problems:
+    text = f"checked for {num_devices}; --devices=N checks for other numbers"
+    return [*problems, Finding(NOTE, "devices", text)]
+  shape = config.mesh.shape(num_devices)
+  per_device = config.train.batch_size / num_devices
+  return [
+    Finding(
+      OK,
+      "devices",
+      f"{num_devices}, as mesh {shape}: {per_device:g} images a step on each, "
+      f"routed in groups of {config.group_images}",
+    )
+  ]
+
+
+def make_model(
+  config: Config, image_shape: tuple[int, int, int], num_devices: int
+) -> tuple[Model | None, list[Finding]]:
+  """Shapes only, on devices that need not exist.
+
+  Where batches or mesh do not fit, on one device: that is said elsewhere.
+  """
+  if attempt("", check_batches, config, num_devices)[1]:
+    config, num_devices = fit_to_devices(config, 1), 1
+  shape = config.mesh.shape(num_devices)
+  mesh = AbstractMesh(
+    tuple(shape[axis] for axis in AXES),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+  )
+  model, problems = attempt("model", Model, config, image_shape, mesh)
+  return model, problems or [Finding(OK, "model", _describe(model))]
+
+
+def _describe(model: Model) -> str:
+  moe = cost.routing(model.module, model.image_shape)
+  total, active = cost.parameter_counts(model.params_shape, moe)
+  router = model.config.model.moe.router
+  return f"{total:,} parameters, {active:,} active per token; router {router}"
+
+
+def check_image_sizes(
+  model: Model, shapes: dict[str, tuple[int, ...]]
+) -> Iterator[Finding]:
+  """The model takes the images of every evaluation."""
+  for where, shape in shapes.items():
+    yield from attempt(where, model.check_images, where, shape)[1]
+
+
+def optimizer_shapes(
+  model: Model, config: Config, num_steps: int
+) -> tuple[Any, list[Finding]]:
+  """Shapes of the optimizer's state; schedule and decay fit the run."""
+
+  def shapes():
+    schedule = make_schedule(config.train.schedule, num_steps)
+    optimizer = make_optimizer(
+      config.train.optimizer, schedule, model.params_shape
+    )
+    return jax.eval_shape(optimizer.init, model.params_shape)
+
+  return attempt("train", shapes)
+
+
+def check_start(spec: InitializeSpec, model: Model | None) -> list[Finding]:
+  """The parameters to start from can be read, and fit the model."""
+  where = "initialize"
+  if spec.kind == "random":
+    return [Finding(OK, where, "random")]
+  found, problems = attempt(where, initialize.source_shapes, spec)
+  if problems:
+    return problems
+  if model is None:
+    reason = "whether it fits, because there is no model to compare with"
+    return [Finding(SKIPPED, where, reason), *_read(spec, found)]
+  matched, problems = attempt(
+    where, initialize.match_source, spec, found, model.params_shape
+  )
+  if not problems:
+    _, report = matched
+    problems = [Finding(OK, where, f"{spec.kind} {spec.path}: {report}")]
+  return [*problems, *_read(spec, found)]
+
+
+def _read(spec: InitializeSpec, found: Any) -> list[Finding]:
+  """Reads all of it, if it is not too large: only that shows damage."""
+  size = sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(found)
+  )
+  if size > READ_LIMIT:
+    text = f"{size / 2**30:.1f} GiB, of which names and shapes alone were read"
+    return [Finding(NOTE, "initialize", text)]
+  _, problems = attempt("initialize", initialize.read_source, spec)
+  text = f"{size / 2**20:,.1f} MiB read"
+  return problems or [Finding(OK, "initialize", text)]

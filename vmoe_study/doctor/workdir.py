@@ -1,0 +1,151 @@
+"""Checks of the workdir: the same run, writable, with room for checkpoints."""
+
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vmoe_study import workdir as workdir_lib
+from vmoe_study.checkpoint import load, manifest
+from vmoe_study.config import TrainSpec
+from vmoe_study.data.remote import REMEDY, check_reachable
+from vmoe_study.doctor.finding import (
+  NOTE,
+  OK,
+  PROBLEM,
+  SKIPPED,
+  Finding,
+  attempt,
+)
+
+GIB = 2**30
+
+
+def check_workdir(workdir: str, values: dict[str, Any]) -> list[Finding]:
+  """It is new or belongs to this config, and can be written to."""
+  _, problems = attempt("workdir", _check_remote, workdir)
+  if problems:
+    return problems
+  _, problems = attempt("workdir", workdir_lib.check, workdir, values)
+  _, unwritable = attempt("workdir", _write, workdir)
+  problems += unwritable
+  return problems or [Finding(OK, "workdir", f"{workdir} can be written to")]
+
+
+def _check_remote(workdir: str) -> None:
+  """Writes a file where that is on remote storage, and deletes it."""
+  if "://" not in workdir:
+    return
+  check_reachable(workdir)
+  probe = load.absolute(workdir) / ".doctor"
+  try:
+    probe.write_text("")
+    probe.unlink()
+  except Exception as error:  # of TensorFlow, which knows no OSError
+    raise OSError(
+      f"{workdir} cannot be written to: {error}; {REMEDY}"
+    ) from error
+
+
+def _write(workdir: str) -> None:
+  """Writes a file where the workdir is or would be; leaves nothing behind."""
+  if "://" in workdir:
+    return
+  place = _existing(workdir)
+  try:
+    with tempfile.TemporaryFile(dir=place):
+      pass
+  except OSError as error:
+    raise ValueError(
+      f"{workdir} cannot be written to: {place}: {error.strerror}. Choose"
+      " another workdir, or mend its permissions."
+    ) from error
+
+
+def _existing(workdir: str) -> Path:
+  """The workdir, or the nearest folder above it that exists."""
+  path = Path(workdir).expanduser().resolve()
+  return next(p for p in (path, *path.parents) if p.exists())
+
+
+def saved_steps(workdir: str) -> list[int]:
+  """The steps that a run could resume from."""
+  if attempt("workdir", check_reachable, workdir)[1]:
+    return []
+  found, _ = attempt("workdir", load.complete_steps, _checkpoints(workdir))
+  return found or []
+
+
+def _checkpoints(workdir: str):
+  return load.absolute(workdir_lib.checkpoints(workdir))
+
+
+def check_resume(
+  workdir: str, num_steps: int | None, templates: dict[str, Any]
+) -> list[Finding]:
+  """The newest checkpoint fits the model; `templates` are shapes by item."""
+  directory, subject = _checkpoints(workdir), "resume"
+  found, problems = attempt(subject, load.load_config, directory)
+  if problems:
+    return problems
+  _, step = found
+  path = directory / str(step)
+  items = load.read_manifest(path)["items"]
+  for item, template in templates.items():
+    saved = items.get(item, {})
+    problems += attempt(
+      subject, manifest.check_template, item, saved, template, str(path)
+    )[1]
+  if problems:
+    return problems
+  if num_steps is not None and step >= num_steps:
+    return [Finding(NOTE, subject, f"finished: step {step} of {num_steps}")]
+  return [Finding(OK, subject, f"from step {step} of {num_steps or 'unknown'}")]
+
+
+def check_space(
+  workdir: str, train: TrainSpec, num_steps: int, state: Any, num_saved: int
+) -> Finding:
+  """Free space against the checkpoints that there will be at once.
+
+  Args:
+    workdir: of the run.
+    train: says how many checkpoints are kept.
+    num_steps: of the whole run.
+    state: shapes of all that a checkpoint holds.
+    num_saved: checkpoints that are there already.
+  """
+  size = sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)
+  )
+  count = checkpoints_at_once(train, num_steps)
+  need = max(count - num_saved, 1) * size
+  text = (
+    f"{count} checkpoints of {size / GIB:,.3f} GiB at a time, {num_saved} of"
+    f" them there: {need / GIB:,.3f} GiB more"
+  )
+  if "://" in workdir:
+    return Finding(SKIPPED, "disk", f"{text}; free space is unknown there")
+  free = shutil.disk_usage(_existing(workdir)).free
+  text = f"{text}, {free / GIB:,.3f} GiB free at {_existing(workdir)}"
+  if need <= free:
+    return Finding(OK, "disk", text)
+  return Finding(
+    PROBLEM,
+    "disk",
+    f"{text}. Free space, choose another workdir, or keep fewer with"
+    " --config.train.keep and --config.train.keep_every.",
+  )
+
+
+def checkpoints_at_once(train: TrainSpec, num_steps: int) -> int:
+  """How many there are at most: one more than kept, while it is written."""
+  every = train.save_every or num_steps
+  total = math.ceil(num_steps / every)
+  lasting = 0
+  if train.keep_every:
+    lasting = num_steps // math.lcm(every, train.keep_every)
+  return min(total, train.keep + 1 + lasting)
