@@ -10,6 +10,7 @@ the data they were measured on; JFT is not public.
 
 import dataclasses
 import itertools
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,7 +30,9 @@ EXPERT_CHOICE = (
 )
 ROUTERS = (*TOKEN_CHOICE, *EXPERT_CHOICE, "soft")
 PRECISION, TEN_SHOT = "JFT precision@1", "ImageNet 10-shot"
-CHECKPOINT = "gs://vmoe_checkpoints/vmoe_b16_imagenet21k_randaug_strong"
+CHECKPOINTS = "gs://vmoe_checkpoints/"
+B16_CHECKPOINT = CHECKPOINTS + "vmoe_b16_imagenet21k_randaug_strong"
+S32_CHECKPOINT = CHECKPOINTS + "vmoe_s32_last2_ilsvrc2012_randaug_light1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,12 @@ class Row:
   parameters: str = ""
   source: str = ""
   note: str = ""
+
+  @property
+  def name(self) -> str:
+    """Of a folder for its runs."""
+    values = [f"{name}={value}" for name, value in self.arguments.items()]
+    return ",".join([self.recipe, *values, *self.overrides]).replace("/", "-")
 
   @property
   def config(self) -> str:
@@ -174,15 +183,18 @@ def _soft_moe() -> Iterator[Row]:
 
 
 def _finetune() -> Iterator[Row]:
-  """From the public V-MoE checkpoint, and from runs of the table "study"."""
-  start = {"start": CHECKPOINT, "kind": "vmoe", "backbone": "B/16"}
+  """From public V-MoE checkpoints, and from runs of the table "study"."""
+  start = {"start": B16_CHECKPOINT, "kind": "vmoe", "backbone": "B/16"}
   start |= {"router": "softmax_token_choice", "k": 2, "experts": 8}
   start |= {"group": 8, "capacity": 1.5}
-  row = Row("finetune", start)
+  last = {**start, "start": S32_CHECKPOINT, "backbone": "S8/32"}
   metric = "ImageNet accuracy"
-  yield _expect(
-    row, VMOE_CONFIGS, "mean of three seeds", expected={metric: 85.6}
-  )
+  for row, accuracy in (
+    (Row("finetune", start), 85.6),
+    (Row("finetune", last, ("model.moe.blocks=last 2 odd",)), 75.9),
+  ):
+    expected = {metric: accuracy}
+    yield _expect(row, VMOE_CONFIGS, "mean of three seeds", expected=expected)
   cifar = {"data": "cifar10", "size": 128, "steps": 1000, "rate": 0.0015}
   row = Row(
     "finetune",
@@ -197,9 +209,27 @@ def _finetune() -> Iterator[Row]:
   yield _expect(
     row, VMOE_CONFIGS, "mean of three seeds", expected={metric: 98.7}
   )
-  for backbone, router in itertools.product((_B32, _B16), ("dense", *ROUTERS)):
+  twin = [("S8/32", "dense")]
+  models = itertools.product((_B32, _B16), ("dense", *ROUTERS))
+  for backbone, router in [*twin, *models]:
     arguments = {"start": "WORKDIR", "backbone": backbone, "router": router}
     yield Row("finetune", arguments)
+
+
+LAPTOP_RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
+
+
+def _laptop() -> Iterator[Row]:
+  """The study at the size of a laptop."""
+  for row in _sweep():
+    yield dataclasses.replace(row, recipe="laptop")
+
+
+def _laptop_rates() -> Iterator[Row]:
+  """Learning rates for every router, on images held out of training."""
+  for row, rate in itertools.product(_routers(), LAPTOP_RATES):
+    arguments = {**row.arguments, "rate": rate, "select": "true"}
+    yield Row("laptop", arguments)
 
 
 TABLES: dict[str, tuple[Row, ...]] = {
@@ -216,6 +246,8 @@ TABLES: dict[str, tuple[Row, ...]] = {
   "soft_moe_9": tuple(_soft_moe()),
   "backbones": tuple(_backbones()),
   "finetune": tuple(_finetune()),
+  "laptop": tuple(_laptop()),
+  "laptop_rates": tuple(_laptop_rates()),
 }
 
 
@@ -230,9 +262,9 @@ def markdown(name: str) -> str:
   for row in TABLES[name]:
     expected = [f"{metric} {value}%" for metric, value in row.expected.items()]
     expected += [f"{row.parameters}M parameters"] if row.parameters else []
-    words = [f"--config={row.config}", *row.flags]
+    command = shlex.join([f"--config={row.config}", *row.flags])
     notes = "; ".join(filter(None, [row.source, row.note]))
-    rows.append([" ".join(words), ", ".join(expected), notes])
+    rows.append([command, ", ".join(expected), notes])
   return markdown_table(["config", "expected", "source"], rows)
 
 

@@ -1,5 +1,7 @@
 """Tables as people read them and Markdown renders them."""
 
+import csv
+import io
 from collections.abc import Sequence
 
 
@@ -32,3 +34,34 @@ def markdown_table(
 
 def _is_number(cell: str) -> bool:
   return not cell or cell.replace(",", "").replace(".", "").isdigit()
+
+
+def csv_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+  """The same as comma-separated values."""
+  text = io.StringIO()
+  csv.writer(text, lineterminator="\n").writerows([header, *rows])
+  return text.getvalue()
+
+
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+  """The same as a LaTeX `tabular`, with booktabs' rules."""
+  lines = [" & ".join(map(_latex, row)) + r" \\" for row in [header, *rows]]
+  begin = r"\begin{tabular}{" + "l" * len(header) + "}"
+  parts = [begin, r"\toprule", lines[0], r"\midrule", *lines[1:]]
+  return "\n".join([*parts, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+_LATEX = str.maketrans(
+  {
+    **{char: rf"\{char}" for char in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"$<$",
+    "±": r"$\pm$",
+  }
+)
+
+
+def _latex(cell: object) -> str:
+  return str(cell).translate(_LATEX)

@@ -1,0 +1,94 @@
+"""The study on a laptop: Fashion-MNIST, with transfer to digits and emoji.
+
+Reproduces: the comparison of routers of 2401.15969, at a scale where all of it
+runs in hours on two CPU cores. `configs/tables.py` lists its runs; the results
+are in `notebooks/study/`.
+
+  python -m vmoe_study prepare fashion_mnist digits emoji
+  python -m vmoe_study train --workdir=DIR \\
+    --config=configs/laptop.py:router=softmax_expert_choice,group=8,seed=1
+  python -m vmoe_study sweep configs/tables.py:laptop --seeds=5 --root=DIR
+
+Arguments, as NAME=VALUE with commas between:
+  router, capacity, k, group, bpr, seed   as in every recipe
+  epochs     passes over the training images
+  rate       peak learning rate
+  balance    weight of the importance and of the load loss, for token choice
+  select     train on 54,000 images and test on the 6,000 that are held out of
+             the training split, to choose the recipe; else train on all 60,000
+             and test on the 10,000 of the test split
+
+Hardware: two CPU cores. Expected: about 85% test accuracy for every router (not
+published elsewhere); `notebooks/study/` has the numbers.
+"""
+
+import dataclasses
+
+from configs import common
+
+SIZE = 28
+IMAGES = f"resize({SIZE})|rgb|value_range(-1, 1)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments(common.Arguments):
+  """See the module's docstring."""
+
+  epochs: float = 2.0
+  rate: float = 2e-3
+  balance: float = 0.005
+  select: bool = False
+
+
+def get_config(arguments: str = ""):
+  """The config; the module's docstring documents its arguments."""
+  args = common.parse_arguments(arguments, Arguments)
+  splits = ("train[:54000]", "train[54000:]") if args.select else ()
+  train, test = splits or ("train", "test")
+  moe = common.moe(args, num_experts=16, blocks="every 2")
+  for name in moe["options"]:
+    if name in ("importance_loss_weight", "load_loss_weight"):
+      moe["options"][name] = args.balance
+  return common.config_dict(
+    name=f"laptop {args.router}",
+    seed=args.seed,
+    model={
+      "fields": {
+        "num_classes": 10,
+        "patch_size": 7,
+        "width": 64,
+        "depth": 4,
+        "mlp_dim": 128,
+        "num_heads": 4,
+        "pool": "gap",
+      },
+      "moe": moe,
+    },
+    data=_data("fashion_mnist", train, 10),
+    train={
+      "batch_size": 200,
+      "num_epochs": args.epochs,
+      "optimizer": {"weight_decay": (("kernel$", 0.03),), "clip_norm": 1.0},
+      "schedule": {"name": "cosine", "peak": args.rate, "warmup_steps": 100},
+      "report_every": 100,
+    },
+    evaluations={
+      "test": {
+        "data": _data("fashion_mnist", test, 10),
+        "batch_size": 1000,
+      }
+    },
+    fewshot={
+      name: {
+        "train": _data(name, "train", classes),
+        "test": _data(name, "test", classes),
+        "batch_size": 1000,
+      }
+      for name, classes in (("digits", 10), ("emoji", 99))
+    },
+    shots=(1, 5, 10),
+  )
+
+
+def _data(name: str, split: str, classes: int):
+  return {"name": name, "split": split, "ops": IMAGES, "num_classes": classes}

@@ -1,0 +1,196 @@
+"""Results of runs, gathered and tabulated; metrics files made by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from configs import common
+from vmoe_study.cli import report
+from vmoe_study.cli.main import main
+from vmoe_study.cli.table import csv_table, latex_table
+from vmoe_study.study import results
+from vmoe_study.study import tables as study
+
+ROUTERS = (
+  "softmax_token_choice",
+  "softmax_expert_choice",
+  "sinkhorn_expert_choice",
+  "soft",
+  "dense",
+)
+METRIC = "test/accuracy"
+
+
+def config(router, group=1):
+  """A config with every default, without training on it."""
+  args = common.Arguments(router=router, group=group)
+  data = {"name": "digits", "split": "train", "ops": "value_range(-1, 1)"}
+  data["num_classes"] = 10
+  sizes = {"width": 8, "depth": 2, "mlp_dim": 8, "num_heads": 2}
+  fields = {"num_classes": 10, "patch_size": 2, **sizes}
+  moe = common.moe(args, num_experts=4, blocks="every 2")
+  made = common.config_dict(
+    name=router,
+    model={"fields": fields, "moe": moe},
+    data=data,
+    train={"batch_size": 64, "num_steps": 10},
+  ).to_dict()
+  del made["seed"]
+  return made
+
+
+def accuracy(router, seed):
+  """Any numbers, but all different."""
+  return (
+    0.5
+    + 0.05 * ROUTERS.index(router)
+    + 0.01 * np.sin(7 * seed + ROUTERS.index(router))
+  )
+
+
+def write_run(folder, router, seed, steps=10):
+  folder.mkdir(parents=True)
+  values = config(router) | {"seed": seed}
+  (folder / "config.json").write_text(json.dumps(values))
+  rows = [
+    {"step": 0, "parameters": 100, "num_steps": 10, "flops_per_image": 2e9},
+    {"step": 5, "train/seconds": 2.0, "train/routing/b_1/max_load": 9.0},
+    {
+      "step": steps,
+      "train/seconds": 3.0,
+      "train/routing/b_1/max_load": 2.0,
+      "train/routing/b_3/max_load": 4.0,
+    },
+    {"step": steps, METRIC: accuracy(router, seed)},
+  ]
+  text = "".join(json.dumps(row) + "\n" for row in rows)
+  (folder / "metrics.jsonl").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  """Five routers, three seeds, of which one run has not finished."""
+  root = tmp_path_factory.mktemp("sweep")
+  cells = {
+    router: {
+      "words": [],
+      "config": config(router),
+      "expected": {},
+      "source": "",
+    }
+    for router in ROUTERS
+  }
+  cells["soft"] |= {"expected": {"JFT": 50.9}, "source": "a paper"}
+  plan = {"seeds": [0, 1, 2], "cells": cells}
+  (root / results.SWEEP_FILE).write_text(json.dumps(plan))
+  for router in ROUTERS:
+    for seed in range(3):
+      steps = 5 if (router, seed) == ("dense", 2) else 10
+      write_run(root / router / f"seed{seed}", router, seed, steps)
+  return epath.Path(root)
+
+
+@pytest.fixture(scope="module")
+def cells(root):
+  return results.load([root])
+
+
+def test_a_sweep_has_a_cell_per_row_and_knows_what_is_missing(cells):
+  assert [cell.name for cell in cells] == list(ROUTERS)
+  soft, dense = cells[3], cells[4]
+  assert soft.values(METRIC) == [accuracy("soft", seed) for seed in range(3)]
+  assert sorted(dense.runs) == [0, 1]
+  assert dense.seeds == (0, 1, 2)
+  assert study.accuracy_table(cells).rows[0][4] == "3"
+  row = study.accuracy_table(cells).rows[4]
+  assert row[4] == "2 of 3"
+
+
+def test_seconds_add_up_and_give_the_speed(cells):
+  assert cells[0].values("seconds") == [5.0] * 3
+  assert cells[0].values("images_per_second") == [10 * 64 / 5.0] * 3
+
+
+def test_health_is_the_last_one_averaged_over_layers(cells):
+  assert study.health(cells[0], "max_load") == [3.0] * 3
+
+
+def test_means_and_intervals_stand_in_the_table(cells):
+  table = study.accuracy_table(cells)
+  values = 100 * np.array([accuracy("soft", seed) for seed in range(3)])
+  width = 4.302653 * values.std(ddof=1) / np.sqrt(3)  # t, 2 degrees of freedom
+  column = table.header.index(METRIC)
+  assert table.rows[3][column] == f"{values.mean():.2f} ± {width:.2f}"
+  assert table.rows[3][-2:] == ["JFT 50.9", "a paper"]
+
+
+def test_a_cell_without_runs_is_missing(cells):
+  dense = results.Cell("dense", cells[4].config, (0,), {})
+  table = study.accuracy_table([cells[0], dense])
+  assert table.rows[1][4:6] == ["0 of 1", study.MISSING]
+
+
+def test_questions_pair_by_seed_at_equal_cost_and_group(cells):
+  by_text = {question.text: question for question in study.questions(cells)}
+  question = by_text[
+    "expert choice against token choice without batch priority, groups of 1"
+  ]
+  first, second = study.paired_values(cells, question, METRIC)
+  experts = ROUTERS[1:3]
+  expected = [
+    np.mean([accuracy(router, seed) for router in experts]) for seed in range(3)
+  ]
+  np.testing.assert_allclose(first, expected)
+  tokens = [accuracy("softmax_token_choice", seed) for seed in range(3)]
+  np.testing.assert_allclose(second, tokens)
+
+
+def test_only_seeds_that_both_sides_have_are_paired(cells):
+  by_text = {question.text: question for question in study.questions(cells)}
+  first, second = study.paired_values(
+    cells, by_text["Soft MoE against dense"], METRIC
+  )
+  assert len(first) == len(second) == 2
+
+
+def test_a_question_without_a_partner_is_not_asked(cells):
+  texts = [row[1] for row in study.comparison_table(cells).rows]
+  assert not [text for text in texts if "with batch priority" in text]
+  assert "Soft MoE against dense" in texts
+
+
+def test_report_regenerates_its_own_output_byte_for_byte(root, tmp_path):
+  first, second = tmp_path / "first", tmp_path / "second"
+  assert main(["report", str(root), "--out", str(first)]) == 0
+  assert main(["report", str(first), "--out", str(second)]) == 0
+  names = sorted(path.name for path in first.iterdir())
+  kinds = {name.rpartition(".")[2] for name in names}
+  assert kinds == {"json", "md", "csv", "tex", "png", "svg"}
+  for name in names:
+    assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_runs_that_differ_by_seed_alone_make_one_cell(root):
+  paths = [root / "soft" / f"seed{s}" for s in (1, 0)]
+  cells = results.load([*paths, root / "dense" / "seed2"])
+  assert [cell.seeds for cell in cells] == [(0, 1), (2,)]
+  assert "missing" in report.table(cells)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+  with pytest.raises(ValueError, match=r"not the workdir of a run"):
+    results.load([tmp_path])
+  file = tmp_path / "x.json"
+  file.write_text("[]")
+  with pytest.raises(ValueError, match="not a file of results"):
+    results.load([file])
+
+
+def test_csv_and_latex_say_the_same():
+  header, rows = ["a_b", "±"], [["50%", "1, 2"]]
+  assert csv_table(header, rows) == 'a_b,±\n50%,"1, 2"\n'
+  latex = latex_table(header, rows)
+  assert r"a\_b & $\pm$ \\" in latex
+  assert r"50\% & 1, 2 \\" in latex

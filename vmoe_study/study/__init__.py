@@ -1,0 +1,1 @@
+"""From finished runs to the tables and figures of a study."""
