@@ -1,0 +1,180 @@
+"""`inspect` on a small trained model, against what `evaluate` finds."""
+
+import json
+
+import pytest
+
+from configs import digits
+from vmoe_study.cli.main import main
+from vmoe_study.config import parse
+from vmoe_study.experiment import Model
+from vmoe_study.inspecting import (
+  Subject,
+  at_capacities,
+  gallery,
+  inspect,
+  make_pictures,
+)
+from vmoe_study.train.metrics import read_metrics
+
+TINY = [
+  "--config.model.fields.width=16",
+  "--config.model.fields.depth=2",
+  "--config.model.fields.mlp_dim=32",
+  "--config.model.moe.options.num_experts=4",
+  "--config.train.num_epochs=0",
+  "--config.train.num_steps=24",
+  "--config.train.schedule.warmup_steps=2",
+  "--config.train.schedule.peak=0.01",
+  "--config.train.report_every=8",
+  "--config.fewshot={}",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _data(tmp_path_factory):
+  """Data sets are built in a folder of the test."""
+  folder = str(tmp_path_factory.mktemp("data"))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TFDS_DATA_DIR", folder)
+    yield
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """Of a finished run."""
+  folder = tmp_path_factory.mktemp("run") / "work"
+  config = "--config=configs/digits.py:router=softmax_token_choice,k=2"
+  assert main(["train", config, f"--workdir={folder}", *TINY]) == 0
+  return folder
+
+
+def run(workdir, out):
+  options = ["--examples=1000", "--images=3", "--capacities=0.01,0.5,1"]
+  assert (
+    main(["inspect", f"--workdir={workdir}", f"--out={out}", *options]) == 0
+  )
+  return out
+
+
+@pytest.fixture(scope="module")
+def out(workdir, tmp_path_factory):
+  """What `inspect` wrote."""
+  return run(workdir, tmp_path_factory.mktemp("inspect") / "out")
+
+
+@pytest.fixture(scope="module")
+def numbers(out):
+  return json.loads((out / "statistics.json").read_text())
+
+
+def test_accuracy_is_that_of_evaluate(workdir, numbers, tmp_path):
+  trained = [row for row in read_metrics(workdir) if "test/accuracy" in row]
+  accuracy = trained[-1]["test/accuracy"]
+  assert numbers["accuracy"]["count"] == numbers["num_images"] == 359
+  assert numbers["accuracy"]["mean"] == pytest.approx(accuracy, abs=1e-6)
+  file = tmp_path / "metrics.json"
+  command = ["evaluate", f"--workdir={workdir}", f"--out={file}"]
+  assert main([*command, "--config.evaluation_capacity=0.5"]) == 0
+  expected = json.loads(file.read_text())["test/accuracy"]
+  half, same = numbers["capacities"]
+  assert (half["factor"], same["factor"]) == (0.5, 1)
+  assert (half["slots_per_expert"], same["slots_per_expert"]) == (4, 8)
+  assert half["accuracy"]["mean"] == pytest.approx(expected, abs=1e-6)
+  assert same["change"]["mean"] == 0
+  assert "capacity_factor=0.01 leaves" in numbers["left_out"][0]
+
+
+def test_numbers_agree_with_each_other(numbers):
+  [layer] = numbers["layers"].values()
+  assert sum(layer["load"]) == pytest.approx(4)
+  assert sum(layer["experts_per_token"]) == pytest.approx(1)
+  assert layer["experts_per_token"][0] == layer["unprocessed"]
+  assert layer["experts_per_token"][3:] == [0, 0]  # K = 2.
+  for row in layer["class_by_expert"]:
+    assert sum(row) == pytest.approx(1)
+  assert len(layer["class_by_expert"]) == len(numbers["class_names"]) == 10
+  assert layer["mutual_information"] > layer["shuffled_information"] > 0
+  # Of K S choices, those that are served, over E C = 1.0 K S slots.
+  served = sum(i * s for i, s in enumerate(layer["experts_per_token"]))
+  assert sum(layer["slot_use"]) / 4 == pytest.approx(served / 2)
+
+
+def test_it_leaves_a_page_and_pictures(out):
+  page = (out / "index.html").read_text()
+  layer = {f"encoderblock_1_{kind}" for kind in KINDS}
+  assert {path.stem for path in out.glob("*.png")} == layer | {
+    "training",
+    "capacity",
+    "patches",
+  }
+  assert page.count("data:image/png") == len(layer) + 3
+
+
+KINDS = ("charts", "classes", "patches", "tensors")
+
+
+def test_the_same_again_writes_the_same(workdir, out, tmp_path):
+  again = run(workdir, tmp_path / "again")
+  for path in out.iterdir():
+    assert (again / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("--config.evaluations={}", "no `evaluations`"),
+    ("--config.model.moe.group_images=400", "359 images"),
+    ("--config.model.fields.width=32", "in the checkpoint"),
+    ("--step=5", "holds no step 5"),
+  ],
+)
+def test_what_cannot_be_is_explained(
+  workdir, override, message, tmp_path, capsys
+):
+  out = tmp_path / "out"
+  options = [f"--workdir={workdir}", f"--out={out}", override]
+  assert main(["inspect", *options]) == 2
+  error = capsys.readouterr().err
+  assert message in error and "Traceback" not in error
+  assert not out.exists()
+
+
+@pytest.mark.parametrize("option", ["--capacities=1,-2", "--images=0"])
+def test_bad_options_are_refused(option, capsys):
+  with pytest.raises(SystemExit):
+    main(["inspect", "--workdir=none", "--out=none", option])
+  assert "must be" in capsys.readouterr().err
+
+
+def test_a_folder_without_checkpoints(tmp_path, capsys):
+  assert main(["inspect", f"--workdir={tmp_path}/none", "--out=none"]) == 2
+  assert "holds no checkpoint" in capsys.readouterr().err
+
+
+def make_model(arguments):
+  values = digits.get_config(arguments).to_dict()
+  values["model"]["fields"] |= {"depth": 2, "width": 16}
+  return Model(parse(values), (8, 8, 1))
+
+
+def test_a_dense_model_has_its_accuracy_and_no_pictures():
+  model = make_model("router=dense")
+  subject = Subject(model, model.init())
+  findings = inspect(subject, "run", 0, 16, [1.0])
+  assert findings.num_images == 16 and findings.accuracy.count == 16
+  assert not findings.layers and not findings.capacities
+  assert make_pictures(findings, gallery(subject, 2), []) == {}
+
+
+def test_images_make_up_whole_groups():
+  subject = Subject(make_model("group=8"), None)
+  batches = list(subject.images(17))
+  assert sum(batch["mask"].sum() for batch in batches) == 24
+  assert len(batches) == 1 and len(batches[0]["mask"]) == 64
+  everything = list(subject.images(10_000))
+  assert sum(batch["mask"].sum() for batch in everything) == 352
+
+
+def test_slots_of_soft_moe_stay():
+  assert at_capacities(make_model("router=soft"), [1.0]) == ({}, [])
