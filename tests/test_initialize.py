@@ -1,5 +1,6 @@
 """Starting points: every kind of source, on real weights and real images."""
 
+import json
 import pathlib
 
 import cv2
@@ -15,7 +16,7 @@ from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint.architecture import infer_model
 from vmoe_study.checkpoint.import_vmoe import read_vmoe
 from vmoe_study.checkpoint.load import load_params
-from vmoe_study.checkpoint.npz import save_npz
+from vmoe_study.checkpoint.npz import load_npz, save_npz
 from vmoe_study.cli.main import main
 from vmoe_study.config import InitializeSpec, parse
 from vmoe_study.experiment import (
@@ -25,6 +26,7 @@ from vmoe_study.experiment import (
   open_train_input,
 )
 from vmoe_study.initialize import initial_params
+from vmoe_study.nn.router import ROUTERS
 from vmoe_study.train.metrics import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
@@ -90,6 +92,74 @@ def test_upcycled_model_reproduces_its_dense_parent(dense):
   )
   shardings = jax.tree.map(lambda leaf: leaf.sharding, started)
   assert shardings == upcycled.params_sharding
+
+
+@pytest.mark.parametrize("router", [r for r in ROUTERS if r != "dense"])
+def test_every_router_starts_from_a_dense_model(dense, router):
+  _, params, spec = dense
+  moe = {"router": router, "options": {"num_experts": 2}}
+  model = make_model(moe=moe, representation_size=12)
+  started = initial_params(spec, model)["Encoder"]["encoderblock_1"]
+  parent = params["Encoder"]["encoderblock_1"]
+  for name, layer in parent["Mlp"].items():
+    for kind, leaf in layer.items():
+      experts = started["Moe"]["Mlp"][name][kind]
+      np.testing.assert_array_equal(experts, np.stack([leaf, leaf]))
+  assert all(map(np.any, jax.tree.leaves(started["Moe"]["Router"])))
+
+
+NAMES_OF_OTHERS = {
+  "augreg": (
+    ("/Mlp/", "/MlpBlock_3/"),
+    ("/SelfAttention/", "/MultiHeadDotProductAttention_1/"),
+    ("/LayerNorm_1/", "/LayerNorm_2/"),
+    ("Encoder/", "Transformer/"),
+  ),
+  "big_vision": (
+    ("Encoder/posembed_input/", ""),
+    ("/Mlp/", "/MlpBlock_0/"),
+    ("/SelfAttention/", "/MultiHeadDotProductAttention_0/"),
+    ("/LayerNorm/", "/LayerNorm_0/"),
+    ("/MultiHeadDotProductAttention/", "/MultiHeadDotProductAttention_0/"),
+    ("MapHead/", "MAPHead_0/"),
+    ("Encoder/", "Transformer/"),
+  ),
+}
+
+
+@pytest.mark.parametrize(
+  "names,changes",
+  [
+    ("augreg", {"pool": "token", "representation_size": 12}),
+    ("augreg", {"pool": "token"}),
+    ("big_vision", {"pool": "token"}),
+    ("big_vision", {"pool": "map"}),
+    ("big_vision", {"posemb": "sincos2d", "representation_size": 12}),
+  ],
+)
+def test_dense_models_of_others(tmp_path, names, changes):
+  model = make_model(**changes)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape), model.params_shape)
+  leaves = tree_lib.flatten(params)
+  path = "Encoder/posembed_input/pos_embedding"
+  if names == "big_vision" and changes.get("pool") == "token":
+    # There the class token is added after the positions.
+    leaves[path][:, 0] = 0
+    written = leaves | {path: leaves[path][:, 1:]}
+  else:
+    written = leaves
+  arrays = {}
+  for name, leaf in written.items():
+    for ours, theirs in NAMES_OF_OTHERS[names]:
+      name = name.replace(ours, theirs)
+    arrays[name] = leaf
+  assert not arrays.keys() & {n for n in leaves if n.startswith("Encoder")}
+  np.savez(tmp_path / "vit.npz", **arrays)
+  loaded = tree_lib.flatten(load_npz(str(tmp_path / "vit.npz")))
+  assert loaded.keys() == leaves.keys()
+  for name, leaf in leaves.items():
+    np.testing.assert_array_equal(loaded[name], leaf, name)
 
 
 def test_a_head_of_other_classes_starts_from_zero(dense):
@@ -231,6 +301,11 @@ def test_fine_tuning_a_run_of_ours_from_the_command_line(tmp_path):
     "num_steps=100",
     "schedule.peak=3e-3",
   )
+  out = tmp_path / "fewshot.json"
+  evaluate = ["evaluate", f"--workdir={first}", f"--out={out}"]
+  assert main([*evaluate, f"--config=configs/fewshot.py:{model}"]) == 0
+  assert json.loads(out.read_text())["fewshot/digits/10shot"] > 0.5
+
   # A greater capacity than before, and twice the resolution.
   arguments = f"start={first},capacity=2,{model}"
   config = parse(finetune.get_config(arguments).to_dict())

@@ -5,6 +5,9 @@ host memory, its positions are resized to the model's, its dense MLPs become
 experts where the model has experts and the source has none, and then every
 array must find its place. Only a head of other classes is left behind. The
 capacity of sparse routers has no parameters and is free to change.
+
+Every host reads the whole source to its memory, whatever part of it its devices
+keep.
 """
 
 from typing import Any
@@ -15,8 +18,8 @@ from absl import logging
 from vmoe_study import workdir as workdir_lib
 from vmoe_study.checkpoint import adapt
 from vmoe_study.checkpoint import tree as tree_lib
-from vmoe_study.checkpoint.import_vmoe import read_vmoe
-from vmoe_study.checkpoint.load import load_params
+from vmoe_study.checkpoint.import_vmoe import read_vmoe, read_vmoe_shapes
+from vmoe_study.checkpoint.load import load_params, load_shapes
 from vmoe_study.checkpoint.npz import load_npz
 from vmoe_study.config import InitializeSpec
 from vmoe_study.experiment import Model
@@ -35,15 +38,31 @@ def initial_params(spec: InitializeSpec, model: Model) -> Any:
   """
   if spec.kind == "random":
     return model.init()
-  wanted = model.params_shape
-  source = adapt.resize_positions(
-    _without_old_head(_read(spec), wanted), wanted
-  )
+  found, report = match_source(spec, read_source(spec), model.params_shape)
+  logging.info("parameters from %s: %s", spec.path, report)
+  found, _ = adapt.match_params(found, model.params_shape)
+  return jax.tree.map(_place, model.init(), found)
+
+
+def match_source(
+  spec: InitializeSpec, source: dict[str, Any], wanted: Any
+) -> tuple[dict[str, Any], adapt.MatchReport]:
+  """The source's parameters, changed to those of the model.
+
+  Args:
+    spec: where they are from.
+    source: parameters, or zeros in their place (`source_shapes`).
+    wanted: arrays or shapes of the model's parameters.
+
+  Raises:
+    ValueError: source and model differ in more than `initial_params` allows.
+  """
+  source = adapt.resize_positions(_without_old_head(source, wanted), wanted)
   fresh = ["head/"]
   if _has_experts(wanted) and not _has_experts(source):
     source = _without_routers(adapt.upcycle(source, wanted))
     fresh.append("/Moe/Router/")
-  found, report = adapt.match_params(source, wanted)
+  report = adapt.compare(source, wanted)
   missing = [p for p in report.missing if not any(part in p for part in fresh)]
   if report.unused or report.mismatched or missing:
     raise ValueError(
@@ -52,8 +71,7 @@ def initial_params(spec: InitializeSpec, model: Model) -> Any:
       "the run that it comes from. Slots of a soft router are parameters: set "
       "its slots_per_expert to those of that run."
     )
-  logging.info("parameters from %s: %s", spec.path, report)
-  return jax.tree.map(_place, model.init(), found)
+  return source, report
 
 
 def _place(initial: jax.Array, found: Any) -> jax.Array:
@@ -63,10 +81,28 @@ def _place(initial: jax.Array, found: Any) -> jax.Array:
   return jax.device_put(found, initial.sharding)
 
 
-def _read(spec: InitializeSpec) -> dict[str, Any]:
+def read_source(spec: InitializeSpec) -> dict[str, Any]:
+  """All parameters of a source, verified, in host memory.
+
+  Raises:
+    CheckpointError: the source is missing or damaged.
+  """
   if spec.kind == "checkpoint":
     return load_params(workdir_lib.checkpoints(spec.path))[0]
   return {"vmoe": read_vmoe, "npz": load_npz}[spec.kind](spec.path)
+
+
+def source_shapes(spec: InitializeSpec) -> dict[str, Any]:
+  """What `read_source` would return, as zeros that take no memory.
+
+  Raises:
+    CheckpointError: the source is missing or damaged.
+  """
+  if spec.kind == "checkpoint":
+    return load_shapes(workdir_lib.checkpoints(spec.path))[0]
+  if spec.kind == "vmoe":
+    return read_vmoe_shapes(spec.path)
+  return load_npz(spec.path, hollow=True)
 
 
 def _without_old_head(source: dict[str, Any], wanted: Any) -> dict[str, Any]:

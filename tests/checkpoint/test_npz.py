@@ -3,6 +3,7 @@
 import io
 import pickle
 import tracemalloc
+import warnings
 import zipfile
 
 import fsspec
@@ -57,6 +58,14 @@ BIG_VISION = {
   ),
   "params/head/kernel": "head/kernel",
 }
+BIG_VISION_STATE = {
+  f"opt/target/{name.removeprefix('params/')}": own
+  for name, own in BIG_VISION.items()
+}
+OLD = {
+  "Transformer/pos_embedding": "Encoder/posembed_input/pos_embedding",
+  "Transformer/encoder_norm/bias": "Encoder/encoder_norm/bias",
+}
 TREE = {
   "Encoder": {"encoderblock_1": {"Moe": {"kernel": np.ones((2, 3))}}},
   "half": np.arange(5, dtype=ml_dtypes.bfloat16),
@@ -74,6 +83,16 @@ def _npz(**members):
   return stream.getvalue()
 
 
+def _npz_of_two():
+  """An archive with two members of one name."""
+  stream = io.BytesIO()
+  with warnings.catch_warnings(), zipfile.ZipFile(stream, "w") as archive:
+    warnings.simplefilter("ignore")
+    for _ in range(2):
+      archive.writestr("a.npy", _npy(np.ones(3)))
+  return stream.getvalue()
+
+
 def _npy(array, **options):
   stream = io.BytesIO()
   np.lib.format.write_array(stream, array, **options)
@@ -87,7 +106,7 @@ def _header(shape, descr="<f4"):
   return stream.getvalue()
 
 
-@pytest.mark.parametrize("names", [AUGREG, BIG_VISION])
+@pytest.mark.parametrize("names", [AUGREG, BIG_VISION, BIG_VISION_STATE, OLD])
 def test_names_of_others_become_ours(tmp_path, names):
   arrays = {name: np.full((2,), i) for i, name in enumerate(names)}
   np.savez(tmp_path / "vit.npz", **arrays)
@@ -95,6 +114,53 @@ def test_names_of_others_become_ours(tmp_path, names):
   assert set(loaded) == set(names.values())
   for name, own in names.items():
     np.testing.assert_array_equal(loaded[own], arrays[name])
+
+
+def _load(path, **arrays):
+  np.savez(path, **arrays)
+  return tree_lib.flatten(load_npz(str(path)))
+
+
+def test_the_state_of_an_optimizer_is_left_out(tmp_path):
+  path, ones = tmp_path / "vit.npz", np.ones(2)
+  arrays = {"params/cls": ones, "opt/1/0/mu/cls": ones, "opt/0": ones}
+  assert _load(path, **arrays).keys() == {"cls"}
+
+
+def test_stacked_blocks_are_told_apart(tmp_path):
+  stacked = np.arange(24.0).reshape(3, 4, 2)
+  prefix = "params/Transformer/encoderblock"
+  arrays = {
+    f"{prefix}/MlpBlock_0/Dense_0/kernel": stacked,
+    f"{prefix}/MultiHeadDotProductAttention_0/query/bias": stacked,
+    f"{prefix}/LayerNorm_1/scale": stacked[:, 0],
+  }
+  loaded = _load(tmp_path / "vit.npz", **arrays)
+  assert len(loaded) == 9
+  for i in range(3):
+    block = f"Encoder/encoderblock_{i}"
+    for name in ("Mlp/Dense_0/kernel", "SelfAttention/query/bias"):
+      np.testing.assert_array_equal(loaded[f"{block}/{name}"], stacked[i])
+    scale = loaded[f"{block}/LayerNorm_1/scale"]
+    np.testing.assert_array_equal(scale, stacked[i, 0])
+
+
+def test_a_class_token_added_after_the_positions_has_none(tmp_path):
+  positions = np.random.default_rng(0).normal(size=(1, 9, 4))
+  path, ours = tmp_path / "vit.npz", "Encoder/posembed_input/pos_embedding"
+  cls = np.ones((1, 1, 4))
+  found = _load(path, cls=cls, pos_embedding=positions)[ours]
+  np.testing.assert_array_equal(found[:, 1:], positions)
+  assert found.shape == (1, 10, 4) and not np.any(found[:, 0])
+  # One that has a position, no class token, or our own names: as they are.
+  for arrays in (
+    {"cls": cls, "pos_embedding": positions.repeat(2, 1)[:, :10]},
+    {"pos_embedding": positions},
+    {"cls": cls, ours: positions},
+  ):
+    positions_of_file = list(arrays.values())[-1]
+    found = _load(path, **arrays)[ours]
+    np.testing.assert_array_equal(found, positions_of_file)
 
 
 @pytest.mark.parametrize("where", ["local", "memory"])
@@ -149,6 +215,7 @@ ONE = _npy(np.ones(3, np.float32))
     (_npz(**{"/etc/a.npy": ONE}), "a part that is no name"),
     (_npz(**{"a.npy": ONE, "a/b.npy": ONE}), "clashes"),
     (_npz(**{"cls.npy": ONE, "params/cls.npy": ONE}), "two arrays are named"),
+    (_npz_of_two(), "two arrays have one name"),
     (_npz(**{"a.npy": b"\x80\x04N."}), "magic string"),
     (_npz(**{"a.npy": _header((2**60, 2**60))}), "claims float32.*bytes"),
     (_npz(**{"a.npy": _header((-1,))}), "claims float32"),
@@ -177,6 +244,13 @@ def test_hostile_files_are_refused(tmp_path, content, message):
 def test_a_missing_file_is_named(tmp_path):
   with pytest.raises(CheckpointError, match=r"none\.npz"):
     load_npz(str(tmp_path / "none.npz"))
+
+
+def test_an_unknown_kind_of_url_is_explained():
+  with pytest.raises(ValueError, match="nowhere://x.*Give a local path"):
+    load_npz("nowhere://x")
+  with pytest.raises(ValueError, match="nowhere://x.*Give a local path"):
+    save_npz("nowhere://x", TREE)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

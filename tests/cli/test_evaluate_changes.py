@@ -1,6 +1,7 @@
 """`evaluate` with a config that differs from the one of training."""
 
 import copy
+import dataclasses
 import json
 import pathlib
 
@@ -12,10 +13,12 @@ import pytest
 
 from configs import digits, pretrain
 from vmoe_study import workdir as workdir_lib
-from vmoe_study.checkpoint.load import load_params
+from vmoe_study.checkpoint.load import load_config, load_params
+from vmoe_study.cli.config_flags import load_file
 from vmoe_study.cli.main import main
 from vmoe_study.config import check_batches, fit_to_devices, parse
 from vmoe_study.data.pipeline import DataSpec, eval_input
+from vmoe_study.experiment import Model
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.train.metrics import read_metrics
@@ -55,7 +58,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def measure(finished, tmp_path_factory):
   """Runs `evaluate` with overrides and returns the metrics it wrote."""
-  out = tmp_path_factory.mktemp("out") / "metrics.json"
+  out = tmp_path_factory.mktemp("out") / "new" / "metrics.json"
 
   def measure(*overrides):
     arguments = [f"--workdir={finished}", f"--out={out}", *QUICK, *overrides]
@@ -114,6 +117,31 @@ def test_groups_are_free_to_change(measure):
   assert alone["test/loss"] != together["test/loss"]
 
 
+def test_images_of_any_size_will_do_without_learned_positions(finished):
+  record, _ = load_config(workdir_lib.checkpoints(finished))
+  config = parse(record["config"])
+  for posemb in ("learned", "sincos2d"):
+    fields = {**config.model.fields, "posemb": posemb}
+    spec = dataclasses.replace(config.model, fields=fields)
+    model = Model(dataclasses.replace(config, model=spec), (8, 8, 1))
+    wrong = [(8, 8, 3)]
+    if posemb == "learned":
+      wrong.append((16, 16, 1))
+    else:
+      model.check_images("data", (16, 16, 1))
+    for shape in wrong:
+      with pytest.raises(ValueError, match="data: its images are"):
+        model.check_images("data", shape)
+
+
+def test_a_router_of_the_same_options_can_be_swapped():
+  router = "--config.model.moe.router"
+  swapped = load_file("configs/digits.py", [f"{router}=sinkhorn_expert_choice"])
+  assert parse(swapped).model.moe.router == "sinkhorn_expert_choice"
+  with pytest.raises(ValueError, match=r"noise_std=1.0.*py:router=soft"):
+    load_file("configs/digits.py", [f"{router}=soft"])
+
+
 @pytest.mark.parametrize(
   ("override", "message"),
   [
@@ -122,6 +150,19 @@ def test_groups_are_free_to_change(measure):
     ("--config.evaluation_capacity=-1", "evaluation_capacity=-1.0"),
     ("--config.evaluations={}", "nothing to measure"),
     ("--config=configs/none.py", "no file configs/none.py"),
+    (
+      "--config.evaluations.test.data.ops=resize(16)|value_range(-1, 1)",
+      "evaluations.test.data: its images are 16 x 16 x 1, those of the model "
+      "8 x 8 x 1",
+    ),
+    (
+      "--config.evaluations.test.data.ops=resize(9)|value_range(-1, 1)",
+      "patch_size=2 does not divide the image size 9 x 9",
+    ),
+    (
+      "--config.model.moe.router=sinkhorn_token_choice",
+      "noisy_weights=True among them. Choose the router by the argument",
+    ),
   ],
 )
 def test_what_cannot_change_is_explained(finished, override, message, capsys):

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from vmoe_study.cli.main import main
 from vmoe_study.config import ModelSpec
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import VisionTransformer
+
+from ..checkpoint import vmoe_writer as writer
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "data" / "reference"
 SAMPLES = REFERENCE / "vmoe_checkpoint"
@@ -135,6 +138,56 @@ def test_architecture_is_inferred_from_shapes(published, kind, expected):
   assert found["options"] == {"num_experts": 4} | slots
 
 
-def test_other_trees_are_refused():
-  with pytest.raises(ValueError, match="not the parameters of a vision trans"):
-    infer_model({"head": {"kernel": np.zeros((2, 2))}})
+BIAS = "Moe/Mlp/Dense_0/bias"
+
+
+@pytest.mark.parametrize(
+  "path,shape,message",
+  [
+    ("embedding/kernel", None, "embedding/kernel, with 4 axes, is missing"),
+    ("embedding/kernel", (3, 3), "has the shape (3, 3)"),
+    ("head/kernel", None, "head/kernel, with 2 axes, is missing"),
+    (f"Encoder/encoderblock_1/{BIAS}", None, f"{BIAS}, with 2 axes, is mis"),
+    ("Encoder/encoderblock_5/Mlp/Dense_0/bias", (2,), "blocks are [0, 1, 2, 3"),
+    (
+      "Encoder/posembed_input/pos_embedding",
+      (1, 15, 32),
+      "15 positions of patches are no",
+    ),
+    ("extra/kernel", (2, 2), "1 not used: extra/kernel"),
+    ("head/bias", (3,), "head/bias (shape (3,), the model has (10,))"),
+  ],
+)
+def test_other_trees_are_refused(
+  published, tmp_path, capsys, path, shape, message
+):
+  leaves = tree_lib.flatten(_zeros(published, "params", "params_dense_router"))
+  leaves.pop(path, None)
+  if shape:
+    leaves[path] = np.zeros(shape)
+  assert _import(tmp_path, leaves) == 2
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
+
+
+def test_fixed_positions_do_not_tell_the_image_size(
+  published, tmp_path, capsys
+):
+  leaves = tree_lib.flatten(_zeros(published, "params", "params_dense_router"))
+  learned = dict(leaves)
+  del leaves["Encoder/posembed_input/pos_embedding"]
+  assert _import(tmp_path, leaves) == 2
+  assert "Give --image-size=PIXELS" in capsys.readouterr().err
+  assert _import(tmp_path, leaves, "--image-size=24") == 0
+  _, record, _ = load_params(workdir_lib.checkpoints(tmp_path / "out"))
+  assert record["image_shape"] == [24, 24, 3]
+  assert record["config"]["model"]["fields"]["posemb"] == "sincos2d"
+  assert _import(tmp_path, learned, "--image-size=24") == 2
+  assert "positions are of 32 pixels" in capsys.readouterr().err
+
+
+def _import(folder, leaves, *arguments):
+  prefix, files = folder / "vmoe", fsspec.filesystem("file")
+  writer.write(files, str(prefix), tree_lib.unflatten(leaves))
+  out = f"--out={folder / 'out'}"
+  return main(["import-vmoe", f"--prefix={prefix}", out, *arguments])

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -15,21 +16,23 @@ from vmoe_study.data.augment import parse_ops
 from vmoe_study.experiment import Model, Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
-PHOTOGRAPH = np.zeros((300, 320, 3), np.uint8)
 IMAGES = 1_000_000
 POD = 128
 
 
 @functools.cache
-def build(config, flags=()):
-  """The model of a command line, its shapes only, on one device."""
+def build(config, flags=(), devices=POD, image=(300, 320, 3)):
+  """The model of a command line, its shapes only, on one device.
+
+  Its batches fit to `devices`, its operations to images of this shape.
+  """
   arguments = argparse.Namespace(config=config, overrides=list(flags))
   spec = parse(config_flags.load(arguments))
   for data in (spec.data, spec.evaluations["test"].data):
     ops = parse_ops(data.ops)
-    shape = ops(PHOTOGRAPH, np.random.default_rng(0)).shape
+    shape = ops(np.zeros(image, np.uint8), np.random.default_rng(0)).shape
   mesh = sharding.make_mesh(sharding.MeshSpec(), jax.devices()[:1])
-  check_batches(spec, POD)
+  check_batches(spec, devices)
   return Training(Model(spec, shape, mesh), IMAGES).model
 
 
@@ -49,6 +52,39 @@ def test_every_row_can_be_built(table):
       decimals = len(row.parameters.partition(".")[2])
       count = round(millions(model), decimals)
       assert count == float(row.parameters), name(row)
+
+
+def test_every_row_has_a_smoke_size():
+  """Of every kind: what distinguishes the others are numbers, not parts."""
+  kinds = {}
+  for row in itertools.chain(*tables.TABLES.values()):
+    arguments = row.arguments
+    if row.recipe in ("pretrain", "finetune"):
+      kind = (row.recipe, *map(arguments.get, ("router", "recipe", "data")))
+      kinds[kind] = row
+  for row in kinds.values():
+    model = build(f"{row.config},smoke=true", devices=8, image=(8, 8, 1))
+    assert model.image_shape in ((8, 8, 1), (16, 16, 1)), name(row)
+    assert millions(model) < 0.1, name(row)
+
+
+def test_every_model_has_a_dense_twin():
+  for rows in tables.TABLES.values():
+    models: dict[bool, set] = {True: set(), False: set()}
+    for row in rows:
+      dense = row.arguments["router"] == "dense"
+      models[dense].add(tuple(map(row.arguments.get, ("backbone", "recipe"))))
+    assert models[True] == models[False]
+
+
+def test_few_shot_of_a_trained_model():
+  arguments = "backbone=B/16,router=softmax_expert_choice"
+  trained = build(f"configs/pretrain.py:{arguments}")
+  values = config_flags.load_file(f"configs/fewshot.py:{arguments}", [])
+  config = parse(values)
+  assert config.model == trained.config.model
+  assert config.shots == (10,) and len(config.fewshot) == 9
+  assert not config.evaluations
 
 
 @pytest.mark.parametrize("table", tables.TABLES)

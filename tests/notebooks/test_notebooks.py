@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom in a kernel of their own."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -8,7 +9,9 @@ import cv2
 import nbformat
 import numpy as np
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from vmoe_study.cli.main import main
 
@@ -160,9 +163,43 @@ def test_a_new_router_trains(run, monkeypatch, tmp_path):
   assert found == [359, 359]
 
 
-@pytest.mark.parametrize(
-  "path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem
-)
+def test_a_vmoe_checkpoint_needs_its_config(run):
+  with pytest.raises(CellExecutionError, match="give the CONFIG"):
+    run("evaluate_checkpoint.ipynb", VMOE_PREFIX="vmoe_v1")
+
+
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_the_first_cell_installs(path, monkeypatch, tmp_path):
+  """With pip replaced by a list of what it was asked to install."""
+  notebook = nbformat.read(path, as_version=4)
+  [cell, *_] = [c for c in notebook.cells if c.cell_type == "code"]
+  source = TransformerManager().transform_cell(cell.source)
+  installed = []
+
+  class Shell:
+    def run_line_magic(self, name, line):
+      words = name, *line.replace("$SOURCE", names["SOURCE"]).split()
+      installed.append(" ".join(words))
+
+  names = {"get_ipython": Shell}
+  exec(source, names)
+  assert not installed  # It is here already.
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match="fill in REPOSITORY above"):
+    exec(source, names)
+  filled = source.replace('REPOSITORY = ""', 'REPOSITORY = "https://a/b"')
+  exec(filled, names)
+  assert installed.pop().startswith('pip install -q "git+https://a/b" ')
+  monkeypatch.chdir(NOTEBOOKS)
+  exec(source, names)
+  assert installed.pop().startswith('pip install -q ".." ')
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_notebooks_are_kept_without_outputs(path):
   notebook = nbformat.read(path, as_version=4)
   nbformat.validate(notebook)

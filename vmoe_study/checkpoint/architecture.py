@@ -9,6 +9,7 @@ from vmoe_study.checkpoint import tree as tree_lib
 PyTree = Any
 
 _BLOCK = re.compile(r"Encoder/encoderblock_(\d+)/(Moe/)?")
+_POSITIONS = "Encoder/posembed_input/pos_embedding"
 
 
 def infer_model(params: PyTree) -> dict[str, Any]:
@@ -21,43 +22,61 @@ def infer_model(params: PyTree) -> dict[str, Any]:
   Raises:
     ValueError: this is not one of our vision transformers.
   """
-  leaves = tree_lib.flatten(params)
-  shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+  shapes = _shapes(params)
   matches = [match for path in shapes if (match := _BLOCK.match(path))]
   blocks = sorted({int(match[1]) for match in matches})
   moe = sorted({int(match[1]) for match in matches if match[2]})
-  required = ["embedding/kernel", "head/kernel"]
-  required += [f"{_block(i)}/SelfAttention/query/kernel" for i in blocks[:1]]
-  missing = [path for path in required if path not in shapes]
-  if missing or not blocks or blocks != list(range(len(blocks))):
-    raise ValueError(
-      "these are not the parameters of a vision transformer: blocks "
-      f"{blocks}, without {missing or 'gaps'}. Give a ViT or V-MoE checkpoint "
-      "with its head."
-    )
+  if not blocks or blocks != list(range(len(blocks))):
+    raise _not_a_vit(f"its blocks are {blocks}")
   model: dict[str, Any] = {"fields": _fields(shapes, len(blocks), moe)}
   if moe:
     model["moe"] = {"blocks": moe} | _router(shapes, f"{_block(moe[0])}/Moe")
   return model
 
 
-def infer_image_shape(params: PyTree) -> tuple[int, int, int]:
+def infer_image_shape(params: PyTree) -> tuple[int, int, int] | None:
   """Height, width and channels of square images, from learned positions.
 
+  Returns:
+    None if positions are not learned: such a model takes images of any size.
+
   Raises:
-    ValueError: the positions are not learned, or of no square.
+    ValueError: the positions are of no square.
   """
-  leaves = tree_lib.flatten(params)
-  positions = leaves.get("Encoder/posembed_input/pos_embedding")
-  patch, _, channels, _ = leaves["embedding/kernel"].shape
-  tokens = 0 if positions is None else positions.shape[1] - ("cls" in leaves)
-  side = math.isqrt(tokens)
+  shapes = _shapes(params)
+  patch, _, channels, _ = _shape(shapes, "embedding/kernel", 4)
+  if _POSITIONS not in shapes:
+    return None
+  tokens = _shape(shapes, _POSITIONS, 3)[1] - ("cls" in shapes)
+  side = math.isqrt(max(tokens, 0))
   if not side or side * side != tokens:
     raise ValueError(
-      f"{tokens} learned positions of patches do not tell the size of square "
-      "images. Only models with such positions can be imported."
+      f"{_POSITIONS}: {tokens} positions of patches are no square. Only models "
+      "of square images can be imported."
     )
   return side * patch, side * patch, channels
+
+
+def _shapes(params: PyTree) -> dict[str, tuple[int, ...]]:
+  leaves = tree_lib.flatten(params)
+  return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+
+
+def _shape(
+  shapes: dict[str, tuple[int, ...]], path: str, rank: int
+) -> tuple[int, ...]:
+  """The shape of a parameter that every vision transformer has."""
+  if len(shape := shapes.get(path, ())) != rank:
+    found = f"has the shape {shape}" if path in shapes else "is missing"
+    raise _not_a_vit(f"{path}, with {rank} axes, {found}")
+  return shape
+
+
+def _not_a_vit(problem: str) -> ValueError:
+  return ValueError(
+    f"these are not the parameters of a vision transformer: {problem}. Give a "
+    "ViT or V-MoE checkpoint with its head."
+  )
 
 
 def _block(index: int) -> str:
@@ -71,26 +90,29 @@ def _fields(
   mlp = f"{_block(0)}/{'Moe/' if 0 in moe else ''}Mlp/Dense_0/bias"
   attention = f"{_block(0)}/SelfAttention"
   pool = "token" if "cls" in shapes else "gap"
+  patch_size, _, _, width = _shape(shapes, "embedding/kernel", 4)
   return {
-    "num_classes": shapes["head/kernel"][-1],
-    "patch_size": shapes["embedding/kernel"][0],
-    "width": shapes["embedding/kernel"][-1],
+    "num_classes": _shape(shapes, "head/kernel", 2)[1],
+    "patch_size": patch_size,
+    "width": width,
     "depth": depth,
-    "mlp_dim": shapes[mlp][-1],
-    "num_heads": shapes[f"{attention}/query/kernel"][1],
+    "mlp_dim": _shape(shapes, mlp, 2 if 0 in moe else 1)[-1],
+    "num_heads": _shape(shapes, f"{attention}/query/kernel", 3)[1],
     "pool": "map" if "MapHead/probe" in shapes else pool,
-    "posemb": "learned"
-    if "Encoder/posembed_input/pos_embedding" in shapes
-    else "sincos2d",
-    "representation_size": shapes.get("pre_logits/bias", (0,))[0],
+    "posemb": "learned" if _POSITIONS in shapes else "sincos2d",
+    "representation_size": _shape(shapes, "pre_logits/bias", 1)[0]
+    if "pre_logits/bias" in shapes
+    else 0,
     "qk_norm": f"{attention}/query_ln/scale" in shapes,
   }
 
 
 def _router(shapes: dict[str, tuple[int, ...]], moe: str) -> dict[str, Any]:
   """Name and options of a router."""
-  if (slots := shapes.get(f"{moe}/Router/mu")) is not None:
-    options = {"num_experts": slots[1], "slots_per_expert": slots[2]}
+  if f"{moe}/Router/mu" in shapes:
+    _, experts, slots = _shape(shapes, f"{moe}/Router/mu", 3)
+    options = {"num_experts": experts, "slots_per_expert": slots}
     return {"router": "soft", "options": options}
-  options = {"num_experts": shapes[f"{moe}/Mlp/Dense_0/bias"][0]}
+  experts, _ = _shape(shapes, f"{moe}/Mlp/Dense_0/bias", 2)
+  options = {"num_experts": experts}
   return {"router": "softmax_token_choice", "options": options}

@@ -9,20 +9,23 @@ other, and the slice of the array where they belong.
 
 Everything in a shard is checked against the index, and the index against the
 sizes of the files, before memory is reserved: reading takes as much memory as
-the files are long, plus the chunks that one shard has of one array.
+the files are long, plus the chunks that one shard has of one array. There are
+no checksums: of the numbers it can only be checked that they are finite.
 """
 
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import fsspec
 import numpy as np
 
+from vmoe_study.checkpoint import files as files_lib
+from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint import vmoe_format as form
 from vmoe_study.checkpoint.errors import CheckpointError
 from vmoe_study.checkpoint.msgpack_reader import Reader
 
 _SHARD_MARK = "__msgpack_array_chunk_a87ca2__"
+_VERSIONS = (None, "20220622")
 _MAX_INDEX_BYTES = 16 << 20
 _MAX_SHARDS = 100_000  # Five digits in a file name.
 
@@ -42,29 +45,28 @@ def read_vmoe(prefix: str) -> dict[str, Any]:
     ValueError: fsspec does not know this kind of URL.
   """
   files = _Files(prefix)
-  shards, tree = _read_index(files)
-  entries = [
-    form.read_entry(files.index, path, leaf)
-    for path, leaf in _leaves(files.index, tree, ())
-  ]
-  _check_entries(files, entries, shards)
+  shards, tree, entries = _open(files)
   arrays = [np.empty(entry.shape, entry.dtype) for entry in entries]
   for number, shard in enumerate(shards):
     _read_shard(files, shard, number, entries, arrays)
   return _rebuild(tree, iter(arrays))
 
 
+def read_vmoe_shapes(prefix: str) -> dict[str, Any]:
+  """What `read_vmoe` returns, but all zeros that take no memory.
+
+  Reads the index alone; that the shards are there, and long enough, is checked.
+  """
+  _, tree, entries = _open(_Files(prefix))
+  arrays = (tree_lib.hollow(entry.shape, entry.dtype) for entry in entries)
+  return _rebuild(tree, arrays)
+
+
 class _Files:
   """The files of one checkpoint on any file system."""
 
   def __init__(self, prefix: str):
-    try:
-      self._fs, path = fsspec.core.url_to_fs(prefix)
-    except (ImportError, ValueError) as error:
-      raise ValueError(
-        f"prefix={prefix!r}: {error}. Give a local path, or a URL that an "
-        "installed fsspec package opens."
-      ) from error
+    self._fs, path = files_lib.locate(prefix)
     self.index = f"{path}.index"
     self._data = f"{path}.data"
 
@@ -83,6 +85,17 @@ class _Files:
     return self._fs.open(path, "rb")
 
 
+def _open(files: _Files) -> tuple[list[str], dict[str, Any], list[form.Entry]]:
+  """The names of the shards, the parameter tree, its leaves in order."""
+  shards, tree = _read_index(files)
+  entries = [
+    form.read_entry(files.index, path, leaf)
+    for path, leaf in _leaves(files.index, tree, ())
+  ]
+  _check_entries(files, entries, shards)
+  return shards, tree, entries
+
+
 def _read_index(files: _Files) -> tuple[list[str], dict[str, Any]]:
   """The names of the shards, and the parameter tree of packed entries."""
   size = files.size(files.index)
@@ -98,6 +111,10 @@ def _read_index(files: _Files) -> tuple[list[str], dict[str, Any]]:
     content.get("index"), dict
   ):
     raise form.error(files.index, "it has no parameter tree under 'index'")
+  if (version := content.get("version")) not in _VERSIONS:
+    raise form.error(
+      files.index, f"version={version!r} is none of those known, {_VERSIONS}"
+    )
   count: Any = content.get("shard_count")
   if not form.in_range(count, 1, _MAX_SHARDS):
     raise form.error(
@@ -206,6 +223,8 @@ def _copy_chunk(where: str, chunk: Any, array: np.ndarray) -> form.Box:
       f"{sorted({str(piece.dtype) for piece in pieces})}",
     )
   flat = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+  if not np.isfinite(flat).all():
+    raise form.error(where, f"chunk {box} holds numbers that are not finite")
   shape = [stop - start for start, stop in box]
   array[tuple(slice(*bounds) for bounds in box)] = flat.reshape(shape)
   return box

@@ -1,8 +1,8 @@
 """Parameters in NumPy's `.npz`: dense ViTs of others, any tree of ours.
 
-A file holds one array per parameter, by path. Names of the public ViT code
-(AugReg, 2106.10270) and of big_vision are translated to ours on reading; ours
-pass unchanged. As in big_vision, bfloat16 is stored as raw 2-byte items.
+A file holds one array per parameter, by path. Those of other ViT code are
+translated to ours on reading (`vit_names.py`); ours pass unchanged. As in
+big_vision, bfloat16 is stored as raw 2-byte items.
 
 A file may come from anywhere: nothing is unpickled, and before an array is
 read, its header, its size in the archive and the size of the file must agree.
@@ -10,15 +10,14 @@ read, its header, its size in the archive and the size of the file must agree.
 
 import math
 import os
-import re
 import zipfile
 from collections.abc import Iterator
 from typing import IO, Any
 
-import fsspec
 import ml_dtypes
 import numpy as np
 
+from vmoe_study.checkpoint import files, vit_names
 from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint.errors import CheckpointError, brief
 
@@ -27,29 +26,14 @@ PyTree = Any
 _MAX_RATIO = 100  # Uncompressed to compressed size of a whole file.
 _MAX_SMALL = 64 << 20  # A file may always expand to this.
 _BFLOAT16 = np.dtype("V2")
-_RENAMES = tuple(
-  (re.compile(pattern), name)
-  for pattern, name in (
-    (r"^params/", ""),
-    (r"^Transformer/", "Encoder/"),
-    (r"^pos_embedding$", "Encoder/posembed_input/pos_embedding"),
-    (r"^(Encoder/encoderblock_\d+)/MlpBlock_\d+/", r"\1/Mlp/"),
-    (
-      r"^(Encoder/encoderblock_\d+)/MultiHeadDotProductAttention_\d+/",
-      r"\1/SelfAttention/",
-    ),
-    (r"^(Encoder/encoderblock_\d+)/LayerNorm_2/", r"\1/LayerNorm_1/"),
-    (r"^MAPHead_\d+/", "MapHead/"),
-    (r"^MapHead/(\w+?)(?:Block)?_\d+/", r"MapHead/\1/"),
-  )
-)
 
 
-def load_npz(path: str) -> dict[str, Any]:
+def load_npz(path: str, hollow: bool = False) -> dict[str, Any]:
   """Parameters with our names.
 
   Args:
     path: local path or any URL that fsspec opens.
+    hollow: read shapes alone, and return zeros that take no memory.
 
   Returns:
     Nested dictionaries of numpy arrays.
@@ -57,16 +41,13 @@ def load_npz(path: str) -> dict[str, Any]:
   Raises:
     CheckpointError: the file is missing, damaged, hostile, or holds something
       else than arrays of numbers.
+    ValueError: fsspec does not know this kind of URL.
   """
-  leaves: dict[str, np.ndarray] = {}
+  fs, local = files.locate(path)
   try:
-    fs, local = fsspec.core.url_to_fs(path)
     with fs.open(local, "rb") as stream:
-      for name, array in _read_arrays(stream, fs.size(local)):
-        if (own := our_name(name)) in leaves:
-          raise CheckpointError(f"two arrays are named {own}")
-        leaves[own] = array
-      return tree_lib.unflatten(leaves)
+      arrays = dict(_read_arrays(stream, fs.size(local), hollow))
+    return tree_lib.unflatten(vit_names.to_ours(arrays))
   except Exception as error:
     # Damaged archives raise whatever their reader stumbled over.
     raise CheckpointError(
@@ -76,8 +57,12 @@ def load_npz(path: str) -> dict[str, Any]:
 
 
 def save_npz(path: str, params: PyTree) -> None:
-  """Writes a tree, array by array; a failed write leaves no file behind."""
-  fs, local = fsspec.core.url_to_fs(path)
+  """Writes a tree, array by array; a failed write leaves no file behind.
+
+  Raises:
+    ValueError: fsspec does not know this kind of URL.
+  """
+  fs, local = files.locate(path)
   fs.makedirs(fs._parent(local), exist_ok=True)
   unfinished = f"{local}.unfinished"
   try:
@@ -87,13 +72,6 @@ def save_npz(path: str, params: PyTree) -> None:
   finally:
     if fs.exists(unfinished):
       fs.rm(unfinished)
-
-
-def our_name(name: str) -> str:
-  """Our path of a parameter in the public ViT code, big_vision, or here."""
-  for pattern, replacement in _RENAMES:
-    name = pattern.sub(replacement, name)
-  return name
 
 
 def _write_arrays(stream: IO[bytes], params: PyTree) -> None:
@@ -107,11 +85,13 @@ def _write_arrays(stream: IO[bytes], params: PyTree) -> None:
 
 
 def _read_arrays(
-  stream: IO[bytes], size: int
+  stream: IO[bytes], size: int, hollow: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Names and arrays of an archive of `size` bytes."""
   with zipfile.ZipFile(stream) as archive:
     members = archive.infolist()
+    if len({member.filename for member in members}) < len(members):
+      raise CheckpointError("two arrays have one name")
     total = sum(member.file_size for member in members)
     if total > max(_MAX_SMALL, _MAX_RATIO * size):
       raise CheckpointError(
@@ -122,15 +102,16 @@ def _read_arrays(
       if extension != ".npy":
         raise CheckpointError(f"{member.filename!r} is not an array")
       with archive.open(member) as content:
-        _check_header(content, member)
-      with archive.open(member) as content:
-        array = np.lib.format.read_array(content, allow_pickle=False)
+        array = _check_header(content, member)
+      if not hollow:
+        with archive.open(member) as content:
+          array = np.lib.format.read_array(content, allow_pickle=False)
       bfloat16 = array.dtype == _BFLOAT16
       yield name, array.view(ml_dtypes.bfloat16) if bfloat16 else array
 
 
-def _check_header(content: IO[bytes], member: zipfile.ZipInfo) -> None:
-  """The array fills its place in the archive, and holds numbers."""
+def _check_header(content: IO[bytes], member: zipfile.ZipInfo) -> np.ndarray:
+  """The array, hollow; it fills its place in the archive and holds numbers."""
   readers = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -147,3 +128,4 @@ def _check_header(content: IO[bytes], member: zipfile.ZipInfo) -> None:
       f"{member.filename!r} claims {dtype}{shape}, but has {member.file_size} "
       "bytes"
     )
+  return tree_lib.hollow(shape, dtype)

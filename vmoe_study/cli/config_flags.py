@@ -9,6 +9,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
+from vmoe_study.nn.router import ROUTERS
+
+_ROUTER = "--config.model.moe.router="
+
 
 def add_config(parser: argparse.ArgumentParser) -> None:
   """Adds `--config`; overrides of its fields reach `load` as they are."""
@@ -43,8 +47,11 @@ def load_file(config: str, overrides: Sequence[str]) -> dict[str, Any]:
       f"--config={config}: there is no file {path}. Give the path of a "
       "config file; those of this project are in configs/."
     )
-  argv = [f"--config={config}", *overrides]
-  return _parse(config_flags.DEFINE_config_file, argv)
+  define = config_flags.DEFINE_config_file
+  found = _parse(define, [f"--config={config}", *overrides])
+  if _change_router(overrides):
+    _check_router(_parse(define, [f"--config={config}"]), found)
+  return found
 
 
 def override(
@@ -60,7 +67,34 @@ def override(
     ValueError: if an override is wrong.
   """
   config = ConfigDict(with_placeholders(values))
-  return _parse(config_flags.DEFINE_config_dict, overrides, config=config)
+  found = _parse(config_flags.DEFINE_config_dict, overrides, config=config)
+  if _change_router(overrides):
+    _check_router(values, found)
+  return found
+
+
+def _change_router(overrides: Sequence[str]) -> bool:
+  return any(word.startswith(_ROUTER) for word in overrides)
+
+
+def _check_router(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+  """Refuses a new router that would run with the defaults of the old one."""
+  old, new = before["model"]["moe"]["router"], after["model"]["moe"]["router"]
+  if old == new or not {old, new} <= ROUTERS.keys():
+    return
+  defaults, own = (ROUTERS[name].default_options() for name in (old, new))
+  options = after["model"]["moe"].get("options", {})
+  left = [
+    f"{name}={value!r}"
+    for name, value in options.items()
+    if name in defaults and defaults[name] == value != own.get(name)
+  ]
+  if left:
+    raise ValueError(
+      f"{_ROUTER}{new}: the options of {old!r} are still in the config, "
+      f"{', '.join(left)} among them. Choose the router by the argument of the "
+      f"config file, as in --config=FILE.py:router={new}: it sets options too."
+    )
 
 
 def _parse(

@@ -56,8 +56,13 @@ def run(args: argparse.Namespace) -> int:
   if jax.process_index() == 0:
     print(metrics_table(metrics))
     if args.out:
-      epath.Path(args.out).write_text(json.dumps(metrics, indent=2) + "\n")
+      _write(epath.Path(args.out), metrics)
   return 0
+
+
+def _write(path: epath.Path, metrics: dict[str, float]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 def open_checkpoint(

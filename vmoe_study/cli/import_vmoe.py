@@ -29,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--out", required=True, metavar="DIR", help="a new workdir"
   )
   parser.add_argument(
+    "--image-size",
+    type=int,
+    metavar="PIXELS",
+    help="of square images; needed if the model's positions are not learned, "
+    "for else they tell it",
+  )
+  parser.add_argument(
     "--config",
     metavar="FILE.py[:ARGUMENTS]",
     help="the run that the model is for: then `evaluate` works on DIR; by "
@@ -44,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
       "with --config."
     )
   source = read_vmoe(args.prefix)
-  image_shape = infer_image_shape(source)
+  image_shape = _image_shape(source, args.image_size)
   if args.config:
     config = config_flags.load(args)
     spec = parse(config).model
@@ -63,6 +70,23 @@ def run(args: argparse.Namespace) -> int:
   store.close()
   print(f"{report}\nwritten to {args.out}")
   return 0
+
+
+def _image_shape(
+  source: dict[str, Any], size: int | None
+) -> tuple[int, int, int]:
+  found = infer_image_shape(source)
+  if found is None and size is None:
+    raise ValueError(
+      "The positions of this model are not learned, so that nothing tells the "
+      "size of its images. Give --image-size=PIXELS."
+    )
+  if found and size not in (None, found[0]):
+    raise ValueError(
+      f"--image-size={size}: the learned positions are of {found[0]} pixels. "
+      "Leave it out; `train` with initialize.kind='vmoe' resizes positions."
+    )
+  return found or (size, size, source["embedding"]["kernel"].shape[2])
 
 
 def _model_spec(model: dict[str, Any]) -> ModelSpec:

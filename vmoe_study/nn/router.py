@@ -25,7 +25,7 @@ from vmoe_study.routing.affinity import (
 )
 from vmoe_study.routing.capacity import expert_capacity
 from vmoe_study.routing.choice import Choice, ExpertChoice, TokenChoice
-from vmoe_study.routing.plan import IndexPlan, RoutingPlan
+from vmoe_study.routing.plan import IndexPlan, RoutingPlan, best_plan_form
 from vmoe_study.routing.soft import slot_logits, soft_choice
 
 
@@ -87,9 +87,11 @@ class SparseRouter(Router):
     capacity_rounding: "round" (half to even) or "ceil".
     capacity_multiple_of: slots are raised to a multiple of this.
     weights: what scales the outputs: "softmax" probabilities, not
-      renormalised, or the scores themselves, the "transport" plan.
+      renormalised, or the scores themselves, the "transport" plan (of softmax
+      routers the same probabilities, always with the noise).
     noisy_weights: whether the softmax probabilities see the noise.
-    plan_form: "index" moves rows, "dense" multiplies by routing tensors.
+    plan_form: "index" moves rows, "dense" multiplies by routing tensors, "auto"
+      is the cheaper of them, see `routing.plan.best_plan_form`.
     importance_loss_weight: of `balance.importance_loss`.
     load_loss_weight: of `balance.load_loss`; defined for token choice, in
       training, with noise.
@@ -104,7 +106,7 @@ class SparseRouter(Router):
   capacity_multiple_of: int = 1
   weights: Literal["softmax", "transport"] = "softmax"
   noisy_weights: bool = True
-  plan_form: Literal["index", "dense"] = "index"
+  plan_form: Literal["index", "dense", "auto"] = "index"
   importance_loss_weight: float = 0.0
   load_loss_weight: float = 0.0
   gshard_loss_weight: float = 0.0
@@ -128,14 +130,19 @@ class SparseRouter(Router):
     self, logits: RouterLogits
   ) -> tuple[RoutingPlan, balance.RoutingAux]:
     capacity = self.capacity(logits.clean.shape[1])
-    scores = self.affinity(logits.noisy, capacity)
-    weights = scores
-    if self.weights == "softmax":
+    if self.weights == "transport":
+      weights = scores = self.affinity(logits.noisy, capacity)
+    else:
+      # Scores only pick: nothing of them is kept for the backward pass.
+      scores = self.affinity(jax.lax.stop_gradient(logits.noisy), capacity)
       seen = logits.noisy if self.noisy_weights else logits.clean
       weights = jax.nn.softmax(seen)
     plan = self.choice(scores, weights, capacity=capacity)
     aux = balance.routing_aux(plan, self._losses(logits), self._loss_weights())
-    return plan if self.plan_form == "index" else plan.to_dense(), aux
+    form = self.plan_form
+    if form == "auto":
+      form = best_plan_form(jax.default_backend(), self.num_experts * capacity)
+    return plan if form == "index" else plan.to_dense(), aux
 
   @nn.nowrap
   def capacity(self, num_tokens: int) -> int:

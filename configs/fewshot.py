@@ -1,0 +1,40 @@
+"""10-shot transfer: ridge regression on the features of a trained model.
+
+Reproduces: the few-shot evaluation of V-MoE (2106.05974) and Soft MoE
+(2308.00951): k images per class, frozen features, one penalty for all data
+sets. A run of configs/pretrain.py measures ImageNet 10-shot by itself; this is
+for more data sets, other numbers of shots, and public checkpoints.
+
+  python -m vmoe_study evaluate --workdir=PRETRAINED --out=DIR/fewshot.json \\
+    --config=configs/fewshot.py:backbone=B/16,router=softmax_expert_choice
+
+and from a public checkpoint with
+
+  P=gs://vmoe_checkpoints/vmoe_b16_imagenet21k_randaug_strong
+  M=backbone=B/16,router=softmax_token_choice,experts=8,k=2,group=8
+  python -m vmoe_study import-vmoe --prefix=$P --out=DIR
+  python -m vmoe_study evaluate --workdir=DIR \\
+    --config=configs/fewshot.py:data=imagenet21k,$M
+
+The arguments are those of configs/pretrain.py and say what model it is; here
+`fewshot` is "many" by default. --config.shots=1,5,10,25 measures more.
+
+Data: nine data sets of TFDS, all to be prepared (`prepare`); fewshot=imagenet
+for one. Hardware: any; one GPU or CPU is enough, smoke runs on one CPU core.
+Expected: the rows of the table "soft_moe_9" of `configs/tables.py` say what has
+been published of ImageNet 10-shot; on the other data sets, not published here.
+"""
+
+from configs import pretrain
+
+SHOTS = (10,)
+
+
+def get_config(arguments: str = ""):
+  """The config; the module's docstring documents its arguments."""
+  config = pretrain.get_config(f"fewshot=many,{arguments}")
+  with config.unlocked():
+    config.name += " few-shot"
+    config.evaluations = {}
+    config.shots = SHOTS
+  return config

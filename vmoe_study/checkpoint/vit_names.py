@@ -1,0 +1,85 @@
+"""From the parameters of other ViT code to ours: names and layout.
+
+The public ViT code (AugReg, 2106.10270) and big_vision name modules by number
+and call the encoder `Transformer`. Besides, big_vision
+
+  - stores a training state, parameters under `params/` (or `opt/target/`);
+  - adds positions before the class token, which so has none: ours is zero;
+  - may stack all blocks of the encoder along a leading axis (`scan`).
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from vmoe_study.checkpoint.errors import CheckpointError
+
+_POSITIONS = "Encoder/posembed_input/pos_embedding"
+_RENAMES = tuple(
+  (re.compile(pattern), name)
+  for pattern, name in (
+    (r"^(params|opt/target)/", ""),
+    (r"^Transformer/", "Encoder/"),
+    (r"^(Encoder/)?pos_embedding$", _POSITIONS),
+    (r"^(Encoder/encoderblock(_\d+)?)/MlpBlock_\d+/", r"\1/Mlp/"),
+    (
+      r"^(Encoder/encoderblock(_\d+)?)/MultiHeadDotProductAttention_\d+/",
+      r"\1/SelfAttention/",
+    ),
+    (r"^(Encoder/encoderblock(_\d+)?)/LayerNorm_2/", r"\1/LayerNorm_1/"),
+    (r"^MAPHead_\d+/", "MapHead/"),
+    (r"^MapHead/(\w+?)(?:Block)?_\d+/", r"MapHead/\1/"),
+  )
+)
+_PATCHES_ONLY = re.compile(r"^((params|opt/target)/)?pos_embedding$")
+_OPTIMIZER = re.compile(r"^opt/(?!target/)")
+_STACKED = "Encoder/encoderblock/"
+
+
+def to_ours(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Parameters by our paths; ours come back unchanged.
+
+  Args:
+    arrays: by the names in a file. The state of an optimizer is left out.
+
+  Raises:
+    CheckpointError: two arrays come to have one path.
+  """
+  leaves: dict[str, np.ndarray] = {}
+  for name, array in arrays.items():
+    for path, leaf in _leaves(name, array):
+      if path in leaves:
+        raise CheckpointError(f"two arrays are named {path}")
+      leaves[path] = leaf
+  if any(map(_PATCHES_ONLY.match, arrays)):
+    leaves = _with_class_position(leaves)
+  return leaves
+
+
+def _leaves(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+  if _OPTIMIZER.match(name):
+    return
+  for pattern, replacement in _RENAMES:
+    name = pattern.sub(replacement, name)
+  if not name.startswith(_STACKED) or not array.ndim:
+    yield name, array
+    return
+  rest = name.removeprefix(_STACKED)
+  for i, leaf in enumerate(array):
+    yield f"Encoder/encoderblock_{i}/{rest}", leaf
+
+
+def _with_class_position(
+  leaves: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+  """Where there is a class token, it has the first position."""
+  positions = leaves.get(_POSITIONS)
+  if positions is None or positions.ndim != 3 or "cls" not in leaves:
+    return leaves
+  length = positions.shape[1]
+  if math.isqrt(length) ** 2 != length:
+    return leaves
+  zero = np.zeros_like(positions[:, :1])
+  return leaves | {_POSITIONS: np.concatenate([zero, positions], axis=1)}
