@@ -1,8 +1,7 @@
 """The study on a laptop: Fashion-MNIST, with transfer to digits and emoji.
 
 Reproduces: the comparison of routers of 2401.15969, at a scale where all of it
-runs in hours on two CPU cores. `configs/tables.py` lists its runs; the results
-are in `notebooks/study/`.
+runs in hours on two CPU cores. `configs/tables.py` lists its runs.
 
   python -m vmoe_study prepare fashion_mnist digits emoji
   python -m vmoe_study train --workdir=DIR \\
@@ -18,8 +17,7 @@ Arguments, as NAME=VALUE with commas between:
              the training split, to choose the recipe; else train on all 60,000
              and test on the 10,000 of the test split
 
-Hardware: two CPU cores. Expected: about 85% test accuracy for every router (not
-published elsewhere); `notebooks/study/` has the numbers.
+Hardware: two CPU cores. Expected: not published here, and not run here yet.
 """
 
 import dataclasses
