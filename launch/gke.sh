@@ -60,7 +60,7 @@ render() {
   need "$topology" --topology
   need "$image" --image
   need_number "$restarts" --restarts
-  (($#)) || fail "no command given after --; see --help"
+  need_command
   local shape="${topology#*:}" kind chips manifest
   [[ "$shape" =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] ||
     fail "--topology=$topology: must be CHIP:SHAPE, as v5e:4x4"
@@ -74,13 +74,13 @@ render() {
   manifest="${manifest//@ACCELERATOR@/"$kind"}"
   manifest="${manifest//@SHAPE@/"$shape"}"
   manifest="${manifest//@IMAGE@/"$image"}"
-  manifest="${manifest//@COMMAND@/"$(json_list python -m vmoe_study "$@")"}"
+  manifest="${manifest//@COMMAND@/"$(json_list python -m vmoe_study "${command[@]}")"}"
   echo "$manifest"
 }
 
 run() {
   local manifest
-  manifest="$(render "$@")"
+  manifest="$(render)"
   if "$dry_run"; then
     echo "$manifest"
   fi
@@ -91,33 +91,18 @@ delete() {
   execute kubectl delete jobset "$name" --ignore-not-found
 }
 
-action="${1:-}"
-shift || true
 name="" topology="" image="" restarts=10
-[[ "$action" != --help ]] || { usage && exit; }
-while (($#)); do
-  case "$1" in
-    --name=*) name="${1#*=}" ;;
-    --topology=*) topology="${1#*=}" ;;
-    --image=*) image="${1#*=}" ;;
-    --restarts=*) restarts="${1#*=}" ;;
-    --dry-run) dry_run=true ;;
-    --help) usage && exit ;;
-    --) shift && break ;;
-    *) fail "unknown option $1; see --help" ;;
-  esac
-  shift
-done
+read_action "name= topology= image= restarts=" "$@"
 [[ "$name" =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
   fail "--name=$name: must be small letters, digits and dashes"
 host_0="jobset.sigs.k8s.io/jobset-name=$name"
 host_0+=",batch.kubernetes.io/job-completion-index=0"
 
 case "$action" in
-  render) render "$@" ;;
-  create | run) run "$@" ;;
+  render) render ;;
+  create | run) run ;;
   follow) execute kubectl logs -f -l "$host_0" ;;
-  resume) delete && run "$@" ;;
+  resume) delete && run ;;
   delete) delete ;;
   *) fail "action '$action': must be render, create, run, follow, resume or \
 delete; see --help" ;;

@@ -18,6 +18,51 @@ execute() {
   fi
 }
 
+# Reads [--OPTION[=VALUE]...] [-- COMMAND...] into a variable for each option and
+# the array `command`: read_options "name= spot" "$@" knows --name=VALUE and
+# --spot, which becomes "true".
+read_options() {
+  local known=" $1 " option
+  shift
+  while (($#)); do
+    option="${1%%=*}"
+    case "$1" in
+      --dry-run) dry_run=true ;;
+      --help) usage && exit ;;
+      --) shift && break ;;
+      --*=*)
+        [[ "$known" == *" ${option#--}= "* ]] || unknown "$1"
+        printf -v "${option#--}" %s "${1#*=}"
+        ;;
+      --*)
+        [[ "$known" == *" ${option#--} "* ]] || unknown "$1"
+        printf -v "${option#--}" true
+        ;;
+      *) unknown "$1" ;;
+    esac
+    shift
+  done
+  # shellcheck disable=SC2034
+  command=("$@")
+}
+
+# Reads ACTION into `action`, and then as read_options does.
+read_action() {
+  local known="$1"
+  action="${2:-}"
+  [[ "$action" != --help ]] || { usage && exit; }
+  read_options "$known" "${@:3}"
+}
+
+unknown() {
+  fail "unknown option $1; see --help"
+}
+
+# Checks that there is a command.
+need_command() {
+  ((${#command[@]})) || fail "no command given after --; see --help"
+}
+
 # Checks that an option has been given: need VALUE NAME.
 need() {
   [[ -n "$1" ]] || fail "$2 must be given; see --help"

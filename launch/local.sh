@@ -6,39 +6,32 @@ source "$(dirname "$0")/lib.sh"
 
 usage() {
   cat << 'END'
-Usage: launch/local.sh [-n PROCESSES] [-d DEVICES] [--dry-run] -- COMMAND...
+Usage: launch/local.sh [--processes=N] [--devices=N] [--dry-run] \
+  -- COMMAND...
 
 Runs `python -m vmoe_study COMMAND...` in several processes that form one run,
 each with its own fake CPU devices. If one process fails, the others are killed
 and its exit code is returned. Ctrl-C and SIGTERM reach all.
 
-  -n PROCESSES  how many; 2 if not given
-  -d DEVICES    fake devices of each process; 4 if not given
-  --dry-run     print the commands instead of running them
-  --help        print this
+  --processes=N  2 if not given
+  --devices=N    fake devices of each process; 4 if not given
+  --dry-run      print the commands instead of running them
+  --help         print this
 
 Environment: PYTHON, the interpreter (python if not set).
 
 Example:
-  launch/local.sh -n 2 -d 4 -- train --config=configs/digits.py \
+  launch/local.sh --processes=2 --devices=4 -- train --config=configs/digits.py \
     --config.mesh.expert=4 --workdir=/tmp/digits
 END
 }
 
 processes=2
 devices=4
-while (($#)); do
-  case "$1" in
-    -n) need_number "${2:-}" -n && processes="$2" && shift ;;
-    -d) need_number "${2:-}" -d && devices="$2" && shift ;;
-    --dry-run) dry_run=true ;;
-    --help) usage && exit ;;
-    --) shift && break ;;
-    *) fail "unknown option $1; see --help" ;;
-  esac
-  shift
-done
-(($#)) || fail "no command given after --; see --help"
+read_options "processes= devices=" "$@"
+need_number "$processes" --processes
+need_number "$devices" --devices
+need_command
 
 python="${PYTHON:-python}"
 port="$("$python" -c '
@@ -57,13 +50,13 @@ told=false
 trap 'told=true; signal_all TERM' INT TERM
 
 for ((id = 0; id < processes; id++)); do
-  command=(env JAX_PLATFORMS=cpu "XLA_FLAGS=$flags"
-    "$python" -m vmoe_study "$@" "--coordinator=localhost:$port"
+  words=(env JAX_PLATFORMS=cpu "XLA_FLAGS=$flags"
+    "$python" -m vmoe_study "${command[@]}" "--coordinator=localhost:$port"
     "--num-processes=$processes" "--process-id=$id")
   if "$dry_run"; then
-    execute "${command[@]}"
+    execute "${words[@]}"
   else
-    "${command[@]}" &
+    "${words[@]}" &
     pids+=("$!")
   fi
 done

@@ -35,37 +35,22 @@ Example:
 END
 }
 
-action="${1:-}"
-shift || true
-name="" nodes=1 gpus=8
-limits=()
-[[ "$action" != --help ]] || { usage && exit; }
-while (($#)); do
-  case "$1" in
-    --name=*) name="${1#*=}" ;;
-    --nodes=*) nodes="${1#*=}" ;;
-    --gpus=*) gpus="${1#*=}" ;;
-    --time=* | --partition=*) limits+=("$1") ;;
-    --dry-run) dry_run=true ;;
-    --help) usage && exit ;;
-    --) shift && break ;;
-    *) fail "unknown option $1; see --help" ;;
-  esac
-  shift
-done
+name="" nodes=1 gpus=8 time="" partition=""
+read_action "name= nodes= gpus= time= partition=" "$@"
 need "$name" --name
 need_number "$nodes" --nodes
 need_number "$gpus" --gpus
 
 run() {
-  (($#)) || fail "no command given after --; see --help"
+  need_command
   execute sbatch "--job-name=$name" "--output=$name.log" "--nodes=$nodes" \
-    "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus" "${limits[@]}" \
-    "$(dirname "$0")/slurm.sbatch" "$@"
+    "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus" ${time:+"--time=$time"} \
+    ${partition:+"--partition=$partition"} \
+    "$(dirname "$0")/slurm.sbatch" "${command[@]}"
 }
 
 case "$action" in
-  create | run | resume) run "$@" ;;
+  create | run | resume) run ;;
   follow) execute tail -n 100 -F "$name.log" ;;
   delete) execute scancel "--name=$name" --me ;;
   *) fail "action '$action': must be create, run, follow, resume or delete; \

@@ -48,28 +48,11 @@ runtime_version() {
   esac
 }
 
-action="${1:-}"
-shift || true
-name="" zone="" type=""
-project=() spot=()
-[[ "$action" != --help ]] || { usage && exit; }
-while (($#)); do
-  case "$1" in
-    --name=*) name="${1#*=}" ;;
-    --zone=*) zone="${1#*=}" ;;
-    --project=*) project=("$1") ;;
-    --type=*) type="${1#*=}" ;;
-    --spot) spot=(--spot) ;;
-    --dry-run) dry_run=true ;;
-    --help) usage && exit ;;
-    --) shift && break ;;
-    *) fail "unknown option $1; see --help" ;;
-  esac
-  shift
-done
+name="" zone="" type="" project="" spot=""
+read_action "name= zone= project= type= spot" "$@"
 need "$name" --name
 need "$zone" --zone
-where=("--zone=$zone" "${project[@]}")
+where=("--zone=$zone" ${project:+"--project=$project"})
 queue=(gcloud compute tpus queued-resources)
 
 create() {
@@ -77,7 +60,7 @@ create() {
   local version
   version="$(runtime_version "$type")"
   execute "${queue[@]}" create "$name" "${where[@]}" "--node-id=$name" \
-    "--accelerator-type=$type" "--runtime-version=$version" "${spot[@]}"
+    "--accelerator-type=$type" "--runtime-version=$version" ${spot:+--spot}
 }
 
 delete() {
@@ -91,7 +74,7 @@ on_hosts() {
 }
 
 run() {
-  (($#)) || fail "no command given after --; see --help"
+  need_command
   local root archive
   root="$(cd "$(dirname "$0")/.." && pwd)"
   archive="vmoe_study.tar.gz"
@@ -103,14 +86,14 @@ mkdir -p vmoe_study && tar -xzf $archive -C vmoe_study && cd vmoe_study
 python3 -m pip install -q --user uv
 python3 -m uv venv -q --python 3.11 --allow-existing ~/venv
 python3 -m uv pip install -q --python ~/venv/bin/python -e '.[tpu]'
-setsid nohup ~/venv/bin/python -m vmoe_study ${*@Q} \
+setsid nohup ~/venv/bin/python -m vmoe_study ${command[*]@Q} \
 > ~/train.log 2>&1 < /dev/null &"
 }
 
 case "$action" in
   create) create ;;
   status) execute "${queue[@]}" describe "$name" "${where[@]}" ;;
-  run) run "$@" ;;
+  run) run ;;
   follow) on_hosts 0 "tail -n 100 -F train.log" ;;
   resume) delete && create ;;
   delete) delete ;;

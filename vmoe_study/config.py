@@ -8,7 +8,7 @@ rule, before any device is touched.
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from vmoe_study import options
@@ -17,11 +17,45 @@ from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.router import ROUTERS, SparseRouter, make_router
 from vmoe_study.nn.vit import SIZES, VisionTransformer, moe_blocks, variant
 from vmoe_study.sharding import MeshSpec
+from vmoe_study.train.health import HealthSpec
 from vmoe_study.train.optimizer import (
   OptimizerSpec,
   ScheduleSpec,
   make_schedule,
 )
+
+# Far beyond any use. What is larger would take minutes, or all of the memory,
+# before something else refused it.
+LARGEST = {
+  "num_classes": 10**7,
+  "width": 10**6,
+  "depth": 1000,
+  "mlp_dim": 10**7,
+  "num_heads": 10**4,
+  "patch_size": 10**4,
+  "representation_size": 10**6,
+  "num_experts": 10**5,
+  "num_selected_experts": 10**5,
+  "capacity_factor": 10**5,
+  "capacity_multiple_of": 10**6,
+  "slots_per_expert": 10**6,
+  "num_iterations": 10**5,
+  "group_images": 10**6,
+  "batch_size": 10**7,
+  "num_steps": 10**9,
+  "num_epochs": 10**7,
+  "accumulation": 10**5,
+  "num_workers": 1000,
+}
+
+
+def _check_largest(where: str, values: Mapping[str, Any]) -> None:
+  for name, largest in LARGEST.items():
+    value = values.get(name, 0)
+    if isinstance(value, int | float) and value > largest:
+      raise ValueError(
+        f"{where}.{name}={value!r}: must be at most {largest:,}."
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +77,16 @@ class ModelSpec:
     options.check_names("fields", self.fields, self.names())
     for name, value in self.fields.items():
       options.check_type(f"fields.{name}", value, hints[name])
+    _check_largest("fields", self.fields)
+    _check_largest("moe.options", self.moe.options)
     make_router(self.moe.router, **self.moe.options)
     sizes = self.arguments()
     for name in ("num_classes", *SIZES):
       if name not in sizes:
         raise ValueError(f"fields.{name} must be given, or a backbone.")
       options.check_least(f"fields.{name}", sizes[name], 1)
+    size = sizes.get("representation_size") or 0
+    options.check_least("fields.representation_size", size, 0)
     if not 0 <= sizes.get("dropout_rate", 0) < 1:
       raise ValueError(
         f"fields.dropout_rate={sizes['dropout_rate']}: must be in [0, 1)."
@@ -126,6 +164,9 @@ class TrainSpec:
     save_every: steps between checkpoints; 0 for one at the end.
     keep: checkpoints to keep.
     keep_every: checkpoints at multiples of this are kept for ever; 0 for none.
+    on_save_error: when a checkpoint or metrics cannot be written, as on a full
+      disk: "stop", or "continue" without; the last checkpoint is needed.
+    health: see `HealthSpec`.
   """
 
   batch_size: int
@@ -142,6 +183,8 @@ class TrainSpec:
   save_every: int = 0
   keep: int = 2
   keep_every: int = 0
+  on_save_error: Literal["stop", "continue"] = "stop"
+  health: HealthSpec = dataclasses.field(default_factory=HealthSpec)
 
   def __post_init__(self):
     for name in ["batch_size", "accumulation", "report_every", "keep"]:
@@ -150,6 +193,7 @@ class TrainSpec:
       options.check_least(name, getattr(self, name), 0)
     for name in ("evaluate_every", "save_every", "keep_every"):
       options.check_least(name, getattr(self, name), 0)
+    _check_largest("train", vars(self))
     if self.mixup and self.batch_size % 2:
       raise ValueError(
         f"batch_size={self.batch_size}: mixup takes pairs of images."
@@ -234,11 +278,22 @@ class Config:
   evaluation_capacity: float = 0.0
   mesh: MeshSpec = dataclasses.field(default_factory=MeshSpec)
 
-  def __post_init__(self):
+  def problems(self) -> Iterator[str]:
+    """What is wrong between the parts, or with a number; checked by `parse`."""
     if not 0 <= self.seed < 2**32:
-      raise ValueError(f"seed={self.seed}: must be in [0, 2**32).")
+      yield f"seed={self.seed}: must be in [0, 2**32)."
     for shots in self.shots:
-      options.check_least("shots", shots, 1)
+      if shots < 1:
+        yield f"shots={shots!r}: must be at least 1."
+    yield from self._class_problems()
+    if self.train.num_steps:
+      try:
+        make_schedule(self.train.schedule, self.train.num_steps)
+      except ValueError as error:
+        yield str(error)
+    yield from self._evaluation_capacity_problems()
+
+  def _class_problems(self) -> Iterator[str]:
     classes = self.model.fields["num_classes"]
     upstream = {"data": self.data}
     for kind in ("mixture", "evaluations"):
@@ -246,20 +301,17 @@ class Config:
         upstream[f"{kind}.{name}.data"] = spec.data
     for where, data in upstream.items():
       if data.num_classes != classes:
-        raise ValueError(
+        yield (
           f"{where}.num_classes={data.num_classes} differs from the model's "
           f"head, model.fields.num_classes={classes}. Make them equal."
         )
-    if self.train.num_steps:
-      make_schedule(self.train.schedule, self.train.num_steps)
-    self._check_evaluation_capacity()
 
-  def _check_evaluation_capacity(self) -> None:
+  def _evaluation_capacity_problems(self) -> Iterator[str]:
     factor, router = self.evaluation_capacity, self.model.moe.router
     if factor < 0:
-      raise ValueError(f"evaluation_capacity={factor}: must be 0 or more.")
+      yield f"evaluation_capacity={factor}: must be 0 or more."
     if factor and not issubclass(ROUTERS[router].router, SparseRouter):
-      raise ValueError(
+      yield (
         f"evaluation_capacity={factor}: router {router!r} has no capacity that "
         "could differ from training. Set 0."
       )
@@ -283,9 +335,12 @@ def parse(values: Mapping[str, Any]) -> Config:
   """A checked `Config` from nested mappings, as of a ConfigDict or JSON.
 
   Raises:
-    ValueError: for whatever is wrong with it.
+    OptionsError: for everything that is wrong with it.
   """
-  return options.build(Config, "config", values)
+  config = options.build(Config, "config", values)
+  if problems := [f"config: {problem}" for problem in config.problems()]:
+    raise options.OptionsError(problems)
+  return config
 
 
 def complete(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,18 +367,28 @@ def check_batches(config: Config, num_devices: int) -> None:
   """Checks that every batch divides by devices and groups.
 
   Raises:
-    ValueError: naming the batch, the numbers and the next size that fits.
+    OptionsError: naming every batch that does not, the numbers and the next
+      size that fits.
   """
-  shape = config.mesh.shape(num_devices)
+  if problems := list(_batch_problems(config, num_devices)):
+    raise options.OptionsError(problems)
+
+
+def _batch_problems(config: Config, num_devices: int) -> Iterator[str]:
+  try:
+    shape = config.mesh.shape(num_devices)
+  except ValueError as error:
+    yield str(error)
+    shape = {"expert": 1}
   num_experts = config.model.moe.options.get("num_experts", 1)
   if config.model.is_routed and num_experts % shape["expert"]:
-    raise ValueError(
+    yield (
       f"model.moe.options.num_experts={num_experts} cannot be shared out among "
       f"mesh.expert={shape['expert']} devices: it must be a multiple."
     )
   train = config.train
   if train.batch_size % train.accumulation:
-    raise ValueError(
+    yield (
       f"train.batch_size={train.batch_size} cannot be computed in "
       f"train.accumulation={train.accumulation} equal parts."
     )
@@ -334,7 +399,7 @@ def check_batches(config: Config, num_devices: int) -> None:
   unit = num_devices * config.group_images
   for where, size in sizes.items():
     if size < 1 or size % unit:
-      raise ValueError(
+      yield (
         f"{where}: {size} images at a time are not a multiple of "
         f"{num_devices} devices x {config.group_images} images per group = "
         f"{unit}. The next multiple is {max(-(-size // unit), 1) * unit}."

@@ -30,7 +30,7 @@ from vmoe_study.routing.exchange import Exchange
 from vmoe_study.train import loss as losses
 from vmoe_study.train.optimizer import make_optimizer, make_schedule
 from vmoe_study.train.state import TrainState
-from vmoe_study.train.step import make_train_step
+from vmoe_study.train.step import make_gradient, make_train_step
 
 
 class Model:
@@ -78,10 +78,31 @@ class Model:
     init = jax.jit(self._init, out_shardings=self.params_sharding)
     return init(jax.random.key(self.config.seed))
 
-  def _init(self, key: jax.Array) -> Any:
+  def _init(
+    self, key: jax.Array, image_shape: tuple[int, int, int] | None = None
+  ) -> Any:
     batch = self.mesh.size * self.config.group_images
-    images = jnp.zeros((batch, *self.image_shape))
+    images = jnp.zeros((batch, *(image_shape or self.image_shape)))
     return self.module.init(key, images)["params"]
+
+  def check_images(self, where: str, shape: tuple[int, int, int]) -> None:
+    """Checks that images of another shape than `image_shape` will do.
+
+    Raises:
+      ValueError: parameters depend on the shape, such as learned positions.
+    """
+    if shape == self.image_shape:
+      return
+    init = functools.partial(self._init, image_shape=shape)
+    wanted = jax.eval_shape(init, jax.random.key(0))
+    if wanted != self.params_shape:
+      raise ValueError(
+        f"{where}: its images are {_size(shape)}, those of the model "
+        f"{_size(self.image_shape)}, and its parameters depend on that "
+        "(positions that are learned, slots of a soft router). Resize in its "
+        "`ops`, or fine-tune a model of that size from this one with "
+        "`initialize`."
+      )
 
   @functools.cached_property
   def predict(self):
@@ -134,6 +155,13 @@ class Training:
     )
     self.opt_shape = jax.eval_shape(self.optimizer.init, model.params_shape)
     self.opt_sharding = self._opt_sharding()
+    self.gradient = make_gradient(
+      model.loss,
+      seed=model.config.seed,
+      augment=_mixup(spec.mixup),
+      accumulation=spec.accumulation,
+      chunk=model.config.group_images,
+    )
     self.step = self._compiled_step()
 
   def _opt_sharding(self) -> Any:
@@ -147,15 +175,8 @@ class Training:
     )
 
   def _compiled_step(self):
-    model, spec = self.model, self.model.config.train
-    step = make_train_step(
-      model.loss,
-      self.optimizer,
-      seed=model.config.seed,
-      augment=_mixup(spec.mixup),
-      accumulation=spec.accumulation,
-      chunk=model.config.group_images,
-    )
+    model = self.model
+    step = make_train_step(self.gradient, self.optimizer)
 
     def train_step(state, batch):
       rate = self.schedule(state.step)
@@ -226,7 +247,9 @@ def make_evaluators(model: Model) -> list:
       name,
       model.predict,
       functools.partial(
-        _global_batches, model.mesh, _open(config, spec.data, spec.batch_size)
+        _global_batches,
+        model.mesh,
+        _open(model, f"evaluations.{name}.data", spec.data, spec.batch_size),
       ),
       losses.LOSSES[config.train.loss],
     )
@@ -234,7 +257,7 @@ def make_evaluators(model: Model) -> list:
   ]
   if config.fewshot:
     tasks = [
-      _fewshot_task(config, name, spec) for name, spec in config.fewshot.items()
+      _fewshot_task(model, name, spec) for name, spec in config.fewshot.items()
     ]
 
     def features(params, images):
@@ -247,29 +270,38 @@ def make_evaluators(model: Model) -> list:
   return evaluators
 
 
-def _fewshot_task(config: Config, name: str, spec: FewshotSpec) -> FewshotTask:
+def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
   train = spec.train
   source = open_source(train.name, train.split, train.data_dir, train.label_key)
   return FewshotTask(
     name,
     source.labels(),
-    functools.partial(_open, config, train, spec.batch_size),
-    _open(config, spec.test, spec.batch_size),
+    functools.partial(
+      _open, model, f"fewshot.{name}.train", train, spec.batch_size
+    ),
+    _open(model, f"fewshot.{name}.test", spec.test, spec.batch_size),
     train.num_classes,
   )
 
 
 def _open(
-  config: Config, data: DataSpec, batch_size: int, indices=None
+  model: Model, where: str, data: DataSpec, batch_size: int, indices=None
 ) -> EvalInput:
-  return eval_input(
+  batches = eval_input(
     data,
     batch_size=batch_size,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     indices=indices,
-    num_workers=config.train.num_workers,
+    num_workers=model.config.train.num_workers,
   )
+  model.check_images(where, batches.image_shape)
+  return batches
+
+
+def _size(shape: tuple[int, int, int]) -> str:
+  height, width, channels = shape
+  return f"{height} x {width} x {channels}"
 
 
 def _global_batches(mesh: Mesh, batches: Iterable) -> Iterator:

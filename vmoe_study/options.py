@@ -22,7 +22,9 @@ class OptionsError(ValueError):
   """
 
   def __init__(self, problems: Iterable[str]):
-    self.problems = tuple(problems)
+    # Whoever raises an error anew, with more to say, gives one text.
+    one = isinstance(problems, str)
+    self.problems = (problems,) if one else tuple(problems)
     super().__init__("\n".join(self.problems))
 
 

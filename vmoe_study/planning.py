@@ -24,6 +24,7 @@ from vmoe_study.analysis.chips import Slice, parse_slice
 from vmoe_study.config import Config, check_batches
 from vmoe_study.experiment import Model, Training
 from vmoe_study.nn.router import ROUTERS, SparseRouter
+from vmoe_study.routing.plan import best_plan_form
 from vmoe_study.sharding import MeshSpec
 
 Report = dict[str, Any]
@@ -107,6 +108,10 @@ def plan(
   """
   mesh = sharding.make_mesh(config.mesh, target.devices)
   model = Model(config, image_shape, mesh)
+  if _plan_form(config) == "auto":
+    slots = cost.routing(model.module, image_shape).slots_per_group
+    config = _with_plan_form(config, best_plan_form("tpu", slots))
+    model = Model(config, image_shape, mesh)
   training = Training(model, num_examples)
   template = training.state_template()
   state = {

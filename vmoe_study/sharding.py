@@ -7,6 +7,7 @@ other parameters are replicated or, with FSDP, sharded over all devices.
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -68,17 +69,25 @@ class MeshSpec:
     return sizes
 
 
-def make_mesh(spec: MeshSpec, devices: list | None = None) -> Mesh:
+def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
   """The mesh over all devices, or over those given, with Auto axes.
+
+  Devices come in the order of their processes, so that the rows of a global
+  batch are those of process 0, then those of process 1, and so on: the same
+  rows for any number of processes. On TPU slices that also keeps devices that
+  share experts close together: they are whole hosts, which are numbered from
+  neighbour to neighbour, or parts of one.
 
   Raises:
     ValueError: if the sizes do not fit the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  shape = tuple(spec.shape(len(devices))[axis] for axis in AXES)
-  return jax.make_mesh(
-    shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+  devices = sorted(
+    devices, key=lambda device: (device.process_index, device.id)
   )
+  shape = [spec.shape(len(devices))[axis] for axis in AXES]
+  grid = np.array(devices).reshape(shape)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def parameter_rules(spec: MeshSpec, has_experts: bool) -> Rules:

@@ -1,14 +1,18 @@
 """The folder of a run: which config it belongs to, where its parts lie."""
 
+import contextlib
 import json
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 
+from vmoe_study.config import complete
+
 CONFIG_FILE = "config.json"
-# What may change between two parts of a run: where and how it runs, and how
-# often it reports, but not what it computes.
+# What `--allow-change` lets differ between two parts of a run: where and how it
+# runs, and how often it reports, but not what it computes.
 HARMLESS = (
   "mesh.",
   "train.num_workers",
@@ -16,6 +20,8 @@ HARMLESS = (
   "train.evaluate_every",
   "train.save_every",
   "train.keep",
+  "train.on_save_error",
+  "train.health.",
 )
 
 
@@ -24,42 +30,56 @@ def checkpoints(workdir: epath.PathLike) -> epath.Path:
   return epath.Path(workdir) / "checkpoints"
 
 
-def check(workdir: epath.PathLike, config: dict[str, Any]) -> None:
+def check(
+  workdir: epath.PathLike, config: dict[str, Any], allow_change: bool = False
+) -> None:
   """Checks that a run's folder is new, or belongs to the same config.
 
   Args:
     workdir: of the run; may exist.
     config: JSON-able.
+    allow_change: whether fields in `HARMLESS` may differ; they are logged.
 
   Raises:
-    ValueError: if the folder belongs to another config; fields in `HARMLESS`
-      may differ.
+    ValueError: if the folder belongs to another config; shows what differs.
   """
-  path = epath.Path(workdir) / CONFIG_FILE
-  if not path.exists():
-    return
-  found = json.loads(path.read_text())
-  changes = [
-    change
-    for change in describe_changes(found, json.loads(json.dumps(config)))
-    if not change.startswith(HARMLESS)
-  ]
-  if changes:
+  changes = _changes(workdir, config)
+  harmless = [change for change in changes if change.startswith(HARMLESS)]
+  if allow_change and changes == harmless:
+    for change in changes:
+      logging.warning("config change allowed: %s", change)
+  elif changes:
+    remedy = "Choose another workdir, or the config that it was started with."
+    if changes == harmless:
+      remedy += " As none of it changes what is computed, --allow-change lets "
+      remedy += "the run go on with the new config."
     raise ValueError(
       f"workdir {workdir} belongs to a run with another config:\n  "
       + "\n  ".join(changes)
-      + "\nChoose another workdir, or the config that it was started with."
+      + f"\n{remedy}"
     )
 
 
 def claim(workdir: epath.PathLike, config: dict[str, Any]) -> None:
-  """Writes the config into a new run's folder; an old one stays as it is."""
+  """Writes the config into a run's folder, unless it is there already."""
   path = epath.Path(workdir) / CONFIG_FILE
-  if jax.process_index() == 0 and not path.exists():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(config, indent=2) + "\n")
-    part.replace(path)
+  if jax.process_index() or (path.exists() and not _changes(workdir, config)):
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_suffix(".part")
+  part.write_text(json.dumps(config, indent=2) + "\n")
+  part.replace(path)
+
+
+def _changes(workdir: epath.PathLike, config: dict[str, Any]) -> list[str]:
+  """What differs from the config of a run's folder; nothing in a new one."""
+  path = epath.Path(workdir) / CONFIG_FILE
+  if not path.exists():
+    return []
+  found = json.loads(path.read_text())
+  with contextlib.suppress(ValueError):
+    found = complete(found)  # A field that is newer than the run.
+  return describe_changes(*json.loads(json.dumps([found, config])))
 
 
 def describe_changes(old: Any, new: Any) -> list[str]:

@@ -63,6 +63,19 @@ def test_rings_pass_each_share_on():
     assert sent == pytest.approx(1e6 * share)
 
 
+def test_rings_of_chips_that_are_not_neighbours_take_more_links():
+  where = parse_slice("v5e:4x4")
+  corners = Collective("all-gather", 1e6, np.array([[0, 2, 8, 10]]))
+  sent = roofline.wire_bytes(corners, where, grid(where))
+  assert sent == pytest.approx(1e6 * 3 / 4 * 2)
+
+
+def test_a_group_of_one_sends_nothing():
+  where = parse_slice("v5e:1x1")
+  for kind in ("all-gather", "all-reduce", "all-to-all"):
+    assert roofline.wire_bytes(everyone(kind, where), where, grid(where)) == 0
+
+
 def test_seconds_are_work_over_peaks():
   where = parse_slice("v5e:2x2")
   reduce = Collective("all-reduce", 1e9, np.array([[0, 1], [2, 3]]), count=2)

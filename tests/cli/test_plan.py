@@ -103,7 +103,9 @@ def test_not_fitting_is_an_answer(tmp_path, capsys):
   assert report["fits"] is False
   memory = report["hbm_bytes"]
   assert memory["total"] > memory["capacity"]
-  assert "| no " in capsys.readouterr().out
+  answer = capsys.readouterr().out
+  assert "| no " in answer
+  assert "--config.mesh.fsdp=true" in answer
 
 
 def test_a_sweep_recommends_the_fastest(tmp_path, capsys):

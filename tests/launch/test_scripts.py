@@ -67,9 +67,9 @@ def test_scripts_stop_on_errors_and_explain_themselves(script):
 @pytest.mark.parametrize(
   "script, arguments, message",
   [
-    ("local.sh", ["-n", "0", "--", "train"], "-n=0"),
-    ("local.sh", ["-d"], "-d="),
-    ("local.sh", ["-n", "2"], "no command"),
+    ("local.sh", ["--processes=0", "--", "x"], "--processes=0"),
+    ("local.sh", ["--devices"], "--devices"),
+    ("local.sh", ["--processes=2"], "no command"),
     ("tpu_vm.sh", ["create", "--name=x"], "--zone"),
     ("tpu_vm.sh", ["create", "--name=x", "--zone=z"], "--type"),
     ("tpu_vm.sh", ["create", "--name=x", "--zone=z", "--type=v9-8"], "v6e-N"),
@@ -174,7 +174,9 @@ def test_slurm_submits_one_process_per_gpu():
 
 
 def test_local_numbers_its_processes():
-  commands = dry_run("local.sh", "-n", "3", "-d", "2", "--dry-run", "--", "x")
+  commands = dry_run(
+    "local.sh", "--processes=3", "--devices=2", "--dry-run", "--", "x"
+  )
   ids = [command[-1] for command in commands]
   assert ids == [f"--process-id={i}" for i in range(3)]
   assert len({command[-3] for command in commands}) == 1  # one coordinator

@@ -34,7 +34,8 @@ def command(data, *arguments, processes=1, devices=8):
   flags = f"--xla_force_host_platform_device_count={devices}"
   environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
   if processes > 1:
-    words = ["launch/local.sh", "-n", str(processes), "-d", str(devices), "--"]
+    words = ["launch/local.sh", f"--processes={processes}"]
+    words += [f"--devices={devices}", "--"]
   return subprocess.Popen(
     [*words, *arguments],
     cwd=ROOT,
@@ -46,7 +47,10 @@ def command(data, *arguments, processes=1, devices=8):
 
 
 def finish(process):
-  output, _ = process.communicate(timeout=200)
+  try:
+    output, _ = process.communicate(timeout=600)
+  finally:
+    process.kill()
   assert process.returncode == 0, output[-4000:]
   return output
 

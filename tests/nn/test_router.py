@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_study.nn.router import ROUTERS, make_router
+from vmoe_study.nn.router import ROUTERS, RouterLogits, make_router
+from vmoe_study.routing.plan import DensePlan, IndexPlan
 
 SHAPE = G, S, D = 2, 12, 8
 E = 4
@@ -98,7 +99,7 @@ def test_unknown_option_lists_the_known(name):
     ("capacity_rounding", "floor", "'round' or 'ceil'"),
     ("batch_priority", 1, "must be bool"),
     ("weights", "plan", "'softmax' or 'transport'"),
-    ("plan_form", "sparse", "'index' or 'dense'"),
+    ("plan_form", "sparse", "'index' or 'dense' or 'auto'"),
   ],
 )
 def test_bad_values(option, value, rule):
@@ -213,3 +214,29 @@ def test_load_loss_is_defined_by_noise(x, kernel):
       defined = "token" in name and seed is not None
       assert ("load_loss" in aux.losses) == defined
       np.testing.assert_array_equal(aux.auxiliary_loss, 0)
+
+
+@pytest.mark.parametrize(
+  "platform, tokens, form",
+  [
+    ("cpu", S, IndexPlan),
+    ("gpu", S, IndexPlan),
+    ("tpu", S, DensePlan),
+    ("tpu", 3136, IndexPlan),
+  ],
+)
+def test_the_form_of_a_plan_follows_machine_and_shape(
+  platform, tokens, form, monkeypatch
+):
+  """No accelerator is here: only the name of the machine is pretended."""
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  router = make_router("softmax_expert_choice", num_experts=E, plan_form="auto")
+  found = []
+
+  def route(logits):
+    plan, aux = router.route(RouterLogits(logits))
+    found.append(type(plan))
+    return aux.unprocessed
+
+  jax.eval_shape(route, jnp.zeros((G, tokens, E)))
+  assert found == [form]

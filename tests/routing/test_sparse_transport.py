@@ -1,6 +1,5 @@
 """The sparse transport against brute force and against POT's solver."""
 
-import functools
 import os
 
 import jax
@@ -134,7 +133,10 @@ def test_pot_agrees_at_equal_alpha(larger):
 
 # POT passes an option that newer versions of SciPy deprecate.
 @pytest.mark.filterwarnings("ignore:scipy.optimize:DeprecationWarning")
-def test_adam_approaches_pots_optimum(larger):
+@pytest.mark.parametrize(
+  "solver, closeness", [("adam", 1e-3), ("entropic_start", 1e-2)]
+)
+def test_solvers_approach_pots_optimum(larger, solver, closeness):
   affinity, k = larger
   rows, columns, cost, _ = _pot(affinity, k)
   _, log = pot.smooth_ot_semi_dual(
@@ -148,12 +150,58 @@ def test_adam_approaches_pots_optimum(larger):
   )
   _, optimum = _objectives(log["alpha"], affinity, k)
   gaps = []
-  for num_iterations in (0, 20, 500):
-    solver = functools.partial(SOLVERS["adam"], max_nonzeros=k)
-    alpha = solver(jnp.asarray(affinity)[None], num_iterations=num_iterations)
-    gaps.append(_objectives(np.float64(alpha[0]), affinity, k)[0] - optimum)
+  alphas = [
+    SOLVERS[solver](jnp.asarray(affinity)[None], k, num_iterations)[0]
+    for num_iterations in (20, 500)
+  ]
+  for alpha in (np.zeros(len(affinity)), *map(np.float64, alphas)):
+    gaps.append(_objectives(alpha, affinity, k)[0] - optimum)
   assert gaps[0] > 5 * gaps[1] > 0
-  assert abs(gaps[2]) < 1e-3 * gaps[0]
+  assert abs(gaps[2]) < closeness * gaps[0]
+
+
+def _uneven(kind):
+  """Affinities far from what a router starts with."""
+  logits = np.random.default_rng(0).normal(size=(1, 24, 4))
+  one_peak = np.zeros((1, 24, 4))
+  one_peak[0, 3, 1] = 1.0
+  return jnp.float32(
+    {
+      "all equal": np.full((1, 24, 4), 0.25),
+      "one peak": one_peak,
+      "one expert": np.broadcast_to([1.0, 0, 0, 0], (1, 24, 4)),
+      "certain": oracles.softmax(1e4 * logits),
+      "moderate": oracles.softmax(3 * logits),
+    }[kind]
+  )
+
+
+@pytest.mark.parametrize(
+  "kind", ["all equal", "one peak", "one expert", "certain", "moderate"]
+)
+def test_the_entropic_start_holds_for_any_affinity(kind):
+  affinity = _uneven(kind)
+  solver = SOLVERS["entropic_start"]
+  for k, num_iterations in ((1, 20), (6, 1), (6, 20), (6, 200), (24, 20)):
+    alpha = solver(affinity, k, num_iterations)
+    assert np.all(np.isfinite(alpha))
+    if k >= 6 and num_iterations >= 20:
+      # Where tokens are alike the start, 0, is optimal already.
+      start = semi_dual(jnp.zeros_like(alpha), affinity, k)[0]
+      assert semi_dual(alpha, affinity, k)[0] < 1.05 * start
+
+
+@pytest.mark.parametrize("std", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("k", [6, 12])
+def test_the_entropic_start_beats_adam(std, k):
+  """At the shapes of routers: 32 experts, one image."""
+  logits = std * np.random.default_rng(0).normal(size=(2, 196, 32))
+  affinity = jnp.float32(oracles.softmax(logits))
+  errors = {}
+  for solver in SOLVERS:
+    rows = sparse_transport(affinity, k, solver=solver).sum(axis=2)
+    errors[solver] = np.abs(rows - 1).mean()
+  assert errors["entropic_start"] < errors["adam"]
 
 
 @pytest.mark.parametrize("k", [2, S])
@@ -203,5 +251,5 @@ def test_more_slots_than_tokens(affinity):
 
 
 def test_unknown_solver(affinity):
-  with pytest.raises(ValueError, match=r"solver='newton'.*\['adam'\]"):
+  with pytest.raises(ValueError, match=r"solver='newton'.*\['adam', 'entr"):
     sparse_transport(jnp.asarray(affinity), 2, solver="newton")

@@ -47,6 +47,8 @@ def test_auxiliary_loss_is_the_mean_over_groups_summed_over_layers():
 
 def test_routing_metrics():
   metrics = loss.routing_metrics({"block": make_aux(1.0)})
+  load = metrics.pop("routing/block/load")
+  np.testing.assert_array_equal(load, [0.5, 1.5])
   assert {k: float(v) for k, v in metrics.items()} == {
     "routing/block/importance_loss": 1.5,
     "routing/block/unprocessed": 0.25,

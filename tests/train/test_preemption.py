@@ -5,6 +5,7 @@ import signal
 
 import jax.numpy as jnp
 
+from vmoe_study.train.health import HealthSpec
 from vmoe_study.train.loop import Cadence, train
 from vmoe_study.train.metrics import MetricsWriter
 from vmoe_study.train.preemption import Preemption
@@ -30,7 +31,10 @@ def run(tmp_path, preempted_at):
   try:
     state = train(
       TrainState(jnp.int32(0), jnp.zeros(()), ()),
-      lambda s, batch: (s.replace(step=s.step + 1), {"loss": s.params}),
+      lambda s, batch: (
+        s.replace(step=s.step + 1),
+        {"loss": s.params, "gradient_norm": s.params},
+      ),
       Batches(preempted_at),
       start_step=0,
       num_steps=9,
@@ -40,6 +44,8 @@ def run(tmp_path, preempted_at):
       save=lambda step, state: saved.append((step, int(state.step))),
       stop=Preemption(),
       writer=MetricsWriter(tmp_path),
+      health=HealthSpec(),
+      on_failure=lambda *_: None,
     )
   finally:
     signal.signal(signal.SIGTERM, handler)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from vmoe_study.train.state import TrainState
-from vmoe_study.train.step import make_train_step
+from vmoe_study.train.step import failed, make_gradient, make_train_step
 
 PARAMS = {"w": jnp.array([1.0, -1.0])}
 BATCH = {"x": jnp.arange(16.0).reshape(8, 2) / 10}
@@ -29,7 +29,8 @@ def noisy_loss_fn(params, batch, key):
 
 def run(loss, steps=2, **options):
   optimizer = optax.sgd(0.1)
-  step = jax.jit(make_train_step(loss, optimizer, **options))
+  gradient = make_gradient(loss, **options)
+  step = jax.jit(make_train_step(gradient, optimizer))
   state = TrainState(jnp.int32(0), PARAMS, optimizer.init(PARAMS))
   history = []
   for _ in range(steps):
@@ -61,3 +62,31 @@ def test_noise_depends_on_seed_and_step_alone():
   noise = [float(metrics["noise"]) for metrics in (*first, *other)]
   assert len(set(noise)) == 4
   assert [float(metrics["noise"]) for metrics in again] == noise[:2]
+
+
+def test_norms_of_tensors_and_of_all():
+  _, (metrics, *_) = run(loss_fn, seed=0)
+  grads = jax.grad(lambda p: loss_fn(p, BATCH, None)[0])(PARAMS)
+  expected = [np.linalg.norm(g) for g in jax.tree.leaves(grads)]
+  np.testing.assert_allclose(metrics["gradient_norms"], expected, rtol=1e-6)
+  np.testing.assert_allclose(
+    metrics["gradient_norm"], np.linalg.norm(expected), rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_step_that_is_not_finite_freezes_the_state(bad):
+  """Of 1e30 the loss overflows."""
+  optimizer = optax.adam(0.1)
+  step = jax.jit(make_train_step(make_gradient(loss_fn, seed=0), optimizer))
+  start = TrainState(jnp.int32(0), PARAMS, optimizer.init(PARAMS))
+  before, _ = step(start, BATCH)
+  state, _ = step(before, {"x": BATCH["x"].at[3, 1].set(bad)})
+  for _ in range(2):  # Nothing moves it any more, and it says where it failed.
+    assert int(state.step) < 0 and failed(int(state.step)) == 1
+    same = before.replace(step=state.step)
+    jax.tree.map(np.testing.assert_array_equal, state, same)
+    state, _ = step(state, BATCH)
+  after, _ = step(state.replace(step=jnp.int32(2)), BATCH)
+  assert int(after.step) == 3
+  assert np.all(after.params["w"] != before.params["w"])

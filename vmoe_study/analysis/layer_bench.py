@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vmoe_study.analysis.timing import interleaved_seconds, paired_ratio
 from vmoe_study.nn.mlp import Mlp
@@ -56,13 +57,28 @@ class Case:
   module: nn.Module
   input: jax.Array
   row: dict[str, Any]
-
-  def params(self) -> Any:
-    return self.module.init(jax.random.key(1), self.input, True)
+  params: Any
 
   def output(self, params: Any, x: jax.Array) -> jax.Array:
     found = self.module.apply(params, x, True)
     return found[0] if isinstance(found, tuple) else found
+
+
+def _case(
+  name: str, module: nn.Module, x: jax.Array, row: dict[str, Any]
+) -> Case:
+  """With random parameters: drawn, where to initialise would be compiled."""
+  init = lambda x: module.init(jax.random.key(1), x, True)  # noqa: E731
+  shapes = jax.eval_shape(init, x)
+  random = np.random.default_rng(0)
+
+  def draw(leaf):
+    if not leaf.ndim:
+      return jnp.ones(())
+    values = random.standard_normal(leaf.shape, dtype=np.float32)
+    return jnp.asarray(values * leaf.shape[-2 if leaf.ndim > 1 else -1] ** -0.5)
+
+  return Case(name, module, x, row, jax.tree.map(draw, shapes))
 
 
 def cases(
@@ -81,8 +97,8 @@ def cases(
     (shape.num_experts, groups, slots, shape.width), shape.dtype
   )
   experts = make_experts(shape.mlp_dim, dtype=shape.dtype)
-  yield Case(EXPERTS_ONLY, experts, dispatched, {})
-  yield Case(DENSE, Mlp(shape.mlp_dim, dtype=shape.dtype), shape.input(), {})
+  yield _case(EXPERTS_ONLY, experts, dispatched, {})
+  yield _case(DENSE, Mlp(shape.mlp_dim, dtype=shape.dtype), shape.input(), {})
   for router in routers:
     has_forms = ROUTERS[router].router is not SoftRouter
     for form in forms if has_forms else ("dense",):
@@ -92,7 +108,7 @@ def cases(
       layer = Moe(moe, shape.mlp_dim, dtype=shape.dtype)
       row = {"router": router, "form": form, "group_images": group_images}
       row["capacity"] = capacity
-      yield Case(f"{router} {form}", layer, shape.input(), row)
+      yield _case(f"{router} {form}", layer, shape.input(), row)
 
 
 def measure(
@@ -102,18 +118,15 @@ def measure(
 ) -> list[dict[str, Any]]:
   """Rows of every router and pass, with ratios to both lower bounds."""
   rows = []
-  params = {case.name: case.params() for case in candidates}
   for which in PASSES:
     compiled = {}
     for case in candidates:
       progress(f"compiling {case.name}, {which}")
       function = _forward_backward(case) if which != "forward" else case.output
-      arguments = params[case.name], case.input
+      arguments = case.params, case.input
       compiled[case.name] = jax.jit(function).lower(*arguments).compile()
     calls = {
-      case.name: functools.partial(
-        compiled[case.name], params[case.name], case.input
-      )
+      case.name: functools.partial(compiled[case.name], case.params, case.input)
       for case in candidates
     }
     progress(f"timing {len(calls)} layers, {which}")
@@ -135,42 +148,44 @@ def measure(
 
 def breakdown(case: Case, rounds: int) -> dict[str, float]:
   """Milliseconds of the parts of a router's layer, forward, one by one."""
-  layer, x = case.module, case.input
-  params = case.params()["params"]
+  layer, x, params = case.module, case.input, case.params["params"]
   router = make_router(layer.moe.router, **layer.moe.options)
-  tokens = x.reshape(-1, layer.moe.group_images * x.shape[1], x.shape[2])
-
-  def logits_of(tokens):
-    variables = {"params": params["Router"]}
-    return router.apply(variables, tokens, True, method="logits")
-
-  logits = jax.jit(logits_of)(tokens)
-  plan, _ = jax.jit(router.route)(logits)
-  inputs = plan.dispatch(tokens)
+  router_params = {"params": params.get("Router", {})}
   experts = make_experts(layer.mlp_dim, dtype=layer.dtype)
+  tokens = x.reshape(-1, layer.moe.group_images * x.shape[1], x.shape[2])
+  slots = router.capacity(tokens.shape[1])
 
-  def run_experts(inputs):
-    return experts.apply({"params": params["Mlp"]}, inputs, True)
-
-  parts: dict[str, tuple[Callable, tuple]] = {
-    "router": (logits_of, (tokens,)),
-    "plan": (lambda x: router.route(x)[0], (logits,)),
-    "dispatch": (lambda plan, x: plan.dispatch(x), (plan, tokens)),
-    "experts": (run_experts, (inputs,)),
-    "combine": (lambda plan, y: plan.combine(y), (plan, inputs)),
+  # Called with what another part returned, in the layer's order.
+  parts: dict[str, Callable] = {
+    "router": lambda x: router.apply(router_params, x, True, method="logits"),
+    "solver": lambda x: router.affinity(x.clean, slots),
+    "plan": lambda x: router.route(x)[0],
+    "dispatch": lambda plan, x: plan.dispatch(x),
+    "experts": lambda x: experts.apply({"params": params["Mlp"]}, x, True),
+    "combine": lambda plan, y: plan.combine(y),
   }
-  if hasattr(router, "affinity"):
-    slots = router.capacity(tokens.shape[1])
-    solver = lambda x: router.affinity(x.clean, slots)  # noqa: E731
-    parts["solver"] = (solver, (logits,))
+  if not hasattr(router, "affinity"):
+    del parts["solver"]
+  run = {name: jax.jit(part) for name, part in parts.items()}
+  logits = run["router"](tokens)
+  plan = run["plan"](logits)
+  inputs = run["dispatch"](plan, tokens)
+  arguments = {
+    "router": (tokens,),
+    "solver": (logits,),
+    "plan": (logits,),
+    "dispatch": (plan, tokens),
+    "experts": (inputs,),
+    "combine": (plan, inputs),
+  }
   calls = {
-    name: functools.partial(jax.jit(function), *arguments)
-    for name, (function, arguments) in parts.items()
+    name: functools.partial(function, *arguments[name])
+    for name, function in run.items()
   }
   seconds = interleaved_seconds(calls, rounds)
   found = {k: 1e3 * float(sorted(v)[rounds // 2]) for k, v in seconds.items()}
-  solver_ms = min(found.pop("solver", 0.0), found["plan"])
   plan_ms = found.pop("plan")
+  solver_ms = min(found.pop("solver", 0.0), plan_ms)
   return found | {"solver": solver_ms, "choice": plan_ms - solver_ms}
 
 

@@ -37,35 +37,40 @@ def wire_bytes(
 ) -> float:
   """Bytes over the links of one chip, on average over the chips.
 
-  Gathering and scattering pass around rings of neighbours: with n chips, a
-  share (n-1)/n of the array leaves each chip; an all-reduce does both. In an
-  all-to-all each pair has its own data, and each hop on its way takes a link.
+  Gathering and scattering pass around rings, each chip to the nearest of its
+  group: with n chips, a share (n-1)/n of the array leaves each chip; an
+  all-reduce does both. In an all-to-all each pair has its own data. Each hop on
+  the way takes a link.
   """
   size = collective.groups.shape[1]
-  if collective.kind == "collective-permute":
-    return collective.bytes * _mean_hops(collective.groups, where, coordinates)
-  sent = collective.bytes * (size - 1) / size
-  if collective.kind == "all-reduce":
-    return 2 * sent
-  if collective.kind.endswith("all-to-all"):
-    return sent * _mean_hops(collective.groups, where, coordinates)
-  return sent
-
-
-def _mean_hops(
-  groups: np.ndarray, where: Slice, coordinates: np.ndarray
-) -> float:
-  """Links between two different chips of a group, on average."""
-  size = groups.shape[1]
   if size == 1:
     return 0.0
+  hops = _hops(collective.groups, where, coordinates)
+  sent = collective.bytes * (size - 1) / size
+  if collective.kind == "collective-permute":
+    return collective.bytes * float(hops[:, 0, 1].mean())
+  if collective.kind.endswith("all-to-all"):
+    return sent * float(hops.sum() / (hops.size - hops[..., 0].size))
+  ring = sent * float(_nearest(hops).mean())
+  return 2 * ring if collective.kind == "all-reduce" else ring
+
+
+def _hops(
+  groups: np.ndarray, where: Slice, coordinates: np.ndarray
+) -> np.ndarray:
+  """(groups, n, n): links between the chips of a group."""
   place = coordinates[groups]
   apart = np.abs(place[:, :, None] - place[:, None, :])
   for axis, length in enumerate(where.shape):
     if length % where.chip.torus_multiple == 0:
       around = length - apart[..., axis]
       apart[..., axis] = np.minimum(apart[..., axis], around)
-  return float(apart.sum() / (len(groups) * size * (size - 1)))
+  return apart.sum(axis=-1)
+
+
+def _nearest(hops: np.ndarray) -> np.ndarray:
+  """(groups, n): links from each chip to the nearest other one."""
+  return np.sort(hops, axis=-1)[..., 1]
 
 
 def binding(seconds: dict[str, float]) -> str:

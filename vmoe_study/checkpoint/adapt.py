@@ -59,6 +59,23 @@ class MatchReport:
     return "\n".join(lines)
 
 
+def compare(source: PyTree, template: PyTree) -> MatchReport:
+  """What `match_params` would do with every leaf, by name and shape alone."""
+  given, wanted = tree_lib.flatten(source), tree_lib.flatten(template)
+  shared = [path for path in wanted if path in given]
+  used = [path for path in shared if given[path].shape == wanted[path].shape]
+  return MatchReport(
+    used=tuple(used),
+    unused=tuple(path for path in given if path not in wanted),
+    missing=tuple(path for path in wanted if path not in given),
+    mismatched={
+      path: (tuple(given[path].shape), tuple(wanted[path].shape))
+      for path in shared
+      if path not in used
+    },
+  )
+
+
 def match_params(
   source: PyTree, template: PyTree
 ) -> tuple[PyTree, MatchReport]:
@@ -72,19 +89,10 @@ def match_params(
     A tree like the template, and what was used.
   """
   given, wanted = tree_lib.flatten(source), tree_lib.flatten(template)
-  shared = [path for path in wanted if path in given]
-  used = [path for path in shared if given[path].shape == wanted[path].shape]
-  report = MatchReport(
-    used=tuple(used),
-    unused=tuple(path for path in given if path not in wanted),
-    missing=tuple(path for path in wanted if path not in given),
-    mismatched={
-      path: (tuple(given[path].shape), tuple(wanted[path].shape))
-      for path in shared
-      if path not in used
-    },
-  )
-  filled = wanted | {path: _like(given[path], wanted[path]) for path in used}
+  report = compare(source, template)
+  filled = wanted | {
+    path: _like(given[path], wanted[path]) for path in report.used
+  }
   structure = jax.tree.structure(template)
   return jax.tree.unflatten(
     structure, [filled[path] for path in wanted]

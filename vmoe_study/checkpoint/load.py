@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -21,7 +22,7 @@ from vmoe_study.checkpoint.errors import CheckpointError, brief
 
 PyTree = Any
 
-_AS_NUMPY = object()  # In the place of a template: read to host memory.
+AS_NUMPY = object()  # In the place of a template: read to host memory.
 
 
 def load_params(
@@ -45,9 +46,29 @@ def load_params(
     CheckpointError: there is no checkpoint, or none that is intact.
   """
   directory = absolute(directory)
-  template = _AS_NUMPY if template is None else template
+  template = AS_NUMPY if template is None else template
   found, trees, config = restore_trees(directory, step, {"params": template})
   return trees["params"], config, found
+
+
+def load_shapes(
+  directory: epath.PathLike, item: str = "params"
+) -> tuple[PyTree, int]:
+  """One item of the newest checkpoint as zeros that take no memory; its step.
+
+  Reads the manifest alone.
+
+  Raises:
+    CheckpointError: there is no checkpoint, or its manifest is damaged.
+  """
+  directory = absolute(directory)
+  step = load_config(directory)[1]
+  saved = read_manifest(directory / str(step))["items"].get(item, {})
+  leaves = {
+    path: tree_lib.hollow(leaf["shape"], jnp.dtype(leaf["dtype"]))
+    for path, leaf in saved.items()
+  }
+  return tree_lib.unflatten(leaves), step
 
 
 def load_config(
@@ -65,7 +86,16 @@ def load_config(
 def restore_trees(
   directory: epath.Path, step: int | None, templates: dict[str, PyTree]
 ) -> tuple[int, dict[str, PyTree], dict[str, Any]]:
-  """The newest intact step among those allowed; reports the others."""
+  """The newest intact step among those allowed; reports the others.
+
+  Returns:
+    Step, one tree for every template (`AS_NUMPY` for one in host memory),
+    config.
+
+  Raises:
+    ValueError: names, shapes or dtypes differ from a template's.
+    CheckpointError: there is no checkpoint, or none that is intact.
+  """
   steps = complete_steps(directory)
   if not steps or (step is not None and step not in steps):
     wanted = "checkpoint" if step is None else f"step {step}"
@@ -76,7 +106,7 @@ def restore_trees(
   for candidate in reversed(steps) if step is None else [step]:
     path = directory / str(candidate)
     try:
-      manifest = _read_manifest(path)
+      manifest = read_manifest(path)
       trees = {
         item: _read_item(path, item, manifest["items"].get(item, {}), template)
         for item, template in templates.items()
@@ -92,7 +122,12 @@ def restore_trees(
   )
 
 
-def _read_manifest(path: epath.Path) -> dict[str, Any]:
+def read_manifest(path: epath.Path) -> dict[str, Any]:
+  """What the checkpoint of one step says of itself, its digest verified.
+
+  Raises:
+    CheckpointError: it is missing or damaged.
+  """
   with _all_hosts_or_none():
     handler = ocp.JsonCheckpointHandler()
     manifest = handler.restore(path / "manifest", args=ocp.args.JsonRestore())
@@ -104,12 +139,12 @@ def _read_item(
   path: epath.Path, item: str, saved: dict[str, dict], template: PyTree
 ) -> PyTree:
   """One verified tree; `saved` is its part of the manifest."""
-  if template is not _AS_NUMPY:
+  if template is not AS_NUMPY:
     manifest_lib.check_template(item, saved, template, str(path))
     if not jax.tree.leaves(template):
       return template
   with _all_hosts_or_none():
-    if template is _AS_NUMPY:
+    if template is AS_NUMPY:
       tree = _read_numpy(path / item, saved)
     else:
       tree = ocp.StandardCheckpointHandler().restore(

@@ -88,6 +88,7 @@ class CheckpointStore:
     opt_state: PyTree,
     config: dict[str, Any],
     wait: bool = False,
+    **more: PyTree,
   ) -> None:
     """Copies the state off the devices and writes it in the background.
 
@@ -97,6 +98,7 @@ class CheckpointStore:
       opt_state: likewise; None or a tree without leaves if there is none.
       config: JSON-able; comes back with the checkpoint.
       wait: return only when the checkpoint is complete.
+      **more: further items, by name, as the batch of a step.
 
     Raises:
       ValueError: `step` is not larger than the latest step.
@@ -111,7 +113,7 @@ class CheckpointStore:
         f"{self._directory}: steps are saved in order. Restore the latest "
         "step first, or use a new directory."
       )
-    items = {"params": params, "opt_state": opt_state}
+    items = {"params": params, "opt_state": opt_state, **more}
     items = {
       name: tree for name, tree in items.items() if jax.tree.leaves(tree)
     }

@@ -1,9 +1,10 @@
 """Parameter trees as flat maps from path ("Encoder/.../kernel") to leaf."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from vmoe_study.checkpoint.errors import CheckpointError
 
@@ -17,6 +18,11 @@ def flatten(tree: PyTree) -> dict[str, Any]:
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in leaves
   }
+
+
+def hollow(shape: Sequence[int], dtype: Any) -> np.ndarray:
+  """An array of zeros that takes no memory, in the place of a real one."""
+  return np.broadcast_to(np.zeros((), dtype), tuple(shape))
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,27 @@
-"""Measures the project on this machine: the input, the layer, the step."""
+"""Measures the project on this machine: input, layer, step, solvers."""
 
 import argparse
 
-from vmoe_study.cli import bench_input, bench_layer, bench_step
+from vmoe_study.cli import bench_input, bench_layer, bench_solver, bench_step
 
-KINDS = {"input": bench_input, "layer": bench_layer, "step": bench_step}
+KINDS = {
+  "input": bench_input,
+  "layer": bench_layer,
+  "step": bench_step,
+  "solver": bench_solver,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares a subcommand for each thing that can be measured."""
   kinds = parser.add_subparsers(dest="kind", required=True)
   for name, module in KINDS.items():
-    sub = kinds.add_parser(name, help=module.HELP, description=module.HELP)
+    sub = kinds.add_parser(
+      name,
+      help=module.HELP,
+      description=module.HELP,
+      formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     module.add_arguments(sub)
 
 

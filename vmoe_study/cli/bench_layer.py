@@ -32,17 +32,37 @@ COLUMNS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
+  helps = {
+    "images": "B",
+    "tokens": "L, tokens of an image",
+    "width": "D",
+    "mlp_dim": "F, hidden size of an expert",
+    "num_experts": "E",
+    "dtype": "of tokens and experts",
+  }
   for field in dataclasses.fields(layer_bench.LayerShape):
-    flag = "--" + field.name.replace("_", "-")
-    parser.add_argument(flag, type=field.type, default=field.default)
+    parser.add_argument(
+      "--" + field.name.replace("_", "-"),
+      type=field.type,
+      default=field.default,
+      help=helps[field.name],
+    )
   routers = [name for name in ROUTERS if name != "dense"]
-  parser.add_argument("--routers", nargs="+", choices=routers, default=routers)
+  several: dict[str, Any] = {"nargs": "+"}
   parser.add_argument(
-    "--forms", nargs="+", choices=["index", "dense"], default=["index", "dense"]
+    "--routers", choices=routers, default=routers, help="to time", **several
   )
-  parser.add_argument("--groups", nargs="+", type=int, default=[1, 8])
-  parser.add_argument("--capacities", nargs="+", type=float, default=[1.0, 2.0])
-  parser.add_argument("--rounds", type=int, default=15, help="timings of each")
+  forms = ["index", "dense"]
+  parser.add_argument(
+    "--forms", choices=forms, default=forms, help="of plans", **several
+  )
+  parser.add_argument(
+    "--groups", type=int, default=[1, 8], help="images per group", **several
+  )
+  parser.add_argument(
+    "--capacities", type=float, default=[1, 2], help="factors", **several
+  )
+  parser.add_argument("--rounds", type=int, default=11, help="timings of each")
   parser.add_argument("--out", metavar="FILE", help="write the rows as JSON")
   parser.add_argument(
     "--figure", metavar="FILE.png", help="draw the breakdown of each layer"
@@ -63,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         layer_bench.cases(shape, group, capacity, args.routers, args.forms)
       )
       rows += layer_bench.measure(found, args.rounds, logging.info)
+      logging.info("timing the parts of each layer")
       parts = {
         (case.row["router"], case.row["form"]): layer_bench.breakdown(
           case, args.rounds
@@ -98,7 +119,12 @@ def _draw(rows: list[dict[str, Any]], path: str) -> None:
   forward = [row for row in rows if row["pass"] == "forward"]
   panels = sorted({(row["group_images"], row["capacity"]) for row in forward})
   figure, axes = plt.subplots(
-    1, len(panels), figsize=(5 * len(panels) + 3, 5), sharey=True, squeeze=False
+    1,
+    len(panels),
+    figsize=(5 * len(panels) + 3, 6),
+    sharey=True,
+    squeeze=False,
+    layout="constrained",
   )
   parts = ("experts", "router", "solver", "choice", "dispatch", "combine")
   for axis, panel in zip(axes[0], panels, strict=True):
@@ -109,10 +135,10 @@ def _draw(rows: list[dict[str, Any]], path: str) -> None:
       values = [row["breakdown_ms"][part] for row in shown]
       axis.barh(labels, values, left=left, label=part)
       left = [a + b for a, b in zip(left, values, strict=True)]
-    axis.set_title(f"{panel[0]} images per group, capacity {panel[1]:g}")
+    axis.set_title(f"groups of {panel[0]}, capacity {panel[1]:g}")
     axis.set_xlabel("milliseconds, forward, parts timed one by one")
-    axis.invert_yaxis()
-  axes[0][-1].legend(loc="lower right")
-  figure.tight_layout()
+  axes[0][0].invert_yaxis()
+  handles = axes[0][0].get_legend_handles_labels()
+  figure.legend(*handles, loc="outside lower center", ncols=len(parts))
   figure.savefig(path, dpi=120)
   plt.close(figure)

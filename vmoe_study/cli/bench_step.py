@@ -7,6 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 
 from vmoe_study import sharding
@@ -48,9 +49,13 @@ def _measure(config: Config, rounds: int) -> dict[str, float]:
   state = training.init()
   params, key = jax.tree.map(jnp.copy, state.params), jax.random.key(0)
 
+  logging.info("compiling the step")
   start = time.perf_counter()
   step = training.step.lower(state, batch).compile()
   compile_seconds = time.perf_counter() - start
+  logging.info(
+    "compiled in %.0f s; timing the step and its parts", compile_seconds
+  )
   forward = jax.jit(model.loss)
   gradient = jax.jit(jax.value_and_grad(model.loss, has_aux=True))
   matrix = jnp.ones((MATMUL_SIZE, MATMUL_SIZE), model.module.dtype)

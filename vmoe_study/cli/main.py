@@ -13,14 +13,19 @@ import sys
 # Command -> its module and what it does.
 COMMANDS = {
   "train": ("train", "train a model, or resume its training"),
+  "replay": ("replay", "run a step again that was not finite"),
   "evaluate": ("evaluate", "evaluate a checkpoint"),
+  "inspect": ("inspect", "look inside the routers of a checkpoint"),
   "bench": ("bench", "measure input, layer or step on this machine"),
+  "doctor": ("doctor", "look for what would go wrong with a run"),
   "plan": ("plan", "say what a run needs on a TPU slice, without one"),
+  "sweep": ("sweep", "run what is missing of a table of configs"),
   "report": ("report", "tabulate finished runs"),
   "prepare": ("prepare", "build a data set"),
   "import-vmoe": ("import_vmoe", "convert a public V-MoE checkpoint"),
   "export": ("export_npz", "write a checkpoint's parameters as .npz"),
 }
+FAILED = 1  # Exit code: training itself failed; run again, it would again.
 USAGE_ERROR = 2
 
 
@@ -60,6 +65,7 @@ def _run(module, args) -> int:
   from vmoe_study.checkpoint.errors import CheckpointError
   from vmoe_study.data.builders import MissingDataError
   from vmoe_study.data.records import RecordError
+  from vmoe_study.train.health import TrainingFailure
 
   expected = ValueError, OSError, CheckpointError, MissingDataError, RecordError
   try:
@@ -69,6 +75,11 @@ def _run(module, args) -> int:
       raise
     print(f"error: {error}", file=sys.stderr)
     return USAGE_ERROR
+  except TrainingFailure as error:
+    if args.debug:
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    return FAILED
 
 
 def _set_up_logging() -> None:

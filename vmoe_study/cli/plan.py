@@ -7,6 +7,7 @@ be prepared, no TPU to be there. Times are a roofline at published peak figures
 
 import argparse
 import json
+import math
 import re
 
 from absl import logging
@@ -22,6 +23,12 @@ from vmoe_study.data.sources import open_source
 
 SIZING_OPS = ("resize", "central_crop", "inception_crop")
 GIB = 2**30
+LARGER = (
+  "Take a larger slice, or what is not set yet of --config.mesh.fsdp=true, "
+  "--config.train.optimizer.moment_dtype=bfloat16, "
+  "--config.model.fields.dtype=bfloat16, --config.model.fields.remat=full and "
+  "--config.train.accumulation=2."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
   else:
     report = planning.plan(config, target, shape, num_examples)
     print(report_table(report))
+    if not report["fits"]:
+      print(f"It does not fit. {LARGER} Or try --sweep.")
   if args.out:
     epath.Path(args.out).write_text(json.dumps(report, indent=2) + "\n")
   return 0
@@ -107,15 +116,15 @@ def report_table(report: planning.Report) -> str:
 def _speed_rows(report: planning.Report) -> list[tuple[str, str]]:
   rows = [("compiled FLOPs per chip", _tera(report["flops_per_chip"]))]
   for kind, total in report["collectives"].items():
-    size = f"{total['bytes'] / 1e6:,.1f} MB"
+    size = f"{_figure(total['bytes'] / 1e6)} MB"
     rows.append((kind, f"{total['count']:,} of {size} together"))
   for resource, seconds in report["step_seconds"].items():
     bound = " (binds)" if resource == report["bound"] else ""
-    rows.append((f"{resource} time", f"{1e3 * seconds:,.2f} ms{bound}"))
+    rows.append((f"{resource} time", f"{_figure(1e3 * seconds)} ms{bound}"))
   return [
     *rows,
     ("images/s, at most", f"{report['images_per_second']:,.0f}"),
-    ("days, at least", f"{report['days']:,.2f}"),
+    ("days, at least", _figure(report["days"])),
   ]
 
 
@@ -131,23 +140,18 @@ def _sweep_row(report: planning.Report) -> list[str]:
     _mesh(report),
     report["plan_form"] or "-",
     _yes_no(report["fits"]),
-    f"{report['hbm_bytes']['total'] / GIB:.2f}",
+    _figure(report["hbm_bytes"]["total"] / GIB),
   ]
   if not report["fits"]:
     return [*row, *[""] * 5]
-  seconds = [f"{1e3 * s:.2f}" for s in report["step_seconds"].values()]
-  flops = f"{report['flops_per_chip'] / 1e12:.2f}"
+  seconds = [_figure(1e3 * s) for s in report["step_seconds"].values()]
+  flops = _figure(report["flops_per_chip"] / 1e12)
   return [*row, flops, *seconds, f"{report['images_per_second']:,.0f}"]
 
 
 def _recommendation(report: planning.Report) -> str:
   if not report["fits"]:
-    return (
-      "Nothing fits. Take a larger slice, or try --config.mesh.fsdp=true, "
-      "--config.train.optimizer.moment_dtype=bfloat16, "
-      "--config.model.fields.dtype=bfloat16, --config.model.fields.remat=full "
-      "or --config.train.accumulation=2."
-    )
+    return f"Nothing fits. {LARGER}"
   options = [f"--config.mesh.{k}={v}" for k, v in report["mesh"].items()]
   if report["plan_form"]:
     form = report["plan_form"]
@@ -210,8 +214,16 @@ def _yes_no(value: bool) -> str:
 
 
 def _gib(size: float) -> str:
-  return f"{size / GIB:,.3f} GiB"
+  return f"{_figure(size / GIB)} GiB"
 
 
 def _tera(flops: float) -> str:
-  return f"{flops / 1e12:,.3f} TFLOP"
+  return f"{_figure(flops / 1e12)} TFLOP"
+
+
+def _figure(number: float) -> str:
+  """Three digits that count, or more; never a power of ten."""
+  if number <= 0:
+    return "0"
+  decimals = max(2 - math.floor(math.log10(number)), 0)
+  return f"{number:,.{decimals}f}"

@@ -9,9 +9,10 @@ import jax
 from absl import logging
 from clu import parameter_overview
 
-from vmoe_study import distributed
+from vmoe_study import distributed, lock
 from vmoe_study import workdir as workdir_lib
-from vmoe_study.analysis.cost import routing
+from vmoe_study.analysis.cost import routing, training_flops
+from vmoe_study.checkpoint.errors import CheckpointError
 from vmoe_study.checkpoint.load import absolute, complete_steps
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli import config_flags, report
@@ -23,8 +24,10 @@ from vmoe_study.experiment import (
   make_evaluators,
   open_train_input,
 )
+from vmoe_study.failures import Failures
 from vmoe_study.initialize import initial_params
 from vmoe_study.sharding import to_global
+from vmoe_study.study import results
 from vmoe_study.train.loop import Cadence, train
 from vmoe_study.train.metrics import MetricsWriter
 from vmoe_study.train.preemption import Preemption
@@ -42,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="DIR",
     help="checkpoints and metrics go here; run the command again to resume",
   )
+  parser.add_argument(
+    "--allow-change",
+    action="store_true",
+    help="resume though the config differs from the workdir's, in: "
+    + ", ".join(f"{name}*" for name in workdir_lib.HARMLESS),
+  )
   distributed.add_arguments(parser)
 
 
@@ -54,20 +63,24 @@ def run(args: argparse.Namespace) -> int:
   model = Model(config, data.image_shape)
   training = Training(model, data.num_examples)
   evaluators = make_evaluators(model)
-  workdir_lib.check(args.workdir, values)
+  workdir_lib.check(args.workdir, values, args.allow_change)
+  record = {
+    "config": values,
+    "image_shape": list(data.image_shape),
+    "num_examples": data.num_examples,
+  }
 
   with contextlib.ExitStack() as stack:
-    state, store = _restore_or_init(args.workdir, training)
-    stack.callback(store.close)
+    state, store = _restore_or_init(args.workdir, training, stack)
     workdir_lib.claim(args.workdir, values)
     start_step = int(state.step)
     _describe(training, state, data.num_examples)
     if start_step < training.num_steps:
-      writer = MetricsWriter(args.workdir, start_step)
+      on_error = config.train.on_save_error
+      writer = MetricsWriter(args.workdir, start_step, on_error)
       stack.callback(writer.close)
       if start_step == 0:
-        count = parameter_overview.count_parameters(state.params)
-        writer.write_scalars(0, {"parameters": count})
+        writer.write_scalars(0, _sizes(training, state))
       put = functools.partial(to_global, model.mesh)
       batches = prefetch_to_device(data.iterate(start_step), put)
       stack.callback(batches.close)
@@ -80,16 +93,29 @@ def run(args: argparse.Namespace) -> int:
         batch_size=config.train.batch_size,
         cadence=_cadence(config),
         evaluators=evaluators,
-        save=functools.partial(_save, store, values, data.image_shape),
+        save=functools.partial(_save, store, record, on_error),
         stop=Preemption(),
         writer=writer,
+        health=config.train.health,
+        on_failure=Failures(args.workdir, record, training, data),
       )
+      _check_saved(store, int(state.step))
   if int(state.step) < training.num_steps:
     logging.warning("Stopped at step %d. Run again to resume.", state.step)
     return PREEMPTED
   if jax.process_index() == 0:
-    print(report.table([args.workdir]))
+    print(report.table(results.load([args.workdir])))
   return 0
+
+
+def _sizes(training: Training, state: TrainState) -> dict[str, float]:
+  """What tables say of the run besides what it measures."""
+  model = training.model
+  return {
+    "parameters": parameter_overview.count_parameters(state.params),
+    "num_steps": training.num_steps,
+    "flops_per_image": training_flops(model.module, model.image_shape),
+  }
 
 
 def _describe(training: Training, state: TrainState, num_examples: int):
@@ -107,17 +133,22 @@ def _describe(training: Training, state: TrainState, num_examples: int):
 
 
 def _restore_or_init(
-  workdir: str, training: Training
+  workdir: str, training: Training, stack: contextlib.ExitStack
 ) -> tuple[TrainState, CheckpointStore]:
-  """The state to go on from. A start that fails leaves no workdir behind."""
+  """The state to go on from. A start that fails leaves no workdir behind.
+
+  Workdir and store are the run's alone until `stack` closes.
+  """
   model, spec = training.model, training.model.config.train
   directory = absolute(workdir_lib.checkpoints(workdir))
   resumes = bool(complete_steps(directory))  # Alike on all hosts.
   if not resumes:
     state = training.init(initial_params(model.config.initialize, model))
+  stack.enter_context(lock.hold(workdir))
   store = CheckpointStore(
     directory, keep=spec.keep, keep_every=spec.keep_every or None
   )
+  stack.callback(store.close)
   if resumes:
     template = training.state_template()
     found = store.restore(params=template.params, opt_state=template.opt_state)
@@ -127,13 +158,35 @@ def _restore_or_init(
 
 def _save(
   store: CheckpointStore,
-  values: dict[str, Any],
-  image_shape: tuple[int, ...],
+  record: dict[str, Any],
+  on_error: str,
   step: int,
   state: TrainState,
 ) -> None:
-  record = {"config": values, "image_shape": list(image_shape)}
-  store.save(step, state.params, state.opt_state, record)
+  save = functools.partial(
+    store.save, step, state.params, state.opt_state, record
+  )
+  for action in (store.wait, save):  # The save before this one, and this one.
+    try:
+      action()
+    except (OSError, CheckpointError) as error:
+      if on_error == "stop":
+        raise
+      logging.error("%s The run goes on without it.", error)
+
+
+def _check_saved(store: CheckpointStore, step: int) -> None:
+  """Makes sure of the last checkpoint, without which all was in vain."""
+  try:
+    store.wait()
+  except CheckpointError as error:
+    logging.error("%s", error)
+  if store.latest_step() != step:
+    raise CheckpointError(
+      f"step {step}, the last one, could not be saved: see above. Free space "
+      "or mend the file system, then run again: it resumes from step "
+      f"{store.latest_step() or 0}."
+    )
 
 
 def _cadence(config: Config) -> Cadence:

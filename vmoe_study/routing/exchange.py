@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from vmoe_study.routing.balance import RoutingAux
@@ -24,12 +24,13 @@ class Exchange:
   """Carries tokens to experts, wherever these are, and back.
 
   Attributes:
-    mesh: devices; None on a single device, where nothing is sent.
+    mesh: devices, or shapes of such to trace programs for; None on a single
+      device, where nothing is sent.
     group_axes: mesh axes that groups are sharded over, outermost first.
     expert_axis: the one of them that experts are sharded over.
   """
 
-  mesh: Mesh | None = None
+  mesh: Mesh | AbstractMesh | None = None
   group_axes: tuple[str, ...] = ("replica", "expert")
   expert_axis: str = "expert"
 

@@ -39,8 +39,8 @@ def sinkhorn(
   fits = _range_of_groups(logits) <= _SCALING_RANGE
   return jax.lax.cond(
     fits,
-    functools.partial(_sinkhorn_scaling, num_iterations=num_iterations),
-    functools.partial(_sinkhorn_log, num_iterations=num_iterations),
+    functools.partial(scaling_form, num_iterations=num_iterations),
+    functools.partial(log_form, num_iterations=num_iterations),
     logits,
   )
 
@@ -54,7 +54,10 @@ def _range_of_groups(logits):
   return (logits.max(axis=(1, 2)) - logits.min(axis=(1, 2))).max()
 
 
-def _sinkhorn_scaling(logits, num_iterations):
+def scaling_form(
+  logits: Float[Array, "G S E"], num_iterations: int
+) -> Float[Array, "G S E"]:
+  """`sinkhorn` for logits whose range float32 holds."""
   num_tokens, num_experts = logits.shape[1:]
   top = jax.lax.stop_gradient(logits.max(axis=(1, 2), keepdims=True))
   kernel = jnp.exp(logits - top)
@@ -70,10 +73,15 @@ def _sinkhorn_scaling(logits, num_iterations):
   return u[:, :, None] * kernel * v[:, None, :]
 
 
-def _sinkhorn_log(logits, num_iterations):
+def log_form(
+  logits: Float[Array, "G S E"], num_iterations: int
+) -> Float[Array, "G S E"]:
+  """`sinkhorn` for any logits."""
   num_tokens, num_experts = logits.shape[1:]
   log_column = jnp.log(num_tokens / num_experts)
 
+  # Backward, an iteration is done again: stored would be (G, S, E) for each.
+  @jax.checkpoint
   def iterate(_, potentials):
     f, g = potentials
     g = log_column - jax.nn.logsumexp(logits + f[:, :, None], axis=1)

@@ -1,6 +1,5 @@
 """The training loop: evaluate, save, fetch, step, report - in this order."""
 
-import collections
 import contextlib
 import dataclasses
 import datetime as dt
@@ -9,15 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from absl import logging
 
+from vmoe_study.train.ahead import Metrics, StepsAhead, TrainStep
+from vmoe_study.train.health import HealthSpec, RouterWatch
 from vmoe_study.train.metrics import MetricsWriter
 from vmoe_study.train.state import TrainState
-
-# Steps that may wait for the devices: enough to keep them busy, and few enough
-# for memory, as each holds a batch, and for JAX's CPU collectives, which lock
-# up when more than 31 programs wait.
-STEPS_AHEAD = 8
 
 
 class Evaluator(Protocol):
@@ -52,7 +49,7 @@ class Batches(Protocol):
 
 def train(
   state: TrainState,
-  train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]],
+  train_step: TrainStep,
   batches: Batches,
   *,
   start_step: int,
@@ -63,6 +60,8 @@ def train(
   save: Callable[[int, TrainState], None],
   stop: Callable[[int], bool],
   writer: MetricsWriter,
+  health: HealthSpec,
+  on_failure: Callable[[int, TrainState, Any, Metrics], None],
 ) -> TrainState:
   """Trains from `start_step` to `num_steps`.
 
@@ -78,31 +77,37 @@ def train(
     save: writes a checkpoint of a step.
     stop: whether to save and stop after a step.
     writer: of the metrics.
+    health: when to warn of routers, or to stop because of them.
+    on_failure: see `StepsAhead`.
 
   Returns:
     The state after `num_steps` steps, or fewer if it was stopped.
+
+  Raises:
+    TrainingFailure: routers have collapsed, or as `on_failure` does.
   """
+  watch = RouterWatch(health)
+  ahead = StepsAhead(train_step, state, watch, on_failure)
   reporter = _Reporter(writer, batches, start_step, num_steps, batch_size)
-  waiting: collections.deque = collections.deque()
   for step in range(start_step, num_steps + 1):
     if step > start_step:
       if _due(step, cadence.evaluate, num_steps):
+        ahead.settle()
         with reporter.paused():
-          evaluate(evaluators, state.params, step, writer)
+          evaluate(evaluators, ahead.state.params, step, writer)
       stopping = stop(step)
       if stopping or _due(step, cadence.save, num_steps):
+        ahead.settle()
         with reporter.paused():
-          save(step, state)
+          save(step, ahead.state)
       if stopping or step == num_steps:
         break
-    batch = next(batches)
-    state, metrics = train_step(state, batch)
-    waiting.append(metrics)
-    if len(waiting) > STEPS_AHEAD:
-      jax.block_until_ready(waiting.popleft())
+    ahead.run(step, next(batches))
     if _due(step + 1, cadence.report, num_steps):
-      reporter.report(step + 1, metrics)
-  return state
+      ahead.settle()
+      more = {"skipped_steps": ahead.skipped, **watch.metrics()}
+      reporter.report(step + 1, {**ahead.metrics, **more})
+  return ahead.state
 
 
 def evaluate(
@@ -143,7 +148,8 @@ class _Reporter:
     self._resumed = time.perf_counter()
 
   def report(self, step: int, metrics: dict[str, Any]) -> None:
-    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    scalars = {k: v for k, v in metrics.items() if np.ndim(v) == 0}
+    metrics = {k: float(v) for k, v in jax.device_get(scalars).items()}
     seconds = self._training + time.perf_counter() - self._resumed
     steps, self._step = step - self._step, step
     waited, self._waited = self._waited, self._batches.wait_seconds

@@ -40,12 +40,12 @@ def auxiliary_loss(aux: Mapping[str, RoutingAux]) -> Float[Array, ""]:
 
 def routing_metrics(
   aux: Mapping[str, RoutingAux],
-) -> dict[str, Float[Array, ""]]:
+) -> dict[str, Float[Array, "..."]]:
   """Health of every MoE layer, by "routing/LAYER/NAME".
 
-  unprocessed: share of tokens that no expert takes. max_load, min_load: tokens
-  of the busiest and the idlest expert over the mean of all. And every
-  router loss, unweighted.
+  unprocessed: share of tokens that no expert takes. load: tokens of every
+  expert over the mean of all; max_load, min_load: of the busiest and the
+  idlest. And every router loss, unweighted.
   """
   metrics = {}
   for name, layer in aux.items():
@@ -53,6 +53,7 @@ def routing_metrics(
     load = load / jnp.maximum(load.mean(), 1e-9)
     values = {key: loss.mean() for key, loss in layer.losses.items()}
     values["unprocessed"] = layer.unprocessed.mean()
+    values["load"] = load
     values["max_load"] = load.max()
     values["min_load"] = load.min()
     metrics |= {f"routing/{name}/{key}": v for key, v in values.items()}

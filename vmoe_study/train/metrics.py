@@ -1,21 +1,32 @@
-"""Metrics of a run: one JSON object per line, and TensorBoard's files."""
+"""Metrics of a run: one JSON object per line, and TensorBoard's files.
+
+JSON has no NaN and no infinity: both are written as null, and read as NaN.
+"""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+import tensorflow as tf
+from absl import logging
 from clu import metric_writers
 from etils import epath
 
+from vmoe_study.checkpoint.errors import brief
+
 FILE_NAME = "metrics.jsonl"
+_WRITE_ERRORS = (OSError, tf.errors.OpError)
 
 
 class MetricsWriter:
   """Writes scalars of a run from process 0; elsewhere it writes nothing."""
 
-  def __init__(self, workdir: epath.PathLike, start_step: int = 0):
+  def __init__(
+    self, workdir: epath.PathLike, start_step: int = 0, on_error: str = "stop"
+  ):
     """Opens the files.
 
     An interrupted run may have written metrics after the checkpoint that it
@@ -24,30 +35,53 @@ class MetricsWriter:
     Args:
       workdir: an existing directory.
       start_step: the step that the run starts or resumes from.
+      on_error: "stop", or "continue" without metrics that cannot be written.
     """
+    self._on_error, self._torn = on_error, False
     self._path = epath.Path(workdir) / FILE_NAME
     self._active = jax.process_index() == 0
     if self._active:
-      rows = [row for row in read_metrics(workdir) if row["step"] <= start_step]
+      rows = read_metrics(workdir) if start_step else ()
+      rows = [row for row in rows if row["step"] <= start_step]
       part = self._path.with_suffix(".part")
-      part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+      part.write_text("".join(map(_line, rows)))
       part.replace(self._path)
       self._summaries = metric_writers.SummaryWriter(str(workdir))
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    """Appends {"step": step, name: value, ...}."""
+    """Appends {"step": step, name: value, ...}.
+
+    Raises:
+      OSError: it cannot be written, and the run shall stop then.
+    """
     if not self._active:
       return
     row = {name: float(np.asarray(value)) for name, value in scalars.items()}
+    try:
+      self._append(_line({"step": step, **row}))
+      self._summaries.write_scalars(step, row)
+    except _WRITE_ERRORS as error:
+      text = f"metrics of step {step} cannot be written: {brief(error)}."
+      if self._on_error == "stop":
+        raise OSError(f"{text} Free space, then run again.") from error
+      logging.error("%s The run goes on without them.", text)
+
+  def _append(self, line: str) -> None:
+    # What an append that failed has left of its line must end first.
+    line = "\n" + line if self._torn else line
+    self._torn = True
     with self._path.open("a") as file:
-      file.write(json.dumps({"step": step, **row}) + "\n")
-    self._summaries.write_scalars(step, row)
+      file.write(line)
+    self._torn = False
 
   def close(self) -> None:
-    """Flushes and closes the files."""
+    """Flushes and closes TensorBoard's files, as far as that is possible."""
     if self._active:
-      self._summaries.flush()
-      self._summaries.close()
+      try:
+        self._summaries.flush()
+        self._summaries.close()
+      except _WRITE_ERRORS as error:
+        logging.error("TensorBoard's files are not complete: %s", brief(error))
 
 
 def read_metrics(workdir: epath.PathLike) -> Iterator[dict[str, float]]:
@@ -63,4 +97,9 @@ def read_metrics(workdir: epath.PathLike) -> Iterator[dict[str, float]]:
       row = json.loads(line)
     except json.JSONDecodeError:
       continue
-    yield row
+    yield {k: math.nan if v is None else v for k, v in row.items()}
+
+
+def _line(row: Mapping[str, float]) -> str:
+  row = {k: v if math.isfinite(v) else None for k, v in row.items()}
+  return json.dumps(row) + "\n"

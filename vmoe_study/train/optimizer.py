@@ -90,7 +90,8 @@ def make_schedule(spec: ScheduleSpec, num_steps: int) -> optax.Schedule:
   if edges > num_steps:
     raise ValueError(
       f"warmup_steps={spec.warmup_steps} and cooldown_steps="
-      f"{spec.cooldown_steps} do not fit into {num_steps} steps."
+      f"{spec.cooldown_steps} do not fit into {num_steps} steps. "
+      "Shorten them, or make the run longer."
     )
   decay_steps = max(num_steps - spec.warmup_steps, 1)
 

@@ -11,7 +11,8 @@ class TrainState:
   """Step, parameters and optimizer state: all there is to resume from.
 
   Attributes:
-    step: int32 scalar, updates done so far.
+    step: int32 scalar, updates done so far; negative from a failed step on,
+      see `train.step.failed`.
     params: the parameter tree.
     opt_state: of the Optax optimizer.
   """

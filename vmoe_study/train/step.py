@@ -1,4 +1,10 @@
-"""The training step: gradient, update, replace."""
+"""The training step: gradient, update, replace.
+
+A step whose loss or gradient is not finite changes nothing, and stops the
+clock: it leaves `TrainState.step` at `failed(step)`, at which all later steps
+change nothing either. So the state in which a step failed is still there when
+the program, which is some steps ahead of its devices, learns of it.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,24 +17,24 @@ from vmoe_study.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Metrics]]
+Gradient = Callable[[Any, Any, jax.Array], tuple[Metrics, Any]]
 
 
-def make_train_step(
+def make_gradient(
   loss_fn: LossFn,
-  optimizer: optax.GradientTransformation,
   *,
   seed: int,
   augment: Callable[[Any, jax.Array], Any] = lambda batch, key: batch,
   accumulation: int = 1,
   chunk: int = 1,
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-  """A pure function from state and batch to the next state and metrics.
+) -> Gradient:
+  """A pure function from parameters, batch and step to metrics and gradient.
 
   Random numbers are a function of (seed, step) alone.
 
   Args:
-    loss_fn: (params, batch, key) to a mean loss over the batch and metrics.
-    optimizer: of the parameters.
+    loss_fn: (params, batch, key) to a mean loss over the batch and metrics,
+      "loss" among them.
     seed: of all randomness in the step.
     augment: (batch, key) to the batch that is trained on.
     accumulation: how many parts the batch is computed in, one after another.
@@ -38,21 +44,53 @@ def make_train_step(
   """
   gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
-  def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+  def metrics_and_gradient(params: Any, batch: Any, step: jax.Array):
+    key = jax.random.fold_in(jax.random.key(seed), step)
     key, augment_key = jax.random.split(key)
     batch = augment(batch, augment_key)
     if accumulation == 1:
-      (_, metrics), grads = gradient(state.params, batch, key)
-    else:
-      parts = _split(batch, accumulation, chunk)
-      metrics, grads = _mean_over(parts, gradient, state.params, key)
+      (_, metrics), grads = gradient(params, batch, key)
+      return metrics, grads
+    parts = _split(batch, accumulation, chunk)
+    return _mean_over(parts, gradient, params, key)
+
+  return metrics_and_gradient
+
+
+def make_train_step(
+  gradient: Gradient, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+  """A pure function from state and batch to the next state and metrics.
+
+  To the metrics it adds "gradient_norm", and "gradient_norms" of every tensor
+  in the order of `jax.tree.leaves`.
+
+  Args:
+    gradient: as of `make_gradient`.
+    optimizer: of the parameters.
+  """
+
+  def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    metrics, grads = gradient(state.params, batch, state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics["gradient_norm"] = optax.tree.norm(grads)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    norms = jnp.stack([optax.tree.norm(g) for g in jax.tree.leaves(grads)])
+    metrics["gradient_norms"] = norms
+    metrics["gradient_norm"] = optax.tree.norm(norms)
+    finite = jnp.isfinite(metrics["loss"])
+    finite &= jnp.isfinite(metrics["gradient_norm"])
+    done = TrainState(state.step + 1, params, opt_state)
+    left = state.replace(step=jnp.minimum(state.step, failed(state.step)))
+    sound = finite & (state.step >= 0)
+    state = jax.tree.map(lambda a, b: jnp.where(sound, a, b), done, left)
+    return state, metrics
 
   return train_step
+
+
+def failed(step: Any) -> Any:
+  """The `TrainState.step` that a failure at `step` leaves; its own inverse."""
+  return -1 - step
 
 
 def _split(batch, parts: int, chunk: int):

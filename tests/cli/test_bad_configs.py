@@ -1,0 +1,165 @@
+"""Whatever stands in a config or on the command line: a clear answer, soon."""
+
+import contextlib
+import io
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs import digits
+from vmoe_study.cli import train
+from vmoe_study.cli.main import main
+from vmoe_study.config import parse
+from vmoe_study.experiment import Model, Training
+
+ROUTERS = ("softmax_token_choice", "sinkhorn_expert_choice", "soft", "dense")
+CONFIGS = {r: digits.get_config(f"router={r}").to_dict() for r in ROUTERS}
+HUGE = [10**9, 10**12, 10**30, -(10**18), 1e300, -1e300]
+ODD = [
+  "",
+  "None",
+  "nan",
+  "inf",
+  "-inf",
+  "1e999",
+  "True",
+  "()",
+  "(1,",
+  "'",
+  "\0",
+]
+fuzz = settings(deadline=None, derandomize=True, database=None)
+
+
+def fields(values: Any, path: str = "") -> list[str]:
+  if not isinstance(values, dict) or not values:
+    return [path]
+  return [
+    name
+    for key, value in values.items()
+    for name in fields(value, f"{path}.{key}" if path else key)
+  ]
+
+
+def replaced(values: Any, path: str, value: Any) -> dict[str, Any]:
+  key, _, rest = path.partition(".")
+  inner = replaced(values[key], rest, value) if rest else value
+  return {**values, key: inner}
+
+
+numbers = st.integers() | st.floats() | st.sampled_from(HUGE)
+scalars = numbers | st.booleans() | st.none() | st.text(max_size=8)
+anything = st.recursive(
+  scalars,
+  lambda inner: (
+    st.lists(inner, max_size=3)
+    | st.tuples(inner, inner)
+    | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+  ),
+  max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_training():
+  """A config that is accepted goes no further."""
+
+  def stop(config):
+    raise ValueError("accepted")
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, "open_train_input", stop)
+    yield
+
+
+def command_line(*words: str) -> tuple[int, str]:
+  """Exit code and what is said on stderr."""
+  said = io.StringIO()
+  with contextlib.redirect_stderr(said):
+    try:
+      code = main(["train", "--workdir=nowhere", *words])
+    except SystemExit as stop:
+      code = stop.code
+  return code, said.getvalue()
+
+
+def check(*words: str) -> str:
+  start = time.monotonic()
+  code, said = command_line(*words)
+  assert code == 2 and "error: " in said, (words, code, said)
+  assert "Traceback" not in said, (words, said)
+  assert "\n\n" not in said.strip(), said
+  assert time.monotonic() - start < 60
+  return said
+
+
+FILE = "--config=configs/digits.py"
+
+
+@settings(fuzz, max_examples=150)
+@given(
+  st.sampled_from(ROUTERS).flatmap(
+    lambda router: st.tuples(
+      st.just(router), st.sampled_from(fields(CONFIGS[router]))
+    )
+  ),
+  (numbers | st.booleans()).map(str) | st.sampled_from(ODD) | st.text(),
+)
+def test_any_value_of_any_field(place, value):
+  router, field = place
+  check(f"{FILE}:router={router}", f"--config.{field}={value}")
+
+
+@settings(fuzz, max_examples=60)
+@given(st.lists(st.text() | st.sampled_from(["--", "-x", FILE]), max_size=4))
+def test_any_words(words):
+  words = [word for word in words if word not in ("--help", "-h", "--debug")]
+  check(*words)
+
+
+@settings(fuzz, max_examples=40)
+@given(st.text(max_size=30))
+def test_any_arguments_of_a_config(arguments):
+  check(f"{FILE}:{arguments}")
+
+
+def test_no_field_of_that_name():
+  said = check(FILE, "--config.train.btach_size=3")
+  assert "btach_size" in said
+
+
+@settings(fuzz, max_examples=300)
+@given(
+  st.sampled_from(ROUTERS).flatmap(
+    lambda router: st.tuples(
+      st.just(router), st.sampled_from(fields(CONFIGS[router]))
+    )
+  ),
+  anything | st.sampled_from(HUGE),
+)
+def test_whatever_python_puts_into_a_field(place, value):
+  """A config file can put anything there; accepted or a ValueError."""
+  router, field = place
+  with contextlib.suppress(ValueError):
+    parse(replaced(CONFIGS[router], field, value))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@settings(fuzz, max_examples=60)
+@given(
+  st.sampled_from(
+    [f for f in fields(CONFIGS["softmax_token_choice"]) if "model" in f]
+  ),
+  st.sampled_from([*HUGE, 0, 1, 2, 3, -1, 0.5, 10**5]),
+)
+def test_what_is_accepted_can_be_built_or_is_refused(field, value):
+  """Shapes only: nothing of that size is allocated."""
+  if field.endswith("_weight"):
+    value = float(value)  # The tests' own type checks take no int for it.
+  values = replaced(CONFIGS["softmax_token_choice"], "model.fields.depth", 2)
+  with contextlib.suppress(ValueError):
+    model = Model(parse(replaced(values, field, value)), (8, 8, 1))
+    Training(model, num_examples=1438)

@@ -1,0 +1,172 @@
+"""Runs killed with -9, again and again, end as if nothing had happened."""
+
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vmoe_study.checkpoint.load import complete_steps, read_manifest
+from vmoe_study.train.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS, KILLS = 60, 3
+SAVING = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
+TINY = [
+  "--config=configs/digits.py",
+  "--config.model.fields.width=16",
+  "--config.model.fields.depth=2",
+  "--config.model.fields.mlp_dim=32",
+  "--config.data.ops=pad_crop(2)|value_range(-1, 1)",
+  "--config.train.num_epochs=0",
+  f"--config.train.num_steps={STEPS}",
+  "--config.train.schedule.warmup_steps=4",
+  "--config.train.num_workers=2",
+  "--config.train.save_every=3",
+  "--config.train.report_every=3",
+  "--config.shots=(1,)",
+]
+TIMING = ("second", "wait")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+  """Compiled programs are kept: a start then takes seconds."""
+  folder = tmp_path_factory.mktemp("shared")
+  return os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",
+    "TFDS_DATA_DIR": str(folder / "data"),
+    "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+
+def start(workdir, environment):
+  words = [sys.executable, "-m", "vmoe_study", "train", *TINY]
+  with open(workdir.with_suffix(".log"), "w") as log:
+    return subprocess.Popen(
+      [*words, f"--workdir={workdir}"],
+      cwd=ROOT,
+      env=environment,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+    )
+
+
+def finish(workdir, environment):
+  run = start(workdir, environment)
+  assert run.wait(timeout=500) == 0, workdir.with_suffix(".log").read_text()
+
+
+def descendants(pid):
+  """Process ids of children, of whatever thread, and theirs."""
+  threads = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
+  found = [int(child) for file in threads for child in file.read_text().split()]
+  return found + [pid for child in found for pid in descendants(child)]
+
+
+def alive(pid):
+  try:
+    status = pathlib.Path(f"/proc/{pid}/stat").read_text()
+  except FileNotFoundError:
+    return False
+  return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_for(condition, run, seconds=400):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert run is None or run.poll() is None, "it ended"
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def kill(run):
+  """Kills the main process; its workers must end by themselves."""
+  workers = descendants(run.pid)
+  os.kill(run.pid, signal.SIGKILL)
+  run.wait()
+  wait_for(lambda: not any(map(alive, workers)), None, seconds=20)
+  return len(workers)
+
+
+def fingerprints(workdir):
+  directory = workdir / "checkpoints"
+  manifest = read_manifest(directory / str(STEPS))
+  return manifest["items"], complete_steps(directory)
+
+
+def measured(workdir):
+  return [
+    {k: v for k, v in row.items() if not any(t in k for t in TIMING)}
+    for row in read_metrics(workdir)
+  ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(environment, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+  finish(workdir, environment)
+  return workdir
+
+
+def test_killed_at_any_moment(undisturbed, environment, tmp_path):
+  """Also while it saves, which it does nearly all of the time here."""
+  workdir, choice = tmp_path / "work", random.Random(0)
+  directory = workdir / "checkpoints"
+  reached = 0
+  for _ in range(KILLS):
+    run = start(workdir, environment)
+    goal = reached + choice.randint(3, 12)
+
+    def is_there(goal=goal):
+      names = [p.name for p in directory.glob("*")]
+      steps = [int(name.partition(".")[0]) for name in names]
+      return max(steps, default=0) >= goal and any(
+        SAVING.fullmatch(name) for name in names
+      )
+
+    wait_for(is_there, run)
+    assert kill(run) >= 2
+    reached = max(complete_steps(directory), default=0)
+    assert reached < STEPS, "it was killed too late"
+  (directory / "9999.orbax-checkpoint-tmp").mkdir()  # Whatever the kills left.
+
+  finish(workdir, environment)
+  assert f"step {reached} of {STEPS}" in workdir.with_suffix(".log").read_text()
+  assert fingerprints(workdir) == fingerprints(undisturbed)
+  assert measured(workdir) == measured(undisturbed)
+  assert not list(directory.glob("*tmp*"))
+  assert not list(directory.glob("damaged*"))
+
+
+def test_the_same_seed_gives_the_same_numbers(
+  undisturbed, environment, tmp_path
+):
+  finish(tmp_path / "again", environment)
+  assert fingerprints(tmp_path / "again") == fingerprints(undisturbed)
+  assert measured(tmp_path / "again") == measured(undisturbed)
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(environment, tmp_path):
+  workdir = tmp_path / "work"
+  first = start(workdir, environment)
+  wait_for(lambda: (workdir / "config.json").exists(), first)
+  second = subprocess.run(
+    [sys.executable, "-m", "vmoe_study", "train", *TINY]
+    + [f"--workdir={workdir}"],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert second.returncode == 2
+  assert f"in use by another run, process {first.pid}" in second.stderr
+  assert first.poll() is None
+  kill(first)

@@ -1,0 +1,47 @@
+"""What two processes do about a step that is not finite: both the same."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from vmoe_study.checkpoint.load import load_config
+from vmoe_study.cli.main import main
+
+ROOT = pathlib.Path(__file__).parents[2]
+DIVERGING = [
+  "--config=configs/digits.py",
+  "--config.mesh.expert=2",
+  "--config.model.fields.width=16",
+  "--config.model.fields.depth=2",
+  "--config.model.fields.mlp_dim=32",
+  "--config.train.num_epochs=0",
+  "--config.train.num_steps=14",
+  "--config.train.schedule.name=constant",
+  "--config.train.schedule.warmup_steps=0",
+  "--config.train.schedule.peak=1e30",
+]
+
+
+def test_both_stop_at_the_step_and_keep_it(tmp_path):
+  environment = {
+    "PYTHON": sys.executable,
+    "TFDS_DATA_DIR": str(tmp_path / "data"),
+    "JAX_PLATFORMS": "cpu",
+  }
+  workdir = tmp_path / "work"
+  command = ["launch/local.sh", "--processes=2", "--devices=2", "--", "train"]
+  run = subprocess.run(
+    [*command, *DIVERGING, f"--workdir={workdir}"],
+    cwd=ROOT,
+    env=os.environ | environment,
+    capture_output=True,
+    text=True,
+    timeout=500,
+  )
+  assert run.returncode == 1, run.stderr[-4000:]
+  assert "error: step 1: the loss is nan" in run.stderr
+  record, step = load_config(workdir / "failures" / "step_1")
+  assert step == 1 and record["config"]["mesh"]["expert"] == 2
+  # One process, with as many devices, runs it again.
+  assert main(["replay", f"--workdir={workdir}"]) == 0

@@ -1,0 +1,116 @@
+"""The layer at the edges, where every expert has room for every token.
+
+There a sparse layer is a plain mixture, sum_e softmax(logits)_e expert_e(x),
+whatever its router; so there is a truth to compare with, also at logits of size
+1e4 and for tokens that are all the same.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe_study.nn.moe import Moe, MoeOptions
+from vmoe_study.nn.router import ROUTERS
+
+WIDTH, HIDDEN, GROUPS = 8, 16, 2
+# Tokens, experts, dtype.
+SETTINGS = {
+  "a single token": (1, 3, "float32"),
+  "a single expert": (6, 1, "float32"),
+  "a slot for every token": (6, 3, "bfloat16"),
+}
+INPUTS = ("plain", "huge logits", "equal tokens", "an empty expert")
+
+
+def layer(name, setting, form):
+  _, experts, dtype = SETTINGS[setting]
+  by_token = name.endswith("_token_choice")
+  wanted = {
+    "num_experts": experts,
+    "capacity_factor": 1.0 if by_token else float(experts),
+    "num_selected_experts": experts,
+    "plan_form": form,
+    "gshard_loss_weight": 0.1,
+    "importance_loss_weight": 0.1,
+    "router_z_loss_weight": 1e-9,  # Of logits of size 1e4: its square.
+  }
+  valid = ROUTERS[name].options()
+  options = {key: value for key, value in wanted.items() if key in valid}
+  return Moe(MoeOptions(name, options), HIDDEN, dtype=dtype)
+
+
+def forms(name):
+  return ("index", "dense") if "plan_form" in ROUTERS[name].options() else ("",)
+
+
+@functools.cache
+def compiled(name, setting):
+  """Output, aux and gradients of all plan forms, from parameters and tokens."""
+
+  def run(params, x):
+    def loss(params, x, form):
+      y, aux = layer(name, setting, form).apply({"params": params}, x)
+      weights = jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+      total = jnp.sum(weights * y) + jnp.sum(aux.auxiliary_loss)
+      return total, (y, aux)
+
+    grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    return [grad(params, x, form) for form in forms(name)]
+
+  return jax.jit(run)
+
+
+def draw(name, setting, inputs):
+  """Parameters and tokens."""
+  tokens, experts, dtype = SETTINGS[setting]
+  random = np.random.default_rng(0)
+  x = random.normal(size=(GROUPS, tokens, WIDTH)).astype(dtype)
+  if inputs == "equal tokens":
+    x[:] = x[:1, :1]
+  module = layer(name, setting, forms(name)[0])
+  shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+  params = jax.tree.map(
+    lambda p: random.normal(size=p.shape).astype(np.float32) / 4, shapes
+  )
+  router = jax.tree.leaves(params.get("Router", {}))
+  if inputs == "huge logits":
+    for leaf in router:
+      leaf *= 1e4
+  if inputs == "an empty expert" and experts > 1:
+    x[..., 0] = 1
+    for kernel in router:
+      if kernel.ndim == 2:
+        kernel[0, 1] = -1e3
+  return params, x
+
+
+def mixture(params, x):
+  """Of every token, in float64."""
+  x = np.asarray(x, np.float64)
+  kernel = params["Router"]["dense"]["kernel"]
+  logits = x @ np.asarray(kernel, np.float64)
+  gates = np.exp(logits - logits.max(-1, keepdims=True))
+  gates /= gates.sum(-1, keepdims=True)
+  first, second = (params["Mlp"][layer] for layer in ("Dense_0", "Dense_1"))
+  hidden = np.einsum("gsd,edf->gsef", x, first["kernel"]) + first["bias"]
+  hidden = np.asarray(jax.nn.gelu(hidden), np.float64)
+  y = np.einsum("gsef,efd->gsed", hidden, second["kernel"]) + second["bias"]
+  return np.einsum("gse,gsed->gsd", gates, y)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", ROUTERS)
+def test_finite_and_right(name, setting):
+  for inputs in INPUTS:
+    params, x = draw(name, setting, inputs)
+    for grads, (y, aux) in compiled(name, setting)(params, x):
+      for leaf in jax.tree.leaves((grads, y, aux)):
+        assert np.all(np.isfinite(np.asarray(leaf, np.float32))), inputs
+      if ROUTERS[name].parts:
+        rtol = 3e-2 if y.dtype == jnp.bfloat16 else 1e-5
+        expected = mixture(params, x)
+        error = np.abs(np.asarray(y, np.float64) - expected).max()
+        assert error <= rtol * np.abs(expected).max(), inputs

@@ -1,0 +1,80 @@
+"""What the index form never makes, and how precisely it adds."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe_study.nn.router import ROUTERS
+from vmoe_study.routing.plan import IndexPlan
+
+from .layer import Setting, draw, loss, router_of
+
+# Many tokens for their width: the routing tensors dwarf all else.
+SETTING = Setting(groups=2, tokens=64, experts=4)
+SPARSE = [name for name, recipe in ROUTERS.items() if recipe.parts]
+
+
+def _inner(value):
+  """The programs in a parameter of an equation."""
+  values = value if isinstance(value, tuple | list) else [value]
+  for item in values:
+    jaxpr = getattr(item, "jaxpr", item)
+    if hasattr(jaxpr, "eqns"):
+      yield jaxpr
+
+
+def _sizes(jaxpr):
+  """Elements of every array that a program makes, inner programs included."""
+  for equation in jaxpr.eqns:
+    for made in equation.outvars:
+      yield math.prod(getattr(made.aval, "shape", ()))
+    for value in equation.params.values():
+      for inner in _inner(value):
+        yield from _sizes(inner)
+
+
+def _largest(name, **options):
+  data = draw(name, SETTING)
+  router = router_of(name, SETTING, **options)
+
+  def outcome(params, x, noise):
+    value, (y, plan, aux) = loss(router, params, x, noise)
+    return value, (y, plan.tokens_per_expert(), plan.experts_per_token(), aux)
+
+  run = jax.value_and_grad(outcome, argnums=(0, 1), has_aux=True)
+  jaxpr = jax.make_jaxpr(run)(data.params, data.x, data.noise)
+  return max(_sizes(jaxpr.jaxpr))
+
+
+@pytest.mark.parametrize("weights", ["softmax", "transport"])
+@pytest.mark.parametrize("name", SPARSE)
+def test_no_routing_tensor_in_the_index_form(name, weights):
+  capacity = router_of(name, SETTING).capacity(SETTING.tokens)
+  tensor = SETTING.groups * SETTING.tokens * SETTING.experts * capacity
+  assert _largest(name, plan_form="index", weights=weights) < tensor
+  assert _largest(name, plan_form="dense", weights=weights) >= tensor
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_half_precision_is_summed_in_single(inverse):
+  """A token in 300 slots: in bfloat16, 256 + 1 is 256."""
+  num_slots = 300
+  slots = jnp.arange(num_slots, dtype=jnp.int32)[None, None]
+  plan = IndexPlan(
+    jnp.zeros((1, num_slots, 1), jnp.int32),
+    jnp.ones((1, num_slots, 1)),
+    num_tokens=1,
+    slots=slots if inverse else None,
+  )
+  outputs = jnp.ones((num_slots, 1, 1, 1), jnp.bfloat16)
+  combined = plan.combine(outputs)
+  assert combined.dtype == jnp.bfloat16
+  assert combined.item() == num_slots
+
+  _, vjp = jax.vjp(plan.dispatch, jnp.ones((1, 1, 1), jnp.bfloat16))
+  (gradient,) = vjp(outputs)
+  assert gradient.item() == num_slots
+  np.testing.assert_array_equal(plan.experts_per_token(), num_slots)
