@@ -23,8 +23,9 @@ class OptionsError(ValueError):
 
   def __init__(self, problems: Iterable[str]):
     # Whoever raises an error anew, with more to say, gives one text.
-    one = isinstance(problems, str)
-    self.problems = (problems,) if one else tuple(problems)
+    if isinstance(problems, str):
+      problems = (problems,)
+    self.problems: tuple[str, ...] = tuple(problems)
     super().__init__("\n".join(self.problems))
 
 
