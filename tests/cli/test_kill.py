@@ -15,7 +15,7 @@ from vmoe_study.checkpoint.load import complete_steps, read_manifest
 from vmoe_study.train.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS, KILLS = 60, 3
+STEPS, KILLS = 90, 3
 SAVING = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 TINY = [
   "--config=configs/digits.py",
@@ -126,11 +126,8 @@ def test_killed_at_any_moment(undisturbed, environment, tmp_path):
     goal = reached + choice.randint(3, 12)
 
     def is_there(goal=goal):
-      names = [p.name for p in directory.glob("*")]
-      steps = [int(name.partition(".")[0]) for name in names]
-      return max(steps, default=0) >= goal and any(
-        SAVING.fullmatch(name) for name in names
-      )
+      saving = any(SAVING.fullmatch(path.name) for path in directory.glob("*"))
+      return saving and max(complete_steps(directory), default=0) >= goal
 
     wait_for(is_there, run)
     assert kill(run) >= 2

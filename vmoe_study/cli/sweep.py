@@ -8,7 +8,6 @@ and passes over those that have finished.
 import argparse
 import collections
 import contextlib
-import ctypes
 import dataclasses
 import datetime as dt
 import importlib.util
@@ -24,7 +23,7 @@ from typing import Any
 
 from absl import logging
 
-from vmoe_study.cli import config_flags
+from vmoe_study.cli import config_flags, tied
 from vmoe_study.config import parse
 from vmoe_study.study.results import SWEEP_FILE, read_run, run_folder
 from vmoe_study.workdir import CONFIG_FILE
@@ -224,10 +223,9 @@ class _Runner:
     task.workdir.mkdir(parents=True, exist_ok=True)
     with (task.workdir / LOG_FILE).open("a") as log:
       process = subprocess.Popen(
-        task.command,
+        tied.command(cores, task.command),
         stdout=log,
         stderr=subprocess.STDOUT,
-        preexec_fn=lambda: _tie_to_parent(cores),
       )
     self._running[process] = task, cores, time.monotonic()
 
@@ -267,13 +265,6 @@ def _shares(jobs: int) -> Iterator[set[int]]:
     )
   for job in range(jobs):
     yield set(cores[job::jobs])
-
-
-def _tie_to_parent(cores: set[int]) -> None:
-  """In a new process: keeps to its cores, and stops when the sweep dies."""
-  os.sched_setaffinity(0, cores)
-  pr_set_pdeathsig = 1
-  ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 @contextlib.contextmanager
