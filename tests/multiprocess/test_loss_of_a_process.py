@@ -1,0 +1,112 @@
+"""One of two processes is preempted, then one dies: the job goes on."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vmoe_study.checkpoint.load import complete_steps
+from vmoe_study.distributed import HEARTBEAT_SECONDS
+from vmoe_study.train.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 400
+TINY = [
+  "--config=configs/digits.py",
+  "--config.mesh.expert=2",
+  "--config.model.fields.width=16",
+  "--config.model.fields.depth=2",
+  "--config.model.fields.mlp_dim=32",
+  "--config.train.num_epochs=0",
+  f"--config.train.num_steps={STEPS}",
+  "--config.train.save_every=20",
+  "--config.train.report_every=20",
+  "--config.shots=(1,)",
+]
+
+
+class Job:
+  """Two processes that nobody watches: no launcher ends one for the other."""
+
+  def __init__(self, folder):
+    self.workdir = folder / "work"
+    self._data = folder / "data"
+    self._folder, self._starts = folder, 0
+
+  def start(self):
+    self._starts += 1
+    with socket.socket() as free:
+      free.bind(("localhost", 0))
+      port = free.getsockname()[1]
+    return [self._start(number, port) for number in range(2)]
+
+  def _start(self, number, port):
+    words = ["train", *TINY, f"--workdir={self.workdir}"]
+    words += [f"--coordinator=localhost:{port}", "--num-processes=2"]
+    environment = {
+      "TFDS_DATA_DIR": str(self._data),
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+      "JAX_COMPILATION_CACHE_DIR": str(self._folder / "compiled"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with self.log(number).open("w") as log:
+      return subprocess.Popen(
+        [sys.executable, "-m", "vmoe_study", *words, f"--process-id={number}"],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+      )
+
+  def log(self, number):
+    return self._folder / f"{self._starts}_{number}.log"
+
+  def wait_for_step(self, step, processes):
+    deadline = time.monotonic() + 300
+    while self.reached() < step:
+      assert all(p.poll() is None for p in processes), self.log(0).read_text()
+      assert time.monotonic() < deadline
+      time.sleep(0.02)
+
+  def reached(self):
+    return max(complete_steps(self.workdir / "checkpoints"), default=0)
+
+
+@pytest.fixture
+def job(tmp_path):
+  return Job(tmp_path)
+
+
+def test_the_job_goes_on(job):
+  both = job.start()
+  job.wait_for_step(20, both)
+  both[1].send_signal(signal.SIGTERM)  # A notice to one of them.
+  assert [process.wait(timeout=120) for process in both] == [75, 75]
+  stopped = job.reached()
+  assert 20 <= stopped < STEPS
+
+  both = job.start()
+  job.wait_for_step(stopped + 20, both)
+  both[1].kill()
+  killed = time.monotonic()
+  assert both[0].wait(timeout=2 * HEARTBEAT_SECONDS) not in (0, 75)
+  assert time.monotonic() - killed < HEARTBEAT_SECONDS + 20
+  log = job.log(0).read_text()
+  assert f"step {stopped} of {STEPS}" in log
+  print(f"{time.monotonic() - killed:.1f} s", log[-1000:])
+
+  reached = job.reached()
+  assert stopped < reached < STEPS
+  both = job.start()
+  assert [process.wait(timeout=300) for process in both] == [0, 0]
+  assert f"step {reached} of {STEPS}" in job.log(0).read_text()
+  steps = [r["step"] for r in read_metrics(job.workdir) if "train/loss" in r]
+  assert steps == sorted(set(steps)) and set(range(20, STEPS + 1, 20)) <= {
+    *steps
+  }
