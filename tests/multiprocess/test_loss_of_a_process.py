@@ -15,7 +15,7 @@ from vmoe_study.distributed import HEARTBEAT_SECONDS
 from vmoe_study.train.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 400
+STEPS = 200
 TINY = [
   "--config=configs/digits.py",
   "--config.mesh.expert=2",
@@ -94,19 +94,18 @@ def test_the_job_goes_on(job):
   both = job.start()
   job.wait_for_step(stopped + 20, both)
   both[1].kill()
+  both[1].wait()
   killed = time.monotonic()
   assert both[0].wait(timeout=2 * HEARTBEAT_SECONDS) not in (0, 75)
   assert time.monotonic() - killed < HEARTBEAT_SECONDS + 20
-  log = job.log(0).read_text()
-  assert f"step {stopped} of {STEPS}" in log
-  print(f"{time.monotonic() - killed:.1f} s", log[-1000:])
+  assert f"step {stopped} of {STEPS}" in job.log(0).read_text()
+  assert "heartbeat timeout" in job.log(0).read_text()
 
   reached = job.reached()
   assert stopped < reached < STEPS
   both = job.start()
   assert [process.wait(timeout=300) for process in both] == [0, 0]
   assert f"step {reached} of {STEPS}" in job.log(0).read_text()
-  steps = [r["step"] for r in read_metrics(job.workdir) if "train/loss" in r]
-  assert steps == sorted(set(steps)) and set(range(20, STEPS + 1, 20)) <= {
-    *steps
-  }
+  rows = [row for row in read_metrics(job.workdir) if "train/loss" in row]
+  steps = [row["step"] for row in rows]
+  assert steps == sorted(set(steps)) and {*steps} >= {*range(20, STEPS + 1, 20)}

@@ -120,7 +120,11 @@ def _sizes(training: Training, state: TrainState) -> dict[str, float]:
 
 def _describe(training: Training, state: TrainState, num_examples: int):
   model = training.model
-  logging.info("\n%s", parameter_overview.get_parameter_overview(state.params))
+  # Without statistics: those of experts on other hosts cannot be fetched.
+  table = parameter_overview.get_parameter_overview(
+    state.params, include_stats=False
+  )
+  logging.info("\n%s", table)
   if sizes := routing(model.module, model.image_shape):
     logging.info("%s", sizes.describe())
   logging.info(
