@@ -109,6 +109,7 @@ def _draw(rows: list[dict[str, Any]], path: str) -> None:
 
   mpl.use("Agg")
   from matplotlib import pyplot as plt
+  from matplotlib import ticker
 
   problems = list(dict.fromkeys(row["problem"] for row in rows))
   measures = {
@@ -127,6 +128,10 @@ def _draw(rows: list[dict[str, Any]], path: str) -> None:
         values = [max(row[key], 1e-7) for row in line]
         axis.plot([row["ms"] for row in line], values, "o-", label=solver)
       axis.set(xscale="log", yscale="log", xlabel="milliseconds", ylabel=label)
+      ticks = ticker.LogLocator(subs=(1, 2, 5))
+      axis.xaxis.set_major_locator(ticks)
+      axis.xaxis.set_major_formatter("{x:g}")
+      axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     column[0].set_title(problem)
     column[0].legend()
   figure.tight_layout()
