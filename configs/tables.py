@@ -217,6 +217,7 @@ def _finetune() -> Iterator[Row]:
 
 
 LAPTOP_RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
+LAPTOP_BALANCES = ("0", "0.0005", "0.005", "0.05")
 
 
 def _laptop() -> Iterator[Row]:
@@ -228,8 +229,15 @@ def _laptop() -> Iterator[Row]:
 def _laptop_rates() -> Iterator[Row]:
   """Learning rates for every router, on images held out of training."""
   for row, rate in itertools.product(_routers(), LAPTOP_RATES):
-    arguments = {**row.arguments, "rate": rate, "select": "true"}
-    yield Row("laptop", arguments)
+    chosen = {"rate": rate, "balance": "0.005", "select": "true"}
+    yield Row("laptop", {**row.arguments, **chosen})
+
+
+def _laptop_balance() -> Iterator[Row]:
+  """Weights of the losses that only token choice has, on held-out images."""
+  for router, balance in itertools.product(TOKEN_CHOICE, LAPTOP_BALANCES):
+    arguments = {"router": router, "group": 8}
+    yield Row("laptop", {**arguments, "balance": balance, "select": "true"})
 
 
 TABLES: dict[str, tuple[Row, ...]] = {
@@ -248,6 +256,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
   "finetune": tuple(_finetune()),
   "laptop": tuple(_laptop()),
   "laptop_rates": tuple(_laptop_rates()),
+  "laptop_balance": tuple(_laptop_balance()),
 }
 
 
