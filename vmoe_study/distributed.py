@@ -82,7 +82,9 @@ def _connect(*given: str | int | None) -> bool:
   """Whether there are other processes; by the options, or the environment."""
   try:
     jax.distributed.initialize(
-      *given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+      *given,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=HEARTBEAT_SECONDS,
     )
   except (ValueError, RuntimeError) as error:
     too_late = _TOO_LATE in str(error)

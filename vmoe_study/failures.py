@@ -96,7 +96,12 @@ class Failures:
       store = CheckpointStore(folder)
       if store.latest_step() is None:  # Else kept by an earlier start.
         store.save(
-          step, state.params, state.opt_state, self._record, batch=batch
+          step,
+          state.params,
+          state.opt_state,
+          self._record,
+          wait=True,
+          batch=batch,
         )
       store.close()
       if jax.process_index() == 0:
@@ -121,6 +126,7 @@ def describe(
     "step": step,
     "loss": str(metrics["loss"]),
     "gradient_norm": str(metrics["gradient_norm"]),
+    "update_norm": str(metrics["update_norm"]),
     "bad_gradients": sorted(bad),
   }
 
@@ -129,11 +135,16 @@ def _sentence(report: Mapping[str, Any]) -> str:
   bad, examples = report["bad_gradients"], report["examples"]
   shown = ", ".join(f"{name} {index}" for name, index in examples[:_SHOWN])
   more = ", ..." if len(examples) > _SHOWN else ""
-  first = f"the first is {bad[0]}" if bad else "only their total norm is not"
+  if bad:
+    which = (
+      f"{len(bad)} gradients are not finite, by name the first is {bad[0]}"
+    )
+  else:
+    which = "the gradients of all tensors are finite"
   return (
     f"step {report['step']}: the loss is {report['loss']}, the gradient's norm "
-    f"{report['gradient_norm']}; {len(bad)} gradients are not finite, {first}. "
-    f"The {len(examples)} images of the batch: {shown}{more}."
+    f"{report['gradient_norm']}, the update's {report['update_norm']}; "
+    f"{which}. The {len(examples)} images of the batch: {shown}{more}."
   )
 
 
@@ -146,7 +157,11 @@ def find(workdir: epath.PathLike, step: int | None) -> tuple[epath.Path, int]:
   folder = epath.Path(workdir) / "failures"
   paths = folder.iterdir() if folder.exists() else []
   found = (re.fullmatch(r"step_(\d+)", path.name) for path in paths)
-  steps = sorted(int(match[1]) for match in found if match)
+  steps = sorted(
+    int(match[1])
+    for match in found
+    if match and (folder / match[0] / REPORT_FILE).exists()
+  )
   if not steps or (step is not None and step not in steps):
     wanted = "failed step" if step is None else f"step {step}"
     raise ValueError(

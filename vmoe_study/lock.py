@@ -6,10 +6,12 @@ has no locks: there, a file `lock.json` that its owner rewrites every
 `HEARTBEAT_SECONDS`. Who finds it waits until it has not changed for
 `STALE_SECONDS`, as it will not after a kill -9. Of two starts at the same time
 the one whose file was overwritten steps back; if they write more than
-`SETTLE_SECONDS` apart without seeing each other, both run. A run that is
-suspended for longer than `STALE_SECONDS` loses its lock without noticing.
+`SETTLE_SECONDS` apart without seeing each other, both run. A run that was
+suspended for longer than `STALE_SECONDS`, and finds that another one has the
+lock now, is interrupted.
 """
 
+import _thread
 import contextlib
 import fcntl
 import json
@@ -21,10 +23,10 @@ import uuid
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
+
+from vmoe_study import hosts
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0
@@ -39,25 +41,28 @@ def hold(workdir: epath.PathLike) -> Iterator[None]:
 
   Raises:
     ValueError: another run is in it.
+    OSError: it cannot be created or written.
+    OtherHostError: the first process has met one of these.
   """
   with contextlib.ExitStack() as stack:
-    refusal = ""
-    if jax.process_index() == 0:
-      path = epath.Path(workdir)
-      lock = heartbeat_lock if "://" in str(workdir) else kernel_lock
-      path.mkdir(parents=True, exist_ok=True)
-      try:
-        stack.enter_context(lock(path))
-      except BlockingIOError as error:
-        refusal = str(error)
-    refused = np.array(bool(refusal))
-    if jax.process_count() > 1:
-      refused = multihost_utils.broadcast_one_to_all(refused)
-    if refused:
+    with hosts.together():
+      if jax.process_index() == 0:
+        stack.enter_context(_lock(epath.Path(workdir)))
+    yield
+
+
+@contextlib.contextmanager
+def _lock(workdir: epath.Path) -> Iterator[None]:
+  lock = heartbeat_lock if "://" in str(workdir) else kernel_lock
+  workdir.mkdir(parents=True, exist_ok=True)
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(lock(workdir))
+    except BlockingIOError as error:
       raise ValueError(
-        f"workdir {workdir} is in use by another run{refusal}. Wait for its "
+        f"workdir {workdir} is in use by another run{error}. Wait for its "
         "end, stop it, or choose another workdir."
-      )
+      ) from None
     yield
 
 
@@ -93,6 +98,10 @@ def heartbeat_lock(workdir: epath.Path) -> Iterator[None]:
     while not ended.wait(HEARTBEAT_SECONDS):
       count += 1
       try:
+        if _is_lost(path, token):
+          logging.error("%s is now held by %s.", path, _content(path))
+          _thread.interrupt_main()
+          return
         _beat(path, token, count)
       except Exception as error:
         logging.warning("%s cannot be written: %s", path, error)
@@ -104,7 +113,8 @@ def heartbeat_lock(workdir: epath.Path) -> Iterator[None]:
   finally:
     ended.set()
     thread.join()
-    path.unlink(missing_ok=True)
+    if not _is_lost(path, token):
+      path.unlink(missing_ok=True)
 
 
 def _wait_until_stale(path: epath.Path) -> None:
@@ -124,6 +134,11 @@ def _wait_until_stale(path: epath.Path) -> None:
 def _beat(path: epath.Path, token: str, count: int) -> None:
   content = {"owner": _owner(), "token": token, "count": count}
   path.write_text(json.dumps(content))
+
+
+def _is_lost(path: epath.Path, token: str) -> bool:
+  """Whether another run has taken the lock."""
+  return _content(path).get("token", token) != token
 
 
 def _content(path: epath.Path) -> dict:

@@ -31,7 +31,10 @@ def checkpoints(workdir: epath.PathLike) -> epath.Path:
 
 
 def check(
-  workdir: epath.PathLike, config: dict[str, Any], allow_change: bool = False
+  workdir: epath.PathLike,
+  config: dict[str, Any],
+  allow_change: bool = False,
+  saved: dict[str, Any] | None = None,
 ) -> None:
   """Checks that a run's folder is new, or belongs to the same config.
 
@@ -39,11 +42,13 @@ def check(
     workdir: of the run; may exist.
     config: JSON-able.
     allow_change: whether fields in `HARMLESS` may differ; they are logged.
+    saved: what the folder's checkpoints say, should its config file be lost.
 
   Raises:
-    ValueError: if the folder belongs to another config; shows what differs.
+    ValueError: if the folder belongs to another config, and shows what differs;
+      or if its config file is damaged.
   """
-  changes = _changes(workdir, config)
+  changes = _changes(workdir, config, saved)
   harmless = [change for change in changes if change.startswith(HARMLESS)]
   if allow_change and changes == harmless:
     for change in changes:
@@ -71,15 +76,29 @@ def claim(workdir: epath.PathLike, config: dict[str, Any]) -> None:
   part.replace(path)
 
 
-def _changes(workdir: epath.PathLike, config: dict[str, Any]) -> list[str]:
+def _changes(
+  workdir: epath.PathLike,
+  config: dict[str, Any],
+  saved: dict[str, Any] | None = None,
+) -> list[str]:
   """What differs from the config of a run's folder; nothing in a new one."""
   path = epath.Path(workdir) / CONFIG_FILE
-  if not path.exists():
+  found = _read(path) if path.exists() else saved
+  if found is None:
     return []
-  found = json.loads(path.read_text())
   with contextlib.suppress(ValueError):
     found = complete(found)  # A field that is newer than the run.
   return describe_changes(*json.loads(json.dumps([found, config])))
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(
+      f"{path} is damaged: {error}. Remove it: what the checkpoints beside it "
+      "say of the config is used instead."
+    ) from error
 
 
 def describe_changes(old: Any, new: Any) -> list[str]:

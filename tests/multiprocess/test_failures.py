@@ -19,7 +19,7 @@ DIVERGING = [
   "--config.train.num_steps=14",
   "--config.train.schedule.name=constant",
   "--config.train.schedule.warmup_steps=0",
-  "--config.train.schedule.peak=1e30",
+  "--config.train.schedule.peak=1e16",
 ]
 
 

@@ -5,7 +5,7 @@ import signal
 
 import jax.numpy as jnp
 
-from vmoe_study.train.health import HealthSpec
+from vmoe_study.train.health import DECISIVE, HealthSpec
 from vmoe_study.train.loop import Cadence, train
 from vmoe_study.train.metrics import MetricsWriter
 from vmoe_study.train.preemption import Preemption
@@ -33,15 +33,16 @@ def run(tmp_path, preempted_at):
       TrainState(jnp.int32(0), jnp.zeros(()), ()),
       lambda s, batch: (
         s.replace(step=s.step + 1),
-        {"loss": s.params, "gradient_norm": s.params},
+        dict.fromkeys(DECISIVE, s.params),
       ),
       Batches(preempted_at),
       start_step=0,
+      skipped=0,
       num_steps=9,
       batch_size=1,
       cadence=Cadence(report=2, evaluate=0, save=4),
       evaluators=[],
-      save=lambda step, state: saved.append((step, int(state.step))),
+      save=lambda step, state, _: saved.append((step, int(state.step))),
       stop=Preemption(),
       writer=MetricsWriter(tmp_path),
       health=HealthSpec(),

@@ -16,6 +16,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from vmoe_study import hosts
 from vmoe_study.checkpoint import manifest as manifest_lib
 from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint.errors import CheckpointError, brief
@@ -128,7 +129,7 @@ def read_manifest(path: epath.Path) -> dict[str, Any]:
   Raises:
     CheckpointError: it is missing or damaged.
   """
-  with _all_hosts_or_none():
+  with _readable():
     handler = ocp.JsonCheckpointHandler()
     manifest = handler.restore(path / "manifest", args=ocp.args.JsonRestore())
     manifest_lib.check(manifest)
@@ -143,7 +144,7 @@ def _read_item(
     manifest_lib.check_template(item, saved, template, str(path))
     if not jax.tree.leaves(template):
       return template
-  with _all_hosts_or_none():
+  with _readable():
     if template is AS_NUMPY:
       tree = _read_numpy(path / item, saved)
     else:
@@ -151,7 +152,8 @@ def _read_item(
         path / item,
         args=ocp.args.StandardRestore(jax.tree.map(_abstract, template)),
       )
-  manifest_lib.check_arrays(item, saved, tree)
+  with _readable():
+    manifest_lib.check_arrays(item, saved, tree)
   return tree
 
 
@@ -172,20 +174,13 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 @contextlib.contextmanager
-def _all_hosts_or_none() -> Iterator[None]:
-  """Makes a host's failure to read every host's, so that all step back."""
-  failure = None
+def _readable() -> Iterator[None]:
+  """Makes whatever a reader stumbles over a CheckpointError on every host."""
   try:
-    yield
+    with hosts.together():
+      yield
   except Exception as error:
-    # Damaged files raise whatever their reader stumbled over.
-    failure = error
-  failed = np.array(failure is not None)
-  if jax.process_count() > 1:
-    failed = multihost_utils.process_allgather(failed).any()
-  if failed:
-    reason = brief(failure) if failure else "another host failed"
-    raise CheckpointError(f"it cannot be read: {reason}") from failure
+    raise CheckpointError(f"it cannot be read: {brief(error)}") from error
 
 
 def complete_steps(directory: epath.Path) -> list[int]:

@@ -22,6 +22,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from vmoe_study import hosts
 from vmoe_study.checkpoint import load
 from vmoe_study.checkpoint import manifest as manifest_lib
 from vmoe_study.checkpoint.errors import CheckpointError, brief
@@ -159,16 +160,22 @@ class CheckpointStore:
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, then releases threads; the store cannot be used afterwards."""
+    """Waits, then releases threads; the store cannot be used afterwards.
+
+    A save that fails now is only logged, as the store may be closed because of
+    another error: `wait` before to learn of it.
+    """
     try:
-      self.wait()
-    finally:
-      self._manager.close()
+      self._manager.wait_until_finished()
+    except Exception as error:
+      logging.error("A save in %s failed: %s", self._directory, brief(error))
+    self._manager.close()
 
   @contextlib.contextmanager
   def _reporting(self, action: str) -> Iterator[None]:
     try:
-      yield
+      with hosts.together():
+        yield
     except Exception as error:
       # A manager never leaves the failed state, so a new one takes over.
       self._manager = ocp.CheckpointManager(

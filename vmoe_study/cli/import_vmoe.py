@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     )
   record = {"config": config, "image_shape": image_shape}
   store = CheckpointStore(workdir_lib.checkpoints(args.out))
-  store.save(0, params, None, record)
+  store.save(0, params, None, record, wait=True)
   store.close()
   print(f"{report}\nwritten to {args.out}")
   return 0

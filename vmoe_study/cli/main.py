@@ -10,6 +10,8 @@ import logging as std_logging
 import os
 import sys
 
+from vmoe_study.cli.exit_codes import FAILED, USAGE_ERROR
+
 # Command -> its module and what it does.
 COMMANDS = {
   "train": ("train", "train a model, or resume its training"),
@@ -25,8 +27,6 @@ COMMANDS = {
   "import-vmoe": ("import_vmoe", "convert a public V-MoE checkpoint"),
   "export": ("export_npz", "write a checkpoint's parameters as .npz"),
 }
-FAILED = 1  # Exit code: training itself failed; run again, it would again.
-USAGE_ERROR = 2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,6 +65,7 @@ def _run(module, args) -> int:
   from vmoe_study.checkpoint.errors import CheckpointError
   from vmoe_study.data.builders import MissingDataError
   from vmoe_study.data.records import RecordError
+  from vmoe_study.hosts import OtherHostError
   from vmoe_study.train.health import TrainingFailure
 
   expected = ValueError, OSError, CheckpointError, MissingDataError, RecordError
@@ -75,7 +76,7 @@ def _run(module, args) -> int:
       raise
     print(f"error: {error}", file=sys.stderr)
     return USAGE_ERROR
-  except TrainingFailure as error:
+  except (TrainingFailure, OtherHostError) as error:
     if args.debug:
       raise
     print(f"error: {error}", file=sys.stderr)

@@ -24,6 +24,7 @@ from typing import Any
 from absl import logging
 
 from vmoe_study.cli import config_flags, tied
+from vmoe_study.cli.exit_codes import FAILED, PREEMPTED
 from vmoe_study.config import parse
 from vmoe_study.study.results import SWEEP_FILE, read_run, run_folder
 from vmoe_study.workdir import CONFIG_FILE
@@ -31,7 +32,6 @@ from vmoe_study.workdir import CONFIG_FILE
 LOG_FILE = "train.log"
 POLL_SECONDS = 0.2
 MOST_FAILURES = 3  # If as many fail and none succeeds, the rest would, too.
-FAILED = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -209,7 +209,7 @@ class _Runner:
           self._collect(process)
     if self._stopping:
       logging.warning("Stopped. Run again to go on.")
-      return 75
+      return PREEMPTED
     for task in self._failed:
       log = task.workdir / LOG_FILE
       logging.error("FAILED: %s; see %s", task.label, log)
@@ -228,11 +228,17 @@ class _Runner:
         stderr=subprocess.STDOUT,
       )
     self._running[process] = task, cores, time.monotonic()
+    if self._stopping:  # Asked for while it was started.
+      process.terminate()
 
   def _collect(self, process: subprocess.Popen) -> None:
     task, cores, start = self._running.pop(process)
     self._cores.append(cores)
     if self._stopping:
+      return
+    if process.returncode == PREEMPTED:
+      logging.info("%s was preempted: it goes on.", task.label)
+      self._waiting.appendleft(task)
       return
     self._done += 1
     if process.returncode:

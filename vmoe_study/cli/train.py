@@ -9,13 +9,14 @@ import jax
 from absl import logging
 from clu import parameter_overview
 
-from vmoe_study import distributed, lock
+from vmoe_study import distributed, hosts, lock
 from vmoe_study import workdir as workdir_lib
 from vmoe_study.analysis.cost import routing, training_flops
 from vmoe_study.checkpoint.errors import CheckpointError
 from vmoe_study.checkpoint.load import absolute, complete_steps
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli import config_flags, report
+from vmoe_study.cli.exit_codes import PREEMPTED
 from vmoe_study.config import Config, parse
 from vmoe_study.data.prefetch import prefetch_to_device
 from vmoe_study.experiment import (
@@ -32,8 +33,6 @@ from vmoe_study.train.loop import Cadence, train
 from vmoe_study.train.metrics import MetricsWriter
 from vmoe_study.train.preemption import Preemption
 from vmoe_study.train.state import TrainState
-
-PREEMPTED = 75  # Exit code: stopped on request, with a checkpoint. Run again.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +62,11 @@ def run(args: argparse.Namespace) -> int:
   model = Model(config, data.image_shape)
   training = Training(model, data.num_examples)
   evaluators = make_evaluators(model)
-  workdir_lib.check(args.workdir, values, args.allow_change)
+  check = functools.partial(
+    workdir_lib.check, args.workdir, values, args.allow_change
+  )
+  with hosts.together():
+    check()
   record = {
     "config": values,
     "image_shape": list(data.image_shape),
@@ -71,8 +74,10 @@ def run(args: argparse.Namespace) -> int:
   }
 
   with contextlib.ExitStack() as stack:
-    state, store = _restore_or_init(args.workdir, training, stack)
-    workdir_lib.claim(args.workdir, values)
+    state, found, store = _restore_or_init(args.workdir, training, stack)
+    with hosts.together():
+      check(saved=found.get("config"))  # Alone in the workdir now.
+      workdir_lib.claim(args.workdir, values)
     start_step = int(state.step)
     _describe(training, state, data.num_examples)
     if start_step < training.num_steps:
@@ -89,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         training.step,
         batches,
         start_step=start_step,
+        skipped=found.get("skipped_steps", 0),
         num_steps=training.num_steps,
         batch_size=config.train.batch_size,
         cadence=_cadence(config),
@@ -138,26 +144,28 @@ def _describe(training: Training, state: TrainState, num_examples: int):
 
 def _restore_or_init(
   workdir: str, training: Training, stack: contextlib.ExitStack
-) -> tuple[TrainState, CheckpointStore]:
-  """The state to go on from. A start that fails leaves no workdir behind.
+) -> tuple[TrainState, dict[str, Any], CheckpointStore]:
+  """The state to go on from, what its checkpoint says of it, and the store.
 
-  Workdir and store are the run's alone until `stack` closes.
+  A start that fails leaves no workdir behind. Workdir and store are the run's
+  alone until `stack` closes.
   """
   model, spec = training.model, training.model.config.train
   directory = absolute(workdir_lib.checkpoints(workdir))
-  resumes = bool(complete_steps(directory))  # Alike on all hosts.
-  if not resumes:
+  state, record = None, {}
+  if not complete_steps(directory):  # Alike on all hosts.
     state = training.init(initial_params(model.config.initialize, model))
   stack.enter_context(lock.hold(workdir))
   store = CheckpointStore(
     directory, keep=spec.keep, keep_every=spec.keep_every or None
   )
   stack.callback(store.close)
-  if resumes:
+  if complete_steps(directory):  # Perhaps those of a run that has just ended.
     template = training.state_template()
     found = store.restore(params=template.params, opt_state=template.opt_state)
     state = training.state_at(found.step, found.params, found.opt_state)
-  return state, store
+    record = found.config
+  return state, record, store
 
 
 def _save(
@@ -166,7 +174,9 @@ def _save(
   on_error: str,
   step: int,
   state: TrainState,
+  skipped: int,
 ) -> None:
+  record = {**record, "skipped_steps": skipped}
   save = functools.partial(
     store.save, step, state.params, state.opt_state, record
   )

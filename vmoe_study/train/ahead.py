@@ -39,6 +39,7 @@ class StepsAhead:
     state: TrainState,
     watch: Callable[[int, Metrics], None],
     on_failure: Callable[[int, TrainState, Any, Metrics], None],
+    skipped: int = 0,
   ):
     """Prepares to run steps from this state on.
 
@@ -48,10 +49,11 @@ class StepsAhead:
       watch: is given number and watched metrics of every sound step.
       on_failure: is given number, state before, batch and metrics of a step
         that was not finite; raises to stop, else the step is left out.
+      skipped: steps that were left out before.
     """
     self.state = state
     self.metrics: Metrics = {}
-    self.skipped = 0
+    self.skipped = skipped
     self._train_step = train_step
     self._watch, self._on_failure = watch, on_failure
     self._waiting: collections.deque = collections.deque()

@@ -11,6 +11,7 @@ from absl import logging
 from vmoe_study.options import check_least
 
 LOAD, UNPROCESSED = "/load", "/unprocessed"
+DECISIVE = "loss", "gradient_norm", "update_norm"  # A sound step's are finite.
 
 
 class TrainingFailure(Exception):
@@ -24,7 +25,8 @@ class HealthSpec:
   A resumed run counts steps in a row anew.
 
   Attributes:
-    on_nonfinite: a step with a loss or gradient that is not finite: "stop", or
+    on_nonfinite: a step with a loss, gradient or update that is not finite:
+      "stop", or
       "skip" its update and count it.
     collapse_steps: steps in a row after which a router counts as collapsed: an
       expert got no token, or more than `max_unprocessed` of the tokens no
@@ -48,15 +50,14 @@ class HealthSpec:
 
 def is_watched(name: str) -> bool:
   """Whether a metric is needed of every step, and not only of reported ones."""
-  return name in ("loss", "gradient_norm") or (
+  return name in DECISIVE or (
     name.startswith("routing/") and name.endswith((LOAD, UNPROCESSED))
   )
 
 
 def is_finite(metrics: Mapping[str, Any]) -> bool:
   """Whether a step counted, as the step itself decides on the devices."""
-  values = metrics["loss"], metrics["gradient_norm"]
-  return all(math.isfinite(value) for value in values)
+  return all(math.isfinite(metrics[name]) for name in DECISIVE)
 
 
 class RouterWatch:

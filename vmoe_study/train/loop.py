@@ -53,11 +53,12 @@ def train(
   batches: Batches,
   *,
   start_step: int,
+  skipped: int,
   num_steps: int,
   batch_size: int,
   cadence: Cadence,
   evaluators: Sequence[Evaluator],
-  save: Callable[[int, TrainState], None],
+  save: Callable[[int, TrainState, int], None],
   stop: Callable[[int], bool],
   writer: MetricsWriter,
   health: HealthSpec,
@@ -70,11 +71,12 @@ def train(
     train_step: compiled; batch n of `batches` is for step `start_step` + n.
     batches: an iterator that knows how long it was waited for.
     start_step: what is done already.
+    skipped: how many of these steps were left out.
     num_steps: when to stop.
     batch_size: images per step, for the report.
     cadence: how often to report, evaluate and save.
     evaluators: run in turn.
-    save: writes a checkpoint of a step.
+    save: writes a checkpoint, given step, state and steps left out.
     stop: whether to save and stop after a step.
     writer: of the metrics.
     health: when to warn of routers, or to stop because of them.
@@ -87,7 +89,7 @@ def train(
     TrainingFailure: routers have collapsed, or as `on_failure` does.
   """
   watch = RouterWatch(health)
-  ahead = StepsAhead(train_step, state, watch, on_failure)
+  ahead = StepsAhead(train_step, state, watch, on_failure, skipped)
   reporter = _Reporter(writer, batches, start_step, num_steps, batch_size)
   for step in range(start_step, num_steps + 1):
     if step > start_step:
@@ -99,7 +101,7 @@ def train(
       if stopping or _due(step, cadence.save, num_steps):
         ahead.settle()
         with reporter.paused():
-          save(step, ahead.state)
+          save(step, ahead.state, ahead.skipped)
       if stopping or step == num_steps:
         break
     ahead.run(step, next(batches))

@@ -15,6 +15,7 @@ from absl import logging
 from clu import metric_writers
 from etils import epath
 
+from vmoe_study import hosts
 from vmoe_study.checkpoint.errors import brief
 
 FILE_NAME = "metrics.jsonl"
@@ -22,7 +23,10 @@ _WRITE_ERRORS = (OSError, tf.errors.OpError)
 
 
 class MetricsWriter:
-  """Writes scalars of a run from process 0; elsewhere it writes nothing."""
+  """Writes scalars of a run from process 0; elsewhere it writes nothing.
+
+  Every process of a multi-host run calls its methods: it fails on all or none.
+  """
 
   def __init__(
     self, workdir: epath.PathLike, start_step: int = 0, on_error: str = "stop"
@@ -40,6 +44,10 @@ class MetricsWriter:
     self._on_error, self._torn = on_error, False
     self._path = epath.Path(workdir) / FILE_NAME
     self._active = jax.process_index() == 0
+    with hosts.together():
+      self._open(workdir, start_step)
+
+  def _open(self, workdir: epath.PathLike, start_step: int) -> None:
     if self._active:
       rows = read_metrics(workdir) if start_step else ()
       rows = [row for row in rows if row["step"] <= start_step]
@@ -53,9 +61,13 @@ class MetricsWriter:
 
     Raises:
       OSError: it cannot be written, and the run shall stop then.
+      OtherHostError: it could not be written elsewhere.
     """
-    if not self._active:
-      return
+    with hosts.together():
+      if self._active:
+        self._write(step, scalars)
+
+  def _write(self, step: int, scalars: Mapping[str, Any]) -> None:
     row = {name: float(np.asarray(value)) for name, value in scalars.items()}
     try:
       self._append(_line({"step": step, **row}))

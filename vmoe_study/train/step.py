@@ -1,8 +1,8 @@
 """The training step: gradient, update, replace.
 
-A step whose loss or gradient is not finite changes nothing, and stops the
-clock: it leaves `TrainState.step` at `failed(step)`, at which all later steps
-change nothing either. So the state in which a step failed is still there when
+A step whose loss, gradient or update is not finite changes nothing, and stops
+the clock: it leaves `TrainState.step` at `failed(step)`, at which all later
+steps change nothing either. So the state in which a step failed is still there when
 the program, which is some steps ahead of its devices, learns of it.
 """
 
@@ -62,8 +62,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
   """A pure function from state and batch to the next state and metrics.
 
-  To the metrics it adds "gradient_norm", and "gradient_norms" of every tensor
-  in the order of `jax.tree.leaves`.
+  To the metrics it adds "gradient_norm", "update_norm", and "gradient_norms" of
+  every tensor in the order of `jax.tree.leaves`.
 
   Args:
     gradient: as of `make_gradient`.
@@ -77,8 +77,10 @@ def make_train_step(
     norms = jnp.stack([optax.tree.norm(g) for g in jax.tree.leaves(grads)])
     metrics["gradient_norms"] = norms
     metrics["gradient_norm"] = optax.tree.norm(norms)
+    metrics["update_norm"] = optax.tree.norm(updates)
     finite = jnp.isfinite(metrics["loss"])
     finite &= jnp.isfinite(metrics["gradient_norm"])
+    finite &= jnp.isfinite(metrics["update_norm"])
     done = TrainState(state.step + 1, params, opt_state)
     left = state.replace(step=jnp.minimum(state.step, failed(state.step)))
     sound = finite & (state.step >= 0)
