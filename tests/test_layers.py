@@ -9,7 +9,7 @@ import pytest
 PACKAGE = "vmoe_study"
 ROOT = pathlib.Path(__file__).parents[1] / PACKAGE
 FLOORS = [
-  {"options", "routing"},
+  {"hosts", "options", "routing"},
   {"nn", "sharding", "data"},
   {"train", "evaluate", "checkpoint", "analysis"},
 ]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -72,6 +73,17 @@ def test_a_field_newer_than_the_run_has_its_default(claimed):
     workdir.check(claimed, changed(health=health))
 
 
+def test_a_lost_or_damaged_config_file(claimed):
+  file, new = claimed / workdir.CONFIG_FILE, changed(batch_size=128)
+  file.write_text("")
+  with pytest.raises(ValueError, match="config.json is damaged: .* Remove it"):
+    workdir.check(claimed, CONFIG)
+  file.unlink()
+  workdir.check(claimed, CONFIG, saved=CONFIG)
+  with pytest.raises(ValueError, match="train.batch_size: 64 -> 128"):
+    workdir.check(claimed, new, saved=CONFIG)
+
+
 HOLD = """
 import sys, time
 from vmoe_study import lock
@@ -129,3 +141,11 @@ def test_a_killed_run_in_a_bucket_holds_it_for_a_while_only(bucket):
   with lock.heartbeat_lock(bucket):
     held = json.loads((bucket / "lock.json").read_text())
     assert str(os.getpid()) in held["owner"]
+
+
+def test_a_run_that_has_lost_its_bucket_is_interrupted(bucket):
+  other = json.dumps({"owner": "x", "token": "y"})
+  with pytest.raises(KeyboardInterrupt), lock.heartbeat_lock(bucket):
+    (bucket / "lock.json").write_text(other)
+    time.sleep(10)
+  assert (bucket / "lock.json").read_text() == other

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from vmoe_study.checkpoint.load import read_manifest
 from vmoe_study.cli.main import main
 from vmoe_study.data.pipeline import TrainInput
 from vmoe_study.train.metrics import FILE_NAME, read_metrics
@@ -96,8 +97,17 @@ def test_a_run_that_skips_in_vain_stops(stopped, capsys):
     json.loads(line, parse_constant=refuse)
 
 
+def flip_a_byte(folder):
+  """In the middle of the largest file."""
+  files = [path for path in folder.rglob("*") if path.is_file()]
+  largest = max(files, key=lambda path: path.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(bytes(content))
+
+
 def test_a_bad_batch_is_told_and_left_out(tmp_path, monkeypatch, capsys):
-  """One image of one batch is damaged on its way."""
+  """One image of one batch is damaged on its way, then a checkpoint."""
   iterate = TrainInput.iterate
 
   def damaged(self, start_step=0):
@@ -107,7 +117,11 @@ def test_a_bad_batch_is_told_and_left_out(tmp_path, monkeypatch, capsys):
       yield batch
 
   monkeypatch.setattr(TrainInput, "iterate", damaged)
-  assert train(tmp_path, "--config.train.health.on_nonfinite=skip") == 0
+  words = (
+    "--config.train.health.on_nonfinite=skip",
+    "--config.train.save_every=8",
+  )
+  assert train(tmp_path, *words) == 0
   kept = [path.name for path in (tmp_path / "failures").iterdir()]
   assert kept == ["step_5"]
   rows = [row for row in read_metrics(tmp_path) if "train/loss" in row]
@@ -118,3 +132,32 @@ def test_a_bad_batch_is_told_and_left_out(tmp_path, monkeypatch, capsys):
   found = capsys.readouterr().out
   assert "The largest of batch: inf in image." in found
   assert "| batch " in found and " image " in found
+
+  checkpoints = tmp_path / "checkpoints"
+  saved = read_manifest(checkpoints / str(STEPS))["items"]
+  flip_a_byte(checkpoints / str(STEPS) / "params")
+  assert train(tmp_path, *words) == 0  # From step 8, which is intact.
+  assert read_manifest(checkpoints / str(STEPS))["items"] == saved
+  assert (checkpoints / f"damaged-{STEPS}").exists()
+  again = [row for row in read_metrics(tmp_path) if "train/loss" in row]
+  counts = [(row["step"], row["train/skipped_steps"]) for row in again]
+  assert counts == [(4, 0), (8, 1), (12, 1), (STEPS, 1)]
+
+
+def test_a_collapse_is_measured_and_stops_the_run(tmp_path, capsys):
+  words = [
+    "--config=configs/digits.py:router=softmax_token_choice,capacity=0.5",
+    *TINY[1:],
+    "--config.train.health.max_unprocessed=0.01",
+  ]
+  folder = f"--workdir={tmp_path / 'stops'}"
+  stop = ["--config.train.health.on_collapse=stop"]
+  stop += ["--config.train.health.collapse_steps=6"]
+  assert main(["train", *words, *stop, folder]) == 1
+  said = capsys.readouterr().err
+  assert "error: step 6: routers have collapsed, for 6 steps in a row" in said
+  assert "encoderblock_1: no expert took " in said
+  rows = list(read_metrics(tmp_path / "stops"))
+  assert rows[-1]["step"] == 4
+  assert rows[-1]["train/routing/encoderblock_1/unused_experts"] == 0
+  assert rows[-1]["train/routing/encoderblock_1/unprocessed"] > 0.01

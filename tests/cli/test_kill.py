@@ -1,4 +1,4 @@
-"""Runs killed with -9, again and again, end as if nothing had happened."""
+"""Runs killed or stopped, again and again, end as if nothing had happened."""
 
 import os
 import pathlib
@@ -116,7 +116,7 @@ def undisturbed(environment, tmp_path_factory):
   return workdir
 
 
-def test_killed_at_any_moment(undisturbed, environment, tmp_path):
+def test_killed_at_any_moment_and_stopped(undisturbed, environment, tmp_path):
   """Also while it saves, which it does nearly all of the time here."""
   workdir, choice = tmp_path / "work", random.Random(0)
   directory = workdir / "checkpoints"
@@ -133,6 +133,12 @@ def test_killed_at_any_moment(undisturbed, environment, tmp_path):
     assert kill(run) >= 2
     reached = max(complete_steps(directory), default=0)
     assert reached < STEPS, "it was killed too late"
+  run = start(workdir, environment)  # And once with notice.
+  wait_for(lambda: max(complete_steps(directory), default=0) > reached, run)
+  run.terminate()
+  assert run.wait(timeout=60) == 75
+  stopped, reached = reached, max(complete_steps(directory))
+  assert stopped < reached < STEPS
   (directory / "9999.orbax-checkpoint-tmp").mkdir()  # Whatever the kills left.
 
   finish(workdir, environment)

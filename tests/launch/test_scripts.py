@@ -106,12 +106,12 @@ def test_tpu_vm_goes_through_its_life():
 @pytest.fixture
 def record(tmp_path):
   """Programs that only write down how they were called."""
-  for name in ("gcloud", "tar"):
+  for name in ("gcloud", "tar", "srun", "scontrol"):
     program = tmp_path / name
     program.write_text(
-      f"#!{sys.executable}\nimport json, sys\n"
+      f"#!{sys.executable}\nimport json, os, sys\n"
       f"open({str(tmp_path / 'calls')!r}, 'a').write(json.dumps(sys.argv[1:])"
-      " + '\\n')\n"
+      f" + '\\n')\nsys.exit(int(os.environ.get('EXIT_{name}', 0)))\n"
     )
     program.chmod(0o755)
   return tmp_path
@@ -171,6 +171,21 @@ def test_slurm_submits_one_process_per_gpu():
   assert command[-len(AWKWARD) :] == AWKWARD
   delete = dry_run("slurm.sh", "delete", "--name=m", "--dry-run")
   assert delete == [["scancel", "--name=m", "--me"]]
+
+
+@pytest.mark.parametrize("result", [0, 1, 75])
+def test_slurm_puts_a_job_that_was_asked_to_stop_back(record, result):
+  environment = {
+    "PATH": f"{record}:{os.environ['PATH']}",
+    "SLURM_JOB_ID": "7",
+    "EXIT_srun": str(result),
+  }
+  command = ["bash", LAUNCH / "slurm.sbatch", *AWKWARD]
+  assert subprocess.run(command, env=environment).returncode == result
+  calls = (record / "calls").read_text().splitlines()
+  start, *more = map(json.loads, calls)
+  assert start[-len(AWKWARD) :] == AWKWARD
+  assert more == ([["requeue", "7"]] if result == 75 else [])
 
 
 def test_local_numbers_its_processes():

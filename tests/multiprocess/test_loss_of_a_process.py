@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from vmoe_study.checkpoint.load import complete_steps
+from vmoe_study.checkpoint.load import complete_steps, read_manifest
 from vmoe_study.distributed import HEARTBEAT_SECONDS
 from vmoe_study.train.metrics import read_metrics
 
@@ -33,8 +33,8 @@ TINY = [
 class Job:
   """Two processes that nobody watches: no launcher ends one for the other."""
 
-  def __init__(self, folder):
-    self.workdir = folder / "work"
+  def __init__(self, folder, name="work"):
+    self.workdir = folder / name
     self._data = folder / "data"
     self._folder, self._starts = folder, 0
 
@@ -65,7 +65,8 @@ class Job:
       )
 
   def log(self, number):
-    return self._folder / f"{self._starts}_{number}.log"
+    name = f"{self.workdir.name}_{self._starts}_{number}.log"
+    return self._folder / name
 
   def wait_for_step(self, step, processes):
     deadline = time.monotonic() + 300
@@ -73,6 +74,10 @@ class Job:
       assert all(p.poll() is None for p in processes), self.log(0).read_text()
       assert time.monotonic() < deadline
       time.sleep(0.02)
+
+  def final(self):
+    """Fingerprints of parameters and optimizer state at the end."""
+    return read_manifest(self.workdir / "checkpoints" / str(STEPS))["items"]
 
   def reached(self):
     return max(complete_steps(self.workdir / "checkpoints"), default=0)
@@ -109,3 +114,7 @@ def test_the_job_goes_on(job):
   rows = [row for row in read_metrics(job.workdir) if "train/loss" in row]
   steps = [row["step"] for row in rows]
   assert steps == sorted(set(steps)) and {*steps} >= {*range(20, STEPS + 1, 20)}
+
+  undisturbed = Job(job.workdir.parent, "undisturbed")
+  assert [p.wait(timeout=300) for p in undisturbed.start()] == [0, 0]
+  assert job.final() == undisturbed.final()

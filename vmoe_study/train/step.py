@@ -2,8 +2,8 @@
 
 A step whose loss, gradient or update is not finite changes nothing, and stops
 the clock: it leaves `TrainState.step` at `failed(step)`, at which all later
-steps change nothing either. So the state in which a step failed is still there when
-the program, which is some steps ahead of its devices, learns of it.
+steps change nothing either. So the state in which a step failed is still there
+when the program, which is some steps ahead of its devices, learns of it.
 """
 
 from collections.abc import Callable
