@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from configs import digits
 from vmoe_study.cli import train
-from vmoe_study.cli.main import main
+from vmoe_study.cli.main import COMMANDS, main
 from vmoe_study.config import parse
 from vmoe_study.experiment import Model, Training
 
@@ -31,6 +31,7 @@ ODD = [
   "'",
   "\0",
 ]
+ODD_WORDS = ["--", "-x", "--config=", "--step=-1", "--out=", "."]
 fuzz = settings(deadline=None, derandomize=True, database=None)
 
 
@@ -80,13 +81,17 @@ def command_line(*words: str) -> tuple[int, str]:
   said = io.StringIO()
   with contextlib.redirect_stderr(said):
     try:
-      code = main(["train", "--workdir=nowhere", *words])
+      code = main([*words])
     except SystemExit as stop:
       code = stop.code
   return code, said.getvalue()
 
 
 def check(*words: str) -> str:
+  return check_command("train", "--workdir=nowhere", *words)
+
+
+def check_command(*words: str) -> str:
   start = time.monotonic()
   code, said = command_line(*words)
   assert code == 2 and "error: " in said, (words, code, said)
@@ -118,6 +123,15 @@ def test_any_value_of_any_field(place, value):
 def test_any_words(words):
   words = [word for word in words if word not in ("--help", "-h", "--debug")]
   check(*words)
+
+
+@pytest.mark.parametrize(
+  "command", [name for name in COMMANDS if name != "train"]
+)
+@settings(fuzz, max_examples=25)
+@given(st.lists(st.text() | st.sampled_from(ODD_WORDS), max_size=4))
+def test_any_words_after_any_command(command, words):
+  check_command(command, "--workdir=nowhere", *words)
 
 
 @settings(fuzz, max_examples=40)
