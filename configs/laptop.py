@@ -28,7 +28,8 @@ Arguments, as NAME=VALUE with commas between:
              the training split, to choose the recipe; else train on all 60,000
              and test on the 10,000 of the test split
 
-Hardware: two CPU cores. Expected: not published here, and not run here yet.
+Hardware: two CPU cores. Expected: nothing is published at this scale; measured
+results are in `notebooks/study/`.
 """
 
 import dataclasses

@@ -207,3 +207,14 @@ def test_notebooks_are_kept_without_outputs(path):
   assert "pip install" in code[0].source
   for cell in code:
     assert not cell.outputs and cell.execution_count is None
+
+
+def test_the_committed_results_make_the_committed_tables(run):
+  found = run(
+    "study_tables.ipynb",
+    "[[*map(len, (cells, figures(cells)))], list(differences.values())]",
+    RESULTS=[str(NOTEBOOKS / "study")],
+  )
+  (count, drawn), differences = found
+  assert count == 31 and drawn == 3
+  assert len(differences) == 15

@@ -1,18 +1,22 @@
 """Results of runs, gathered and tabulated; metrics files made by hand."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
 from etils import epath
 
 from configs import common
-from vmoe_study.cli import report
+from configs.tables import TABLES
+from vmoe_study.cli import config_flags, report
 from vmoe_study.cli.main import main
 from vmoe_study.cli.table import csv_table, latex_table
 from vmoe_study.study import results
 from vmoe_study.study import tables as study
+from vmoe_study.workdir import describe_changes
 
+ROOT = pathlib.Path(__file__).parents[2]
 ROUTERS = (
   "softmax_token_choice",
   "softmax_expert_choice",
@@ -194,3 +198,22 @@ def test_csv_and_latex_say_the_same():
   latex = latex_table(header, rows)
   assert r"a\_b & $\pm$ \\" in latex
   assert r"50\% & 1, 2 \\" in latex
+
+
+def test_the_committed_results_make_the_committed_tables(tmp_path):
+  committed = ROOT / "notebooks" / "study"
+  assert main(["report", str(committed), f"--out={tmp_path}"]) == 0
+  tables = [*committed.glob("*.csv"), *committed.glob("*.tex")]
+  assert len(tables) == 6
+  for path in [*tables, committed / "report.md", committed / "results.json"]:
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+  cells = results.load([committed])
+  planned = {row.name: row for row in TABLES["laptop"]}
+  assert [cell.name for cell in cells] == list(planned)
+  for cell in cells:
+    row = planned[cell.name]
+    config = json.loads(
+      json.dumps(config_flags.load_file(row.config, row.flags))
+    )
+    del config["seed"]
+    assert describe_changes(cell.config, config) == []
