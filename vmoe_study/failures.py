@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from vmoe_study import hosts
 from vmoe_study.checkpoint.errors import CheckpointError
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.checkpoint.tree import flatten
@@ -93,7 +94,8 @@ class Failures:
   def _keep(self, step, state, batch, report) -> str:
     folder = self._workdir / "failures" / f"step_{step}"
     try:
-      store = CheckpointStore(folder)
+      with hosts.together():
+        store = CheckpointStore(folder)
       if store.latest_step() is None:  # Else kept by an earlier start.
         store.save(
           step,
@@ -104,9 +106,11 @@ class Failures:
           batch=batch,
         )
       store.close()
-      if jax.process_index() == 0:
-        (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n")
-    except (OSError, CheckpointError) as error:
+      with hosts.together():
+        if jax.process_index() == 0:
+          text = json.dumps(report, indent=1) + "\n"
+          (folder / REPORT_FILE).write_text(text)
+    except (OSError, CheckpointError, hosts.OtherHostError) as error:
       return f" It could not be kept: {error}"
     return (
       f" Run it again: python -m vmoe_study replay --workdir={self._workdir} "
