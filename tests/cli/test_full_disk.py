@@ -70,13 +70,13 @@ def space(disk, monkeypatch):
   """How much there is when a step is saved: `space[step] = bool`."""
   save, changes = train_lib._save, {}
 
-  def save_with_space(store, record, on_error, step, state):
+  def save_with_space(store, record, on_error, step, *saved):
     if changes.get(step) is False:
       store.wait()  # The steps before are complete.
       fill(disk)
     if changes.get(step):
       (disk / "ballast").unlink()
-    save(store, record, on_error, step, state)
+    save(store, record, on_error, step, *saved)
 
   monkeypatch.setattr(train_lib, "_save", save_with_space)
   yield changes

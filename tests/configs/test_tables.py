@@ -70,7 +70,9 @@ def test_every_row_has_a_smoke_size():
 
 
 def test_every_model_has_a_dense_twin():
-  for rows in tables.TABLES.values():
+  for name_of_table, rows in tables.TABLES.items():
+    if name_of_table == "laptop_balance":
+      continue  # Chooses a weight that only token choice has.
     models: dict[bool, set] = {True: set(), False: set()}
     for row in rows:
       dense = row.arguments["router"] == "dense"

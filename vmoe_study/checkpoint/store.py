@@ -165,11 +165,11 @@ class CheckpointStore:
     A save that fails now is only logged, as the store may be closed because of
     another error: `wait` before to learn of it.
     """
-    try:
-      self._manager.wait_until_finished()
-    except Exception as error:
-      logging.error("A save in %s failed: %s", self._directory, brief(error))
-    self._manager.close()
+    for action in (self._manager.wait_until_finished, self._manager.close):
+      try:
+        action()  # Both raise the error of a save in the background.
+      except Exception as error:
+        logging.error("A save in %s failed: %s", self._directory, brief(error))
 
   @contextlib.contextmanager
   def _reporting(self, action: str) -> Iterator[None]:
