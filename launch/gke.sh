@@ -19,8 +19,12 @@ Actions:
 Options:
   --name=NAME       of the job: letters, digits and dashes
   --topology=T      the slice, as v5e:4x4 or v5p:2x2x4
-  --image=IMAGE     a container with this project installed with extra `tpu`
+  --image=IMAGE     a container with this project installed with extras `tpu`
+                    and `gcs`
   --restarts=N      how often a failed job is started again; 10 if not given
+  --env=NAME=VALUE  a variable of the hosts' environment, such as
+                    TFDS_DATA_DIR=gs://BUCKET/tfds; may be given several times;
+                    not for secrets
   --dry-run         print the commands instead of running them
   --help            print this
 
@@ -46,20 +50,35 @@ accelerator() {
   esac
 }
 
-# A list of arguments as YAML, which JSON is.
+# A word as YAML, which JSON is.
+json_string() {
+  local word="${1//\\/\\\\}"
+  echo "\"${word//\"/\\\"}\""
+}
+
 json_list() {
   local quoted=() argument
   for argument; do
-    argument="${argument//\\/\\\\}"
-    quoted+=("\"${argument//\"/\\\"}\"")
+    quoted+=("$(json_string "$argument")")
   done
   (IFS=, && echo "[${quoted[*]}]")
+}
+
+# Words NAME=VALUE as the `env` of a container.
+json_env() {
+  local entries=() word value
+  for word; do
+    value="$(json_string "${word#*=}")"
+    entries+=("{\"name\": \"${word%%=*}\", \"value\": $value}")
+  done
+  (IFS=, && echo "[${entries[*]}]")
 }
 
 render() {
   need "$topology" --topology
   need "$image" --image
   need_number "$restarts" --restarts
+  check_env "${env[@]}"
   need_command
   local shape="${topology#*:}" kind chips manifest
   [[ "$shape" =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] ||
@@ -74,6 +93,7 @@ render() {
   manifest="${manifest//@ACCELERATOR@/"$kind"}"
   manifest="${manifest//@SHAPE@/"$shape"}"
   manifest="${manifest//@IMAGE@/"$image"}"
+  manifest="${manifest//@ENV@/"$(json_env "${env[@]}")"}"
   manifest="${manifest//@COMMAND@/"$(json_list python -m vmoe_study "${command[@]}")"}"
   echo "$manifest"
 }
@@ -91,8 +111,8 @@ delete() {
   execute kubectl delete jobset "$name" --ignore-not-found
 }
 
-name="" topology="" image="" restarts=10
-read_action "name= topology= image= restarts=" "$@"
+name="" topology="" image="" restarts=10 env=()
+read_action "name= topology= image= restarts= env=" "$@"
 [[ "$name" =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
   fail "--name=$name: must be small letters, digits and dashes"
 host_0="jobset.sigs.k8s.io/jobset-name=$name"

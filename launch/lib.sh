@@ -20,7 +20,8 @@ execute() {
 
 # Reads [--OPTION[=VALUE]...] [-- COMMAND...] into a variable for each option and
 # the array `command`: read_options "name= spot" "$@" knows --name=VALUE and
-# --spot, which becomes "true".
+# --spot, which becomes "true". A variable that is an array gathers the values
+# of an option that is given several times.
 read_options() {
   local known=" $1 " option
   shift
@@ -32,7 +33,7 @@ read_options() {
       --) shift && break ;;
       --*=*)
         [[ "$known" == *" ${option#--}= "* ]] || unknown "$1"
-        printf -v "${option#--}" %s "${1#*=}"
+        assign "${option#--}" "${1#*=}"
         ;;
       --*)
         [[ "$known" == *" ${option#--} "* ]] || unknown "$1"
@@ -44,6 +45,16 @@ read_options() {
   done
   # shellcheck disable=SC2034
   command=("$@")
+}
+
+# Sets a variable, or adds to an array: assign NAME VALUE.
+assign() {
+  if [[ "$(declare -p "$1")" == "declare -a"* ]]; then
+    local -n array="$1"
+    array+=("$2")
+  else
+    printf -v "$1" %s "$2"
+  fi
 }
 
 # Reads ACTION into `action`, and then as read_options does.
@@ -66,6 +77,15 @@ need_command() {
 # Checks that an option has been given: need VALUE NAME.
 need() {
   [[ -n "$1" ]] || fail "$2 must be given; see --help"
+}
+
+# Checks the values of --env, each NAME=VALUE.
+check_env() {
+  local word
+  for word; do
+    [[ "$word" =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] ||
+      fail "--env=$word: must be NAME=VALUE"
+  done
 }
 
 # Checks that a value is a number above 0: need_number VALUE NAME.

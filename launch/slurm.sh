@@ -12,7 +12,8 @@ Actions:
   create  the same as run: SLURM starts the job when it has the nodes
   run     submit COMMAND; process and GPU go together one by one
   follow  print the log as it grows
-  resume  submit COMMAND again; it goes on from its last checkpoint
+  resume  submit COMMAND again, after an error or `delete`; it goes on from its
+          last checkpoint
   delete  cancel the job
 
 Options:
@@ -25,8 +26,9 @@ Options:
   --help            print this
 
 COMMAND is that of `python -m vmoe_study`; its workdir must be one that all
-nodes reach. SLURM puts the job back into its queue after a failure of a node or
-a preemption; before a time limit it gets SIGTERM two minutes ahead.
+nodes reach. The job has the environment of the shell that submits it. SLURM
+puts it back into its queue after a failure of a node or a preemption; two
+minutes before its time limit it gets SIGTERM, saves, and goes back, too.
 
 Example:
   launch/slurm.sh run --name=moe --nodes=4 --gpus=8 -- train \

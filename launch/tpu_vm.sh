@@ -12,8 +12,10 @@ Actions:
   create  request the slice; it waits in a queue until it is granted
   status  say how far the request is
   run     copy this project to every host, install it, and start COMMAND there
-          (the hosts bring an old Python, so that uv fetches one)
+          (the hosts bring an old Python, so that uv fetches one). Copied is
+          what git tracks, with your edits: `git add` a new file first
   follow  print the log of host 0 as it grows
+  stop    ask COMMAND on every host to save and end; keep the slice
   resume  after a preemption: request the slice anew; then `run` as before
   delete  give the slice and the request back
 
@@ -24,6 +26,9 @@ Options:
   --type=TYPE        accelerator type for create and resume: v4-32,
                      v5litepod-16, v5p-32, v6e-16, ...
   --spot             cheaper, and may be taken away at any time
+  --env=NAME=VALUE   a variable of COMMAND's environment on every host, such as
+                     TFDS_DATA_DIR=gs://BUCKET/tfds; may be given several times;
+                     not for secrets
   --dry-run          print the commands instead of running them
   --help             print this
 
@@ -48,8 +53,8 @@ runtime_version() {
   esac
 }
 
-name="" zone="" type="" project="" spot=""
-read_action "name= zone= project= type= spot" "$@"
+name="" zone="" type="" project="" spot="" env=()
+read_action "name= zone= project= type= spot env=" "$@"
 need "$name" --name
 need "$zone" --zone
 where=("--zone=$zone" ${project:+"--project=$project"})
@@ -73,21 +78,43 @@ on_hosts() {
     "--worker=$1" "--command=$2"
 }
 
+# Names the files to copy, each with a NUL behind it: those that git tracks and
+# that are still there, or without git what .dockerignore lets through.
+list_files() {
+  local path
+  if git ls-files --error-unmatch setup.py > /dev/null 2>&1; then
+    git ls-files -z
+  else
+    sed -n 's/^!//p' .dockerignore | tr '\n' '\0'
+  fi | while IFS= read -r -d '' path; do
+    [[ ! -e "$path" && ! -L "$path" ]] || printf '%s\0' "$path"
+  done
+}
+
 run() {
   need_command
-  local root archive
-  root="$(cd "$(dirname "$0")/.." && pwd)"
-  archive="vmoe_study.tar.gz"
-  execute tar -czf "/tmp/$archive" -C "$root" --exclude=.git .
-  execute gcloud compute tpus tpu-vm scp "/tmp/$archive" "$name:$archive" \
+  check_env "${env[@]}"
+  local archive=vmoe_study.tar.gz
+  cd "$(dirname "$0")/.."
+  folder="$(mktemp -d)"
+  trap 'rm -rf "$folder"' EXIT
+  list_files > "$folder/files"
+  execute tar -czf "$folder/$archive" --exclude=__pycache__ --null \
+    -T "$folder/files"
+  execute gcloud compute tpus tpu-vm scp "$folder/$archive" "$name:$archive" \
     "${where[@]}" --worker=all
   on_hosts all "set -e
+if pgrep -F train.pid -f vmoe_study > /dev/null 2>&1; then
+echo 'A command is running here; stop it first.' >&2
+exit 1
+fi
 mkdir -p vmoe_study && tar -xzf $archive -C vmoe_study && cd vmoe_study
 python3 -m pip install -q --user uv
 python3 -m uv venv -q --python 3.11 --allow-existing ~/venv
-python3 -m uv pip install -q --python ~/venv/bin/python -e '.[tpu]'
-setsid nohup ~/venv/bin/python -m vmoe_study ${command[*]@Q} \
-> ~/train.log 2>&1 < /dev/null &"
+python3 -m uv pip install -q --python ~/venv/bin/python -e '.[tpu,gcs]'
+setsid nohup env ${env[*]@Q} ~/venv/bin/python -m vmoe_study ${command[*]@Q} \
+> ~/train.log 2>&1 < /dev/null &
+echo \$! > ~/train.pid"
 }
 
 case "$action" in
@@ -95,8 +122,9 @@ case "$action" in
   status) execute "${queue[@]}" describe "$name" "${where[@]}" ;;
   run) run ;;
   follow) on_hosts 0 "tail -n 100 -F train.log" ;;
+  stop) on_hosts all "pkill -TERM -F train.pid -f vmoe_study" ;;
   resume) delete && create ;;
   delete) delete ;;
-  *) fail "action '$action': must be create, status, run, follow, resume or \
-delete; see --help" ;;
+  *) fail "action '$action': must be create, status, run, follow, stop, \
+resume or delete; see --help" ;;
 esac
