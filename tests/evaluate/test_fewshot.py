@@ -118,6 +118,14 @@ def test_selection_is_nested_and_takes_what_there_is():
   assert set(one) < set(two) and len(set(two)) == 5
 
 
+def test_selection_from_a_list_of_labels():
+  labels = [2, 0, 2, 2, 0, 3]
+  np.testing.assert_array_equal(
+    fewshot.select_shots(labels, 5, 2, seed=3),
+    fewshot.select_shots(np.array(labels), 5, 2, seed=3),
+  )
+
+
 def test_best_penalty_is_best_in_mean_rank_not_in_mean():
   accuracies = {
     "a": np.array([0.10, 0.11, 0.12]),
@@ -127,6 +135,23 @@ def test_best_penalty_is_best_in_mean_rank_not_in_mean():
   assert fewshot.best_penalty(accuracies) == 2
   assert fewshot.best_penalty({"c": accuracies["c"]}) == 0
   assert fewshot.best_penalty({"tie": np.array([0.5, 0.5, 0.4])}) == 1
+
+
+def _authors_choice(accuracies):
+  """Their words: float32 accuracies, and NumPy's default sort, twice."""
+  ranks = [np.argsort(np.argsort(np.float32(a))) for a in accuracies]
+  return np.argmax(np.mean(ranks, axis=0))
+
+
+def test_best_penalty_among_ties_is_the_authors(case):
+  published = [case[f"acc_shot{shots}"] for shots in SHOTS]
+  random = np.random.default_rng(0)
+  groups = [published, published[::2], published[:1]]
+  tied = [random.integers(40, 60, (2, 30)) / 60 for _ in range(20)]
+  groups += [a + 1e-12 * random.normal(size=a.shape) for a in tied]
+  for accuracies in groups:
+    named = {str(i): np.float64(a) for i, a in enumerate(accuracies)}
+    assert fewshot.best_penalty(named) == _authors_choice(accuracies)
 
 
 def test_imagenet_size_fits_in_seconds():
@@ -223,3 +248,9 @@ def test_labels_out_of_range_are_named():
   task = fewshot.FewshotTask(**(vars(task) | {"num_classes": 3}))
   with pytest.raises(ValueError, match="labels run from 0 to 3, num_classes=3"):
     fewshot.FewshotEvaluator("fewshot", None, [task])
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_fit_needs_labels_in_range(label):
+  with pytest.raises(ValueError, match=r"labels run from.*num_classes=4"):
+    fewshot.RidgePath.fit(np.eye(3), np.array([0, 1, label]), 4)

@@ -81,11 +81,17 @@ def vit(image, params, patch):
     y = _norm(x, block["LayerNorm_0"])
     x = x + _attend(y, y, block["SelfAttention"])
     x = x + _mlp(_norm(x, block["LayerNorm_1"]), block["Mlp"])
-  features = _pool(_norm(x, encoder["encoder_norm"]), p)
+  features = pooled(x, p)
+  return features @ p["head"]["kernel"] + p["head"]["bias"], features
+
+
+def pooled(x, p):
+  """Features of the tokens that the last block returns."""
+  features = _pool(_norm(x, p["Encoder"]["encoder_norm"]), p)
   if "pre_logits" in p:
     layer = p["pre_logits"]
     features = np.tanh(features @ layer["kernel"] + layer["bias"])
-  return features @ p["head"]["kernel"] + p["head"]["bias"], features
+  return features
 
 
 def _pool(x, p):

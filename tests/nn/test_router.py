@@ -1,12 +1,24 @@
 """`make_router`: names, types, noise and precision."""
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_study.nn.router import ROUTERS, RouterLogits, make_router
+from vmoe_study.nn.router import (
+  ROUTERS,
+  RouterLogits,
+  SoftRouter,
+  SparseRouter,
+  make_router,
+  sparse,
+)
+from vmoe_study.routing.choice import ExpertChoice, TokenChoice
 from vmoe_study.routing.plan import DensePlan, IndexPlan
+from vmoe_study.routing.sparse_transport import SOLVERS
 
 SHAPE = G, S, D = 2, 12, 8
 E = 4
@@ -95,7 +107,15 @@ def test_unknown_option_lists_the_known(name):
     ("num_iterations", 0, "at least 1"),
     ("noise_std", -1.0, "at least 0"),
     ("noise_std", float("nan"), "finite"),
+    ("num_selected_experts", E + 1, f"num_experts={E}"),
     ("capacity_factor", "1", "must be float"),
+    ("capacity_factor", 0.0, "above 0"),
+    ("capacity_factor", -1, "above 0"),
+    ("capacity_multiple_of", 0, "at least 1"),
+    ("importance_loss_weight", -0.1, "at least 0"),
+    ("load_loss_weight", -0.1, "at least 0"),
+    ("gshard_loss_weight", -0.1, "at least 0"),
+    ("router_z_loss_weight", -0.1, "at least 0"),
     ("capacity_rounding", "floor", "'round' or 'ceil'"),
     ("batch_priority", 1, "must be bool"),
     ("weights", "plan", "'softmax' or 'transport'"),
@@ -117,12 +137,66 @@ def test_soft_needs_a_slot():
     make_router("soft", num_experts=E, slots_per_expert=0)
 
 
-def test_more_choices_than_experts(x, kernel):
+@pytest.mark.parametrize("name", ["expert", "token"])
+def test_solvers_are_known_by_name(name):
+  name = f"sparsity_constrained_{name}_choice"
+  for solver in SOLVERS:
+    make_router(name, num_experts=E, solver=solver)
+  with pytest.raises(ValueError, match="solver='newton'.*'adam'"):
+    make_router(name, num_experts=E, solver="newton")
+
+
+def test_numbers_of_numpy():
   router = make_router(
-    "softmax_token_choice", num_experts=E, num_selected_experts=E + 1
+    "softmax_token_choice",
+    num_experts=np.int64(E),
+    num_selected_experts=np.int32(2),
+    capacity_factor=np.float32(1.5),
+    batch_priority=np.bool_(True),
   )
-  with pytest.raises(ValueError, match="num_selected_experts=5.*experts=4"):
-    router.route(_logits(router, kernel, x))
+  assert router.capacity(S) == round(2 * S * 1.5 / E)
+  assert router.choice == TokenChoice(2, True)
+  with pytest.raises(ValueError, match="num_experts=4.0.*must be int"):
+    make_router("softmax_token_choice", num_experts=np.float32(E))
+
+
+@pytest.mark.parametrize(
+  "router, option, value, known",
+  [
+    (SparseRouter, "weights", "plan", "'softmax' or 'transport'"),
+    (SparseRouter, "plan_form", "sparse", "'index' or 'dense' or 'auto'"),
+    (SparseRouter, "capacity_rounding", "floor", "'round' or 'ceil'"),
+    (SoftRouter, "capacity_rounding", "floor", "'round' or 'ceil'"),
+  ],
+)
+def test_a_router_refuses_strings_that_it_does_not_know(
+  router, option, value, known
+):
+  where = f"{router.__name__}.{option}='{value}'"
+  with pytest.raises(ValueError, match=rf"{where}.*must be {known}"):
+    router(E, **{option: value})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Temperature:
+  noise_std: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Priority:
+  batch_priority: bool = False
+
+
+@pytest.mark.parametrize(
+  "affinity, choice, name",
+  [
+    (_Temperature, ExpertChoice, "noise_std"),
+    (_Priority, TokenChoice, "batch_priority"),
+  ],
+)
+def test_an_option_belongs_to_one_class(affinity, choice, name):
+  with pytest.raises(ValueError, match=rf"\['{name}'\].*{choice.__name__}"):
+    sparse(affinity, choice)
 
 
 def test_whole_numbers_pass_for_floats(x, kernel):
@@ -159,6 +233,16 @@ def test_deviation_of_noise_is_divided_by_experts(kernel):
     noise = _logits(router, kernel, x, seed=0).noise
     assert np.std(noise) == pytest.approx(noise_std / E, rel=0.02)
     assert np.mean(noise) == pytest.approx(0, abs=0.02)
+
+
+def test_deviation_of_soft_noise_is_not(x):
+  router = make_router("soft", num_experts=E, noise_std=3.0)
+  params = {"mu": jnp.zeros((D, E, 200)), "scale": jnp.ones(())}
+  rngs = {"router": jax.random.key(0)}
+  logits = router.clone(slots_per_expert=200).apply(
+    {"params": params}, x, False, rngs=rngs, method="logits"
+  )
+  assert np.std(logits.noise) == pytest.approx(3.0, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +298,57 @@ def test_load_loss_is_defined_by_noise(x, kernel):
       defined = "token" in name and seed is not None
       assert ("load_loss" in aux.losses) == defined
       np.testing.assert_array_equal(aux.auxiliary_loss, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chooses:
+  """Of a class that no router knows."""
+
+  tokens_choose: ClassVar[bool]
+  num_selected_experts: int = 2
+
+  def __call__(self, scores, weights, *, capacity):
+    return TokenChoice(2)(scores, weights, capacity=capacity)
+
+
+class _TokensChoose(_Chooses):
+  tokens_choose = True
+
+
+class _ExpertsChoose(_Chooses):
+  tokens_choose = False
+
+
+@pytest.mark.parametrize("choice", [_TokensChoose(), _ExpertsChoose()])
+def test_load_loss_is_for_all_choices_by_tokens(choice, x, kernel):
+  router = SparseRouter(E, 1.0, choice=choice)
+  logits = _logits(router, kernel, x, seed=0)
+  _, aux = router.route(logits)
+  assert ("load_loss" in aux.losses) == choice.tokens_choose
+  if choice.tokens_choose:
+    known = make_router("softmax_token_choice", num_experts=E)
+    known = known.clone(choice=TokenChoice(2))
+    expected = known.route(logits)[1].losses["load_loss"]
+    np.testing.assert_array_equal(aux.losses["load_loss"], expected)
+
+
+def test_sparse_token_choice_follows_its_plan(x, kernel):
+  """No token is served by an expert that its transport plan leaves out."""
+  name = "sparsity_constrained_token_choice"
+  router = make_router(name, num_experts=E, num_selected_experts=2)
+  logits = _logits(router, 0.1 * kernel, x)
+  scores = router.affinity(logits.clean, router.capacity(S))
+  served = {}
+  for fill in (False, True):
+    choice = dataclasses.replace(router.choice, fill_zero_scores=fill)
+    plan, _ = router.clone(choice=choice).route(logits)
+    served[fill] = plan.dispatch_tensor().sum(axis=3) > 0
+  plan, _ = router.route(logits)
+  np.testing.assert_array_equal(
+    plan.dispatch_tensor().sum(axis=3) > 0, served[False]
+  )
+  assert np.all(scores[served[False]] > 0)
+  assert np.any(scores[served[True]] == 0)
 
 
 @pytest.mark.parametrize(

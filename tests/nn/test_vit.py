@@ -148,6 +148,15 @@ def test_bad_moe_blocks(rule):
     moe_blocks(rule, depth=4)
 
 
+@pytest.mark.parametrize(
+  "rule, depth, blocks",
+  [("last 5 odd", 4, "1, 3"), ("last 3", 2, "0, 1"), ("last 2 odd", 3, "1")],
+)
+def test_rules_that_ask_for_more_blocks_than_there_are(rule, depth, blocks):
+  with pytest.raises(ValueError, match=rf"{rule}.*picks blocks \[{blocks}\]"):
+    moe_blocks(rule, depth)
+
+
 @pytest.mark.parametrize("rule, depth", [("every 3", 2), ("last 1 odd", 1)])
 def test_rules_that_pick_no_block(rule, depth):
   with pytest.raises(ValueError, match="picks blocks \\[\\]"):
@@ -249,6 +258,42 @@ def test_bfloat16_leaves_router_and_results_in_float32(images):
   logits, _ = outputs
   expected, _ = exact.apply({"params": params}, images)
   assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+  "options",
+  [{}, {"pool": "map", "qk_norm": True}, {"representation_size": 5}],
+  ids=str,
+)
+def test_bfloat16_tokens_are_pooled_in_float32(options, images):
+  sizes = SIZES | {"depth": 1} | options
+  model = VisionTransformer(**sizes, dtype="bfloat16")
+  params = _params(model, images)
+  # Compiled as a whole, the norm might see tokens before they are rounded.
+  (_, outputs), inner = model.apply(
+    {"params": params}, images, capture_intermediates=True
+  )
+  blocks = inner["intermediates"]["Encoder"]["encoderblock_0"]
+  ((tokens, _),) = blocks["__call__"]
+  assert tokens.dtype == jnp.bfloat16
+  exact = jax.tree.map(np.float64, params)
+  for image, features in zip(np.float64(tokens), outputs.features, strict=True):
+    expected = numpy_vit.pooled(image, exact)
+    np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "option, value, known",
+  [
+    ("pool", "tok", "'gap' or 'token' or 'map'"),
+    ("posemb", "sincos", "'learned' or 'sincos2d'"),
+    ("remat", "x", "'none' or 'dots' or 'full'"),
+    ("dtype", "float16", "'float32' or 'bfloat16'"),
+  ],
+)
+def test_unknown_strings(option, value, known):
+  with pytest.raises(ValueError, match=rf"{option}='{value}'.*must be {known}"):
+    VisionTransformer(**SIZES, **{option: value})
 
 
 def test_dropout(images):

@@ -16,7 +16,7 @@ def logsumexp(x, axis):
   return np.squeeze(total + top, axis)
 
 
-def token_choice(scores, K, C, batch_priority):
+def token_choice(scores, K, C, batch_priority, fill_zero_scores=True):
   """(S, E) scores to the list of tokens in each expert's slots."""
   num_tokens, num_experts = scores.shape
   preferences = [
@@ -28,9 +28,10 @@ def token_choice(scores, K, C, batch_priority):
   slots = [[] for _ in range(num_experts)]
   for k in range(K):
     for s in order:
-      chosen = slots[preferences[s][k]]
-      if len(chosen) < C:
-        chosen.append(s)
+      expert = preferences[s][k]
+      wanted = fill_zero_scores or scores[s][expert] > 0
+      if wanted and len(slots[expert]) < C:
+        slots[expert].append(s)
   return slots
 
 

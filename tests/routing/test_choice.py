@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vmoe_study.routing.affinity import SparseTransport
 from vmoe_study.routing.choice import expert_choice, token_choice
 
 from . import oracles
@@ -72,6 +73,47 @@ def test_token_choice(scores, weights, K, C, batch_priority):
   )
   dispatch, combine = _expected(slots_of, scores, weights, C)
   _assert_plan(plan, dispatch, combine)
+
+
+@pytest.mark.parametrize("batch_priority", [False, True])
+@pytest.mark.parametrize("C", [1, 3, 12])
+@pytest.mark.parametrize("K", [1, 2, E])
+def test_tokens_leave_zero_scores_if_told_to(
+  tied, weights, K, C, batch_priority
+):
+  scores = np.maximum(tied - 1, 0)  # A third is positive, as a token's or none.
+  options = {"batch_priority": batch_priority, "fill_zero_scores": False}
+  plan = token_choice(
+    scores, weights, num_selected_experts=K, capacity=C, **options
+  )
+  slots_of = functools.partial(oracles.token_choice, K=K, C=C, **options)
+  dispatch, combine = _expected(slots_of, scores, weights, C)
+  _assert_plan(plan, dispatch, combine)
+  assert np.any(scores.max(axis=2) == 0)
+  assert plan.slots.max() == E * C  # What marks a choice that was dropped.
+  per_token = dispatch.sum(axis=(2, 3))
+  np.testing.assert_array_equal(plan.experts_per_token(), per_token)
+  y = np.random.default_rng(4).uniform(size=(E, G, C, 2)).astype(np.float32)
+  dense = plan.to_dense().combine(y)
+  np.testing.assert_allclose(plan.combine(y), dense, rtol=1e-5)
+
+
+def test_a_sparse_plan_does_not_flood_the_first_expert():
+  logits = 0.1 * np.random.default_rng(0).normal(size=(1, 196, 32))
+  scores = SparseTransport()(logits, 6)
+  loads = {}
+  for fill in (True, False):
+    plan = token_choice(
+      scores,
+      scores,
+      num_selected_experts=1,
+      capacity=196,
+      fill_zero_scores=fill,
+    )
+    loads[fill] = plan.tokens_per_expert()[0]
+  assert loads[True][0] > 196 / 2
+  assert loads[False].max() <= 6
+  np.testing.assert_array_equal(loads[False][1:], loads[True][1:])
 
 
 @pytest.mark.parametrize("C", [1, 3, S, 12])

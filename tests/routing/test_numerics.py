@@ -1,8 +1,9 @@
 """The layer at the edges, where every expert has room for every token.
 
 There a sparse layer is a plain mixture, sum_e softmax(logits)_e expert_e(x),
-whatever its router; so there is a truth to compare with, also at logits of size
-1e4 and for tokens that are all the same. Soft MoE is compared with its own.
+whatever its router, if tokens may choose experts outside their transport plan;
+so there is a truth to compare with, also at logits of size 1e4 and for tokens
+that are all the same. Soft MoE is compared with its own.
 """
 
 import functools
@@ -33,6 +34,7 @@ def layer(name, setting, form):
     "num_experts": experts,
     "capacity_factor": 1.0 if by_token else float(experts),
     "num_selected_experts": experts,
+    "fill_zero_scores": True,
     "plan_form": form,
     "gshard_loss_weight": 0.1,
     "importance_loss_weight": 0.1,

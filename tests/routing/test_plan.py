@@ -1,5 +1,6 @@
 """What the index form never makes, and how precisely it adds."""
 
+import functools
 import math
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from vmoe_study.nn.router import ROUTERS
+from vmoe_study.routing.choice import expert_choice, token_choice
 from vmoe_study.routing.plan import IndexPlan
 
 from .layer import Setting, draw, loss, router_of
@@ -56,6 +58,43 @@ def test_no_routing_tensor_in_the_index_form(name, weights):
   tensor = SETTING.groups * SETTING.tokens * SETTING.experts * capacity
   assert _largest(name, plan_form="index", weights=weights) < tensor
   assert _largest(name, plan_form="dense", weights=weights) >= tensor
+
+
+@pytest.fixture(params=["slots known", "slots unknown", "dense"])
+def plan(request):
+  """Of 2 groups, 4 tokens, 3 experts with 2 slots."""
+  choose = {
+    "slots known": functools.partial(token_choice, num_selected_experts=2),
+    "slots unknown": expert_choice,
+  }.get(request.param, expert_choice)
+  scores = np.random.default_rng(0).uniform(size=(2, 4, 3))
+  plan = choose(scores, scores, capacity=2)
+  return plan.to_dense() if request.param == "dense" else plan
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5), (2, 3, 5), (2, 8, 5), (4, 4, 5)])
+def test_tokens_of_another_shape(plan, shape):
+  with pytest.raises(ValueError) as error:
+    plan.dispatch(np.ones(shape, np.float32))
+  assert str(shape) in str(error.value)
+  assert "(2, 4, D)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "shape", [(2, 2, 2, 5), (3, 1, 2, 5), (3, 2, 1, 5), (2, 3, 2, 5)]
+)
+def test_outputs_of_another_shape(plan, shape):
+  with pytest.raises(ValueError) as error:
+    plan.combine(np.ones(shape, np.float32))
+  assert str(shape) in str(error.value)
+  assert "(3, 2, 2, D)" in str(error.value)
+
+
+def test_known_slots_are_counted_without_moving_rows():
+  scores = np.random.default_rng(0).uniform(size=(2, 4, 3))
+  plan = token_choice(scores, scores, num_selected_experts=2, capacity=2)
+  program = str(jax.make_jaxpr(plan.experts_per_token)())
+  assert "gather" not in program and "scatter" not in program
 
 
 @pytest.mark.parametrize("inverse", [False, True])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_study.routing.sinkhorn import sinkhorn
+from vmoe_study.routing.sinkhorn import log_form, scaling_form, sinkhorn
 
 from . import oracles
 
@@ -89,6 +89,23 @@ def test_both_sides_of_the_switch_of_form(structure, spread):
   logits = spread * (logits - logits.min()) / np.ptp(logits)
   for shift in (-500, 0, 500):
     _against_float64(logits[None] + shift, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("structure", [_one_peak, _unpopular_expert])
+def test_many_tokens_at_the_edge_of_the_scaling_form(structure):
+  """A kernel sum of so many reaches e^49; u and v stay apart from it."""
+  logits = np.repeat(39.9 * structure(np.random.default_rng(0)), 834, axis=0)
+  transport_plan = scaling_form(logits[None], 20)[0]
+  np.testing.assert_allclose(
+    transport_plan, oracles.sinkhorn(np.float32(logits)), atol=1e-4
+  )
+
+
+@pytest.mark.parametrize("std", [1e2, 1e4, 1e6])
+def test_rows_are_exact_at_huge_logits(std):
+  logits = std * np.random.default_rng(0).normal(size=(2, S, E))
+  rows = log_form(logits, 20).sum(axis=2)
+  np.testing.assert_allclose(rows, 1, rtol=1e-6)
 
 
 def test_a_wide_group_leaves_the_others_right():

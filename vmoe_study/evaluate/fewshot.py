@@ -32,6 +32,7 @@ def select_shots(
   A class with fewer images gives all it has. For one seed, the images of fewer
   shots are among those of more shots.
   """
+  labels = np.asarray(labels)
   rng = np.random.default_rng(seed)
   orders = [
     rng.permutation(np.flatnonzero(labels == c)) for c in range(num_classes)
@@ -70,7 +71,12 @@ class RidgePath:
     labels: Int[np.ndarray, "N"],
     num_classes: int,
   ) -> "RidgePath":
-    """Decomposes the k-shot training set."""
+    """Decomposes the k-shot training set.
+
+    Raises:
+      ValueError: for a label outside 0 ... num_classes - 1.
+    """
+    _check_labels("labels", labels, num_classes)
     features = np.asarray(features, np.float64)
     mean, std = features.mean(axis=0), features.std(axis=0) + _STD_FLOOR
     x = _whiten(features, mean, std)
@@ -120,11 +126,13 @@ def best_penalty(
   """Index of the penalty with the best mean rank over the data sets.
 
   One penalty for all data sets, so that it is not fitted to any single one.
-  Among equal accuracies of a data set the larger penalty ranks higher; among
-  equal mean ranks the smaller penalty is taken.
+  Ranks are those of the authors' code: equal accuracies of a data set take
+  different ranks, in the order in which NumPy's default sort leaves them as
+  float32, which may depend on the processor. Among equal mean ranks the smaller
+  penalty is taken.
   """
   ranks = [
-    np.argsort(np.argsort(values, kind="stable"))
+    np.argsort(np.argsort(np.asarray(values, np.float32)))
     for values in accuracies.values()
   ]
   return int(np.argmax(np.mean(ranks, axis=0)))
@@ -264,13 +272,18 @@ def _check(
       f"penalties={tuple(penalties)}: give one or more numbers above 0."
     )
   for task in tasks:
-    low, high = np.min(task.train_labels), np.max(task.train_labels)
-    if low < 0 or high >= task.num_classes:
-      raise ValueError(
-        f"{task.name}: labels run from {low} to {high}, num_classes="
-        f"{task.num_classes} allows 0 to {task.num_classes - 1}. Correct "
-        "num_classes."
-      )
+    _check_labels(f"{task.name}: labels", task.train_labels, task.num_classes)
+
+
+def _check_labels(
+  where: str, labels: Int[np.ndarray, "N"], num_classes: int
+) -> None:
+  low, high = np.min(labels), np.max(labels)
+  if low < 0 or high >= num_classes:
+    raise ValueError(
+      f"{where} run from {low} to {high}, num_classes={num_classes} allows 0 "
+      f"to {num_classes - 1}. Correct num_classes."
+    )
 
 
 def _report_small_classes(task: FewshotTask, shots: int) -> None:

@@ -13,9 +13,11 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from vmoe_study.options import check_names, check_type, defaults
+from vmoe_study.nn.checked import CheckedModule
+from vmoe_study.options import check_least, check_names, check_type, defaults
 from vmoe_study.routing import balance
 from vmoe_study.routing.affinity import (
   Affinity,
@@ -40,14 +42,18 @@ class RouterLogits(NamedTuple):
     """The logits by which the router picks."""
     return self.clean if self.noise is None else self.clean + self.noise
 
+  def float32(self) -> "RouterLogits":
+    """The same as float32 arrays of JAX, given arrays of any kind."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self)
 
-class Router(nn.Module, abc.ABC):
+
+class Router(CheckedModule, abc.ABC):
   """(G, S, D) tokens to a plan and its aux.
 
   Attributes:
     num_experts: E.
-    noise_std: in training, logits get noise of this deviation divided by E,
-      from the rng stream "router".
+    noise_std: in training, logits get noise of this deviation, in sparse
+      routers divided by E, from the rng stream "router".
   """
 
   num_experts: int
@@ -63,18 +69,18 @@ class Router(nn.Module, abc.ABC):
   def route(
     self, logits: RouterLogits
   ) -> tuple[RoutingPlan, balance.RoutingAux]:
-    """Pure: uses no parameters and no random numbers."""
+    """Pure: uses no parameters and no random numbers; computes in float32."""
 
   def __call__(
     self, x: Float[Array, "G S D"], deterministic: bool = True
   ) -> tuple[RoutingPlan, balance.RoutingAux]:
     return self.route(self.logits(x, deterministic))
 
-  def _noise(self, shape: tuple[int, ...], deterministic: bool):
-    if deterministic or not self.noise_std:
+  def _noise(self, shape: tuple[int, ...], std: float, deterministic: bool):
+    if deterministic or not std:
       return None
-    noise = jax.random.normal(self.make_rng("router"), shape)
-    return noise * (self.noise_std / self.num_experts)
+    noise = jax.random.normal(self.make_rng("router"), shape, jnp.float32)
+    return noise * std
 
 
 class SparseRouter(Router):
@@ -123,12 +129,14 @@ class SparseRouter(Router):
       precision=jax.lax.Precision.HIGHEST,
       name="dense",
     )(x)
-    return RouterLogits(clean, self._noise(clean.shape, deterministic))
+    std = self.noise_std / self.num_experts
+    return RouterLogits(clean, self._noise(clean.shape, std, deterministic))
 
   @nn.nowrap
   def route(
     self, logits: RouterLogits
   ) -> tuple[RoutingPlan, balance.RoutingAux]:
+    logits = logits.float32()
     capacity = self.capacity(logits.clean.shape[1])
     if self.weights == "transport":
       weights = scores = self.affinity(logits.noisy, capacity)
@@ -164,7 +172,8 @@ class SparseRouter(Router):
       "gshard_loss": balance.gshard_loss(jax.nn.softmax(noisy)),
       "router_z_loss": balance.router_z_loss(clean),
     }
-    if logits.noise is not None and isinstance(self.choice, TokenChoice):
+    defined = logits.noise is not None and self.noise_std > 0
+    if defined and self.choice.tokens_choose:
       losses["load_loss"] = balance.load_loss(
         clean,
         noisy,
@@ -186,6 +195,9 @@ class SparseRouter(Router):
 class SoftRouter(Router):
   """Soft MoE: learned slots, each a mixture of all tokens (2308.00951).
 
+  Without noise by default. If there is any, it is the authors': `noise_std`
+  itself is the deviation, which sparse routers divide by E.
+
   Attributes:
     capacity_factor: slots per token.
     capacity_rounding: "round" (half to even) or "ceil".
@@ -204,16 +216,17 @@ class SoftRouter(Router):
     self, x: Float[Array, "G S D"], deterministic: bool
   ) -> RouterLogits:
     shape = x.shape[-1], self.num_experts, self.capacity(x.shape[1])
-    mu = self.param("mu", nn.initializers.lecun_normal(), shape)
-    scale = self.param("scale", nn.initializers.ones, ())
+    mu = self.param("mu", nn.initializers.lecun_normal(), shape, jnp.float32)
+    scale = self.param("scale", nn.initializers.ones, (), jnp.float32)
     clean = slot_logits(x, mu, scale)
-    return RouterLogits(clean, self._noise(clean.shape, deterministic))
+    noise = self._noise(clean.shape, self.noise_std, deterministic)
+    return RouterLogits(clean, noise)
 
   @nn.nowrap
   def route(
     self, logits: RouterLogits
   ) -> tuple[RoutingPlan, balance.RoutingAux]:
-    plan = soft_choice(logits.noisy)
+    plan = soft_choice(logits.float32().noisy)
     return plan, balance.routing_aux(plan, {}, {})
 
   @nn.nowrap
@@ -242,7 +255,7 @@ class DenseRouter(Router):
   def logits(
     self, x: Float[Array, "G S D"], deterministic: bool
   ) -> RouterLogits:
-    return RouterLogits(jnp.zeros((*x.shape[:2], 1)))
+    return RouterLogits(jnp.zeros((*x.shape[:2], 1), jnp.float32))
 
   @nn.nowrap
   def route(
@@ -264,19 +277,32 @@ class Recipe:
     router: the class.
     parts: classes that make fields of it, by the field's name.
     defaults: of options, where they differ from the classes'.
+
+  Raises:
+    ValueError: if two of the classes have an option of the same name.
   """
 
   router: type[Router]
   parts: dict[str, type] = dataclasses.field(default_factory=dict)
   defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+  def __post_init__(self):
+    names = [field.name for field in self._fields()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+      classes = [c.__name__ for c in (self.router, *self.parts.values())]
+      raise ValueError(
+        f"options {twice} are fields of more than one of {classes}: rename "
+        "them, so that a name says which is meant."
+      )
+
+  def _fields(self) -> list[dataclasses.Field]:
+    classes = self.router, *self.parts.values()
+    return [f for part in classes for f in dataclasses.fields(part)]
+
   def options(self) -> dict[str, Any]:
     """Every option by name, with its type."""
-    fields = list(dataclasses.fields(self.router))
-    for part in self.parts.values():
-      fields += dataclasses.fields(part)
     hidden = {"parent", "name", *self.parts}
-    return {f.name: f.type for f in fields if f.name not in hidden}
+    return {f.name: f.type for f in self._fields() if f.name not in hidden}
 
   def default_options(self) -> dict[str, Any]:
     """The default of every option that has one."""
@@ -303,13 +329,17 @@ def sparse(affinity: type, choice: type, **defaults) -> Recipe:
 
 
 # The authors' Sinkhorn token choice, alone among their routers, weighs outputs
-# by the probabilities of the logits without noise: kept as its default.
+# by the probabilities of the logits without noise: kept as its default. In
+# sparsity-constrained token choice, which is not theirs, tokens go where their
+# transport plan sends them: ties at 0 would send most of them to expert 0.
 ROUTERS = {
   "softmax_token_choice": sparse(Softmax, TokenChoice, noise_std=1.0),
   "sinkhorn_token_choice": sparse(
     Sinkhorn, TokenChoice, noise_std=1.0, noisy_weights=False
   ),
-  "sparsity_constrained_token_choice": sparse(SparseTransport, TokenChoice),
+  "sparsity_constrained_token_choice": sparse(
+    SparseTransport, TokenChoice, fill_zero_scores=False
+  ),
   "softmax_expert_choice": sparse(Softmax, ExpertChoice, noise_std=1.0),
   "sinkhorn_expert_choice": sparse(Sinkhorn, ExpertChoice, noise_std=1.0),
   "sparsity_constrained_expert_choice": sparse(SparseTransport, ExpertChoice),
@@ -323,8 +353,20 @@ _AT_LEAST = {
   "num_selected_experts": 1,
   "num_iterations": 1,
   "slots_per_expert": 1,
+  "capacity_multiple_of": 1,
   "noise_std": 0,
+  "importance_loss_weight": 0,
+  "load_loss_weight": 0,
+  "gshard_loss_weight": 0,
+  "router_z_loss_weight": 0,
 }
+
+
+def _check_range(where: str, option: str, value: Any) -> None:
+  if option in _AT_LEAST and value is not None:
+    check_least(where, value, _AT_LEAST[option])
+  if option == "capacity_factor" and value <= 0:
+    raise ValueError(f"{where}={value!r}: must be above 0.")
 
 
 def make_router(router: str, /, **options) -> Router:
@@ -332,21 +374,31 @@ def make_router(router: str, /, **options) -> Router:
 
   Args:
     router: a name in `ROUTERS`.
-    **options: fields of the router, its affinity and its choice.
+    **options: fields of the router, its affinity and its choice. Numbers may
+      be NumPy's.
 
   Raises:
-    ValueError: for an unknown router or option, a value of a wrong type or too
-      small, or a missing option that has no default.
+    ValueError: for an unknown router or option, a value of a wrong type or out
+      of its range, or a missing option that has no default.
   """
   check_names("router", [router], ROUTERS)
   valid = ROUTERS[router].options()
   check_names(f"options of router {router!r}", options, valid)
+  options = {
+    option: value.item() if isinstance(value, np.generic) else value
+    for option, value in options.items()
+  }
   for option, value in options.items():
     check_type(f"{router}.{option}", value, valid[option])
-    least = _AT_LEAST.get(option)
-    if least is not None and value is not None and value < least:
-      raise ValueError(f"{router}.{option}={value}: must be at least {least}.")
-  required = valid.keys() - ROUTERS[router].default_options().keys()
-  for option in sorted(required - options.keys()):
+    _check_range(f"{router}.{option}", option, value)
+  all_options = ROUTERS[router].default_options() | options
+  for option in sorted(valid.keys() - all_options.keys()):
     raise ValueError(f"option {option!r} of router {router!r} must be given.")
+  choices = all_options.get("num_selected_experts", 1)
+  experts = all_options["num_experts"]
+  if choices > experts:
+    raise ValueError(
+      f"{router}.num_selected_experts={choices}: a token can choose from 1 to "
+      f"num_experts={experts} experts. Lower it or add experts."
+    )
   return ROUTERS[router].make(options)

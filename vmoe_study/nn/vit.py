@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vmoe_study.nn.checked import CheckedModule
 from vmoe_study.nn.mlp import Mlp
 from vmoe_study.nn.moe import Moe, MoeOptions
 from vmoe_study.routing.balance import RoutingAux
@@ -55,8 +56,10 @@ def moe_blocks(rule: str | Sequence[int], depth: int) -> tuple[int, ...]:
     depth: number of blocks.
 
   Raises:
-    ValueError: if the rule is none of these, or names a block outside.
+    ValueError: if the rule is none of these, names a block outside, or more
+      blocks than there are.
   """
+  wanted = 1
   if not isinstance(rule, str):
     blocks = tuple(sorted(set(rule)))
   elif match := re.fullmatch(r"\(?(\d+(?:, *\d+)*),?\)?", rule):
@@ -65,16 +68,17 @@ def moe_blocks(rule: str | Sequence[int], depth: int) -> tuple[int, ...]:
     blocks = tuple(range(int(match[1]) - 1, depth, int(match[1])))
   elif match := re.fullmatch(r"last ([1-9]\d*)( odd)?", rule):
     candidates = range(1, depth, 2) if match[2] else range(depth)
-    blocks = tuple(candidates[-int(match[1]) :])
+    wanted = int(match[1])
+    blocks = tuple(candidates[-wanted:])
   else:
     raise ValueError(
       f"moe.blocks={rule!r}: must be 'every N', 'last N odd', 'last N' or a "
       "list of block numbers."
     )
-  if not blocks or blocks[0] < 0 or blocks[-1] >= depth:
+  if len(blocks) < wanted or blocks[0] < 0 or blocks[-1] >= depth:
     raise ValueError(
       f"moe.blocks={rule!r}: picks blocks {list(blocks)} of a model with "
-      f"blocks 0 to {depth - 1}."
+      f"blocks 0 to {depth - 1}. Ask for blocks that it has."
     )
   return blocks
 
@@ -92,7 +96,17 @@ class VitOutputs(NamedTuple):
 
 
 class EncoderBlock(nn.Module):
-  """Attention and an MLP or a mixture of experts, each with a residual."""
+  """Attention and an MLP or a mixture of experts, each with a residual.
+
+  Attributes:
+    mlp_dim: F, of the MLP or of each expert.
+    num_heads: of attention; divides D.
+    moe: routed experts in place of the MLP, whatever its `blocks` say; or None.
+    dropout_rate: after attention and inside the MLP or the experts.
+    qk_norm: normalise queries and keys.
+    dtype: of the computation; parameters and routers are float32.
+    exchange: where experts are.
+  """
 
   mlp_dim: int
   num_heads: int
@@ -107,7 +121,7 @@ class EncoderBlock(nn.Module):
     self, x: Float[Array, "B L D"], deterministic: bool
   ) -> tuple[Float[Array, "B L D"], dict[str, RoutingAux]]:
     y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
-    y = _attention(self, "SelfAttention")(y)
+    y = _attention(self, self.dtype, "SelfAttention")(y)
     x = x + nn.Dropout(self.dropout_rate, deterministic=deterministic)(y)
 
     y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_1")(x)
@@ -120,7 +134,16 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Position embeddings, blocks, and a final norm."""
+  """Position embeddings, blocks, and a final norm, which is float32.
+
+  Attributes:
+    depth: number of blocks.
+    block: fields of every `EncoderBlock` but `moe`.
+    moe: of the routed blocks, which `moe.blocks` names; None if there are none.
+    posemb: "learned" or "sincos2d".
+    grid: patches down and across, for "sincos2d".
+    remat: what the backward pass recomputes, see `VisionTransformer`.
+  """
 
   depth: int
   block: dict[str, Any]
@@ -151,8 +174,7 @@ class Encoder(nn.Module):
       block = block_class(moe=moe, name=name, **self.block)
       x, block_aux = block(x, deterministic)
       aux |= block_aux
-    norm = nn.LayerNorm(dtype=self.block["dtype"], name="encoder_norm")
-    return norm(x), aux
+    return nn.LayerNorm(dtype=jnp.float32, name="encoder_norm")(x), aux
 
 
 def _remat(policy=None):
@@ -193,27 +215,32 @@ def sincos2d(height: int, width: int, features: int) -> Float[Array, "L D"]:
 
 
 class MapHead(nn.Module):
-  """Multi-head attention pooling: one learned probe attends to all tokens."""
+  """Multi-head attention pooling: one learned probe attends to all tokens.
+
+  Attributes:
+    mlp_dim: F of the MLP behind the attention.
+    num_heads: of attention; divides D.
+    qk_norm: normalise queries and keys.
+  """
 
   mlp_dim: int
   num_heads: int
   qk_norm: bool
-  dtype: str
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B D"]:
     shape = 1, 1, x.shape[-1]
     probe = self.param("probe", nn.initializers.xavier_uniform(), shape)
-    probe = jnp.tile(probe, (x.shape[0], 1, 1)).astype(self.dtype)
-    x = _attention(self, "MultiHeadDotProductAttention")(probe, x)
-    y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm")(x)
-    return (x + Mlp(self.mlp_dim, dtype=self.dtype, name="Mlp")(y))[:, 0]
+    probe = jnp.tile(probe, (x.shape[0], 1, 1))
+    x = _attention(self, "float32", "MultiHeadDotProductAttention")(probe, x)
+    y = nn.LayerNorm(dtype=jnp.float32, name="LayerNorm")(x)
+    return (x + Mlp(self.mlp_dim, name="Mlp")(y))[:, 0]
 
 
-def _attention(module: nn.Module, name: str) -> nn.Module:
+def _attention(module: nn.Module, dtype: str, name: str) -> nn.Module:
   return nn.MultiHeadDotProductAttention(
     num_heads=module.num_heads,
-    dtype=module.dtype,
+    dtype=dtype,
     kernel_init=nn.initializers.xavier_uniform(),
     normalize_qk=module.qk_norm,
     force_fp32_for_softmax=True,
@@ -221,7 +248,7 @@ def _attention(module: nn.Module, name: str) -> nn.Module:
   )
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(CheckedModule):
   """Images to class logits.
 
   Attributes:
@@ -239,7 +266,8 @@ class VisionTransformer(nn.Module):
     head_bias_init: constant that the head's biases start from.
     qk_norm: normalise queries and keys.
     dropout_rate: after position embeddings, attention and MLP layers.
-    dtype: of the computation; parameters and routers are float32.
+    dtype: of the blocks; parameters, routers and what comes after the blocks,
+      from the final norm to the head, are float32.
     remat: what the backward pass recomputes: "none", "dots" (all but matrix
       products with parameters), "full" (whole blocks).
     exchange: where experts are.
@@ -326,13 +354,10 @@ class VisionTransformer(nn.Module):
 
   def _features(self, x: Array) -> Array:
     if self.pool == "map":
-      head = self.mlp_dim, self.num_heads, self.qk_norm, self.dtype
-      x = MapHead(*head, name="MapHead")(x)
+      head = MapHead(self.mlp_dim, self.num_heads, self.qk_norm, name="MapHead")
+      x = head(x)
     else:
       x = x[:, 0] if self.pool == "token" else x.mean(axis=1)
     if self.representation_size:
-      layer = nn.Dense(
-        self.representation_size, dtype=self.dtype, name="pre_logits"
-      )
-      x = jnp.tanh(layer(x))
-    return x.astype(jnp.float32)
+      x = jnp.tanh(nn.Dense(self.representation_size, name="pre_logits")(x))
+    return x

@@ -10,18 +10,21 @@ from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from vmoe_study.routing.arguments import check_positive, float32
 from vmoe_study.routing.plan import IndexPlan
 
 
 def token_choice(
-  scores: Float[Array, "G S E"],
-  weights: Float[Array, "G S E"],
+  scores: Float[ArrayLike, "G S E"],
+  weights: Float[ArrayLike, "G S E"],
   *,
   num_selected_experts: int,
   capacity: int,
   batch_priority: bool = False,
+  fill_zero_scores: bool = True,
 ) -> IndexPlan:
   """Each token takes the K experts that it scores highest (2106.05974).
 
@@ -35,19 +38,28 @@ def token_choice(
     num_selected_experts: K, in [1, E].
     capacity: C, slots per expert.
     batch_priority: serve confident tokens first.
+    fill_zero_scores: whether a token may choose experts that it scores 0, as
+      it does all but a few in a sparse transport plan. They tie, so that it
+      would choose the first of them: expert 0, mostly. If not, such a choice
+      takes no slot.
+
+  Returns:
+    A plan that knows the slots of each token; its weights are float32.
 
   Raises:
-    ValueError: if K is not in [1, E].
+    ValueError: if K is not in [1, E], C is below 1, or scores and weights are
+      not of one shape (G, S, E).
   """
+  scores, weights = _checked(scores, weights, capacity)
   num_tokens, num_experts = scores.shape[1:]
   if not 1 <= num_selected_experts <= num_experts:
     raise ValueError(
       f"num_selected_experts={num_selected_experts}: a token can choose from "
       f"1 to num_experts={num_experts} experts. Lower K or add experts."
     )
-  best, experts = jax.lax.top_k(
-    jax.lax.stop_gradient(scores), num_selected_experts
-  )
+  best, experts = jax.lax.top_k(scores, num_selected_experts)
+  if not fill_zero_scores:
+    experts = jnp.where(best > 0, experts, num_experts)
   priority = best[..., 0] if batch_priority else None
   queue = _queue(experts, priority)
   lengths = jax.nn.one_hot(experts, num_experts, dtype=jnp.int32).sum((1, 2))
@@ -61,13 +73,14 @@ def token_choice(
   rank = jnp.argsort(queue, axis=1).reshape(*experts.swapaxes(1, 2).shape)
   rank = rank.swapaxes(1, 2) - _take(starts, experts)
   slots = experts * capacity + rank
-  slots = jnp.where(rank < capacity, slots, num_experts * capacity)
+  kept = (rank < capacity) & (experts < num_experts)
+  slots = jnp.where(kept, slots, num_experts * capacity)
   return IndexPlan(tokens, _slot_weights(weights, tokens), num_tokens, slots)
 
 
 def expert_choice(
-  scores: Float[Array, "G S E"],
-  weights: Float[Array, "G S E"],
+  scores: Float[ArrayLike, "G S E"],
+  weights: Float[ArrayLike, "G S E"],
   *,
   capacity: int,
   fill_zero_scores: bool = True,
@@ -83,10 +96,18 @@ def expert_choice(
     capacity: C, slots per expert.
     fill_zero_scores: whether an expert that has slots left takes tokens that
       score 0, as those outside a sparse transport plan do.
+
+  Returns:
+    A plan whose slots hold tokens in decreasing order of score, the lower index
+    first among equals; its weights are float32.
+
+  Raises:
+    ValueError: if C is below 1, or scores and weights are not of one shape
+      (G, S, E).
   """
+  scores, weights = _checked(scores, weights, capacity)
   num_tokens = scores.shape[1]
-  scores = jax.lax.stop_gradient(scores).swapaxes(1, 2)
-  best, tokens = jax.lax.top_k(scores, min(capacity, num_tokens))
+  best, tokens = jax.lax.top_k(scores.swapaxes(1, 2), min(capacity, num_tokens))
   if not fill_zero_scores:
     tokens = jnp.where(best > 0, tokens, num_tokens)
   empty = ((0, 0), (0, 0), (0, capacity - tokens.shape[-1]))
@@ -94,10 +115,25 @@ def expert_choice(
   return IndexPlan(tokens, _slot_weights(weights, tokens), num_tokens)
 
 
+def _checked(scores, weights, capacity: int) -> tuple[Array, Array]:
+  """Both in float32, if they suit each other; scores pass no gradient."""
+  scores, weights = float32("scores", scores), float32("weights", weights)
+  if scores.shape != weights.shape:
+    raise ValueError(
+      f"scores of shape {scores.shape} and weights of shape {weights.shape}: "
+      "must have the same. Give every score (G, S, E) its weight."
+    )
+  check_positive("capacity", capacity)
+  return jax.lax.stop_gradient(scores), weights
+
+
 def _queue(
   experts: Int[Array, "G S K"], priority: Float[Array, "G S"] | None
 ) -> Int[Array, "G K*S"]:
-  """All choices k*S + s: by expert, then in the order that it serves them."""
+  """All choices k*S + s: by expert, then in the order that it serves them.
+
+  Those of expert E, which does not exist, are last.
+  """
   num_groups, _, num_choices = experts.shape
   choice = jnp.arange(num_choices)[None, None]
   by_choice = (experts * num_choices + choice).swapaxes(1, 2)
@@ -126,15 +162,24 @@ def _slot_weights(
 
 
 class Choice(Protocol):
-  """Scores and weights to a plan with C slots per expert."""
+  """Scores and weights to a plan with C slots per expert.
+
+  Attributes:
+    num_selected_experts: K, choices of each token that slots are made for.
+    tokens_choose: whether each token takes its top K experts, which is what
+      the load loss is about.
+  """
 
   @property
   def num_selected_experts(self) -> int: ...
 
+  @property
+  def tokens_choose(self) -> bool: ...
+
   def __call__(
     self,
-    scores: Float[Array, "G S E"],
-    weights: Float[Array, "G S E"],
+    scores: Float[ArrayLike, "G S E"],
+    weights: Float[ArrayLike, "G S E"],
     *,
     capacity: int,
   ) -> IndexPlan: ...
@@ -144,13 +189,15 @@ class Choice(Protocol):
 class TokenChoice:
   """`token_choice` with its options."""
 
+  tokens_choose: ClassVar[bool] = True
   num_selected_experts: int = 1
   batch_priority: bool = False
+  fill_zero_scores: bool = True
 
   def __call__(
     self,
-    scores: Float[Array, "G S E"],
-    weights: Float[Array, "G S E"],
+    scores: Float[ArrayLike, "G S E"],
+    weights: Float[ArrayLike, "G S E"],
     *,
     capacity: int,
   ) -> IndexPlan:
@@ -160,6 +207,7 @@ class TokenChoice:
       num_selected_experts=self.num_selected_experts,
       capacity=capacity,
       batch_priority=self.batch_priority,
+      fill_zero_scores=self.fill_zero_scores,
     )
 
 
@@ -167,13 +215,14 @@ class TokenChoice:
 class ExpertChoice:
   """`expert_choice`; its capacity does not depend on a number of choices."""
 
+  tokens_choose: ClassVar[bool] = False
   num_selected_experts: ClassVar[int] = 1
   fill_zero_scores: bool = True
 
   def __call__(
     self,
-    scores: Float[Array, "G S E"],
-    weights: Float[Array, "G S E"],
+    scores: Float[ArrayLike, "G S E"],
+    weights: Float[ArrayLike, "G S E"],
     *,
     capacity: int,
   ) -> IndexPlan:

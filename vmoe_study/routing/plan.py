@@ -26,6 +26,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 
@@ -33,12 +34,20 @@ class RoutingPlan(abc.ABC):
   """Carries tokens to expert slots (`dispatch`) and back (`combine`)."""
 
   @abc.abstractmethod
-  def dispatch(self, x: Float[Array, "G S D"]) -> Float[Array, "E G C D"]:
-    """Expert inputs, in the dtype of `x`; empty slots are zero."""
+  def dispatch(self, x: Float[ArrayLike, "G S D"]) -> Float[Array, "E G C D"]:
+    """Expert inputs, in the dtype of `x`; empty slots are zero.
+
+    Raises:
+      ValueError: for tokens of another G or S than the plan's.
+    """
 
   @abc.abstractmethod
-  def combine(self, y: Float[Array, "E G C D"]) -> Float[Array, "G S D"]:
-    """Weighted expert outputs per token, in the dtype of `y`."""
+  def combine(self, y: Float[ArrayLike, "E G C D"]) -> Float[Array, "G S D"]:
+    """Weighted expert outputs per token, in the dtype of `y`.
+
+    Raises:
+      ValueError: for outputs of another E, G or C than the plan's.
+    """
 
   @abc.abstractmethod
   def dispatch_tensor(self) -> Float[Array, "G S E C"]:
@@ -65,11 +74,14 @@ class DensePlan(RoutingPlan):
   dispatch_weights: Float[Array, "G S E C"]
   combine_weights: Float[Array, "G S E C"]
 
-  def dispatch(self, x: Float[Array, "G S D"]) -> Float[Array, "E G C D"]:
+  def dispatch(self, x: Float[ArrayLike, "G S D"]) -> Float[Array, "E G C D"]:
+    x = _suiting("x", x, self.dispatch_weights.shape[:2])
     weights = self.dispatch_weights.astype(x.dtype)
     return jnp.einsum("GSEC,GSD->EGCD", weights, x)
 
-  def combine(self, y: Float[Array, "E G C D"]) -> Float[Array, "G S D"]:
+  def combine(self, y: Float[ArrayLike, "E G C D"]) -> Float[Array, "G S D"]:
+    num_groups, _, num_experts, capacity = self.combine_weights.shape
+    y = _suiting("y", y, (num_experts, num_groups, capacity))
     weights = self.combine_weights.astype(y.dtype)
     return jnp.einsum("GSEC,EGCD->GSD", weights, y)
 
@@ -91,6 +103,9 @@ class DensePlan(RoutingPlan):
 class IndexPlan(RoutingPlan):
   """The token in each slot, and how much of the slot's output it gets back.
 
+  Differentiable in reverse mode only (`jax.custom_vjp`); the dense form, see
+  `to_dense`, in forward mode too.
+
   Attributes:
     tokens: index in [0, S) of the token in each slot; S marks an empty slot.
     weights: combine weight of each slot, float32; 0 for an empty slot.
@@ -106,16 +121,19 @@ class IndexPlan(RoutingPlan):
   num_tokens: int = dataclasses.field(metadata={"static": True})
   slots: Int[Array, "G S K"] | None = None
 
-  def dispatch(self, x: Float[Array, "G S D"]) -> Float[Array, "E G C D"]:
+  def dispatch(self, x: Float[ArrayLike, "G S D"]) -> Float[Array, "E G C D"]:
+    x = _suiting("x", x, (len(self.tokens), self.num_tokens))
     return _to_slots(x, self.tokens, self.slots, self.num_tokens)
 
-  def combine(self, y: Float[Array, "E G C D"]) -> Float[Array, "G S D"]:
+  def combine(self, y: Float[ArrayLike, "E G C D"]) -> Float[Array, "G S D"]:
+    num_groups, num_experts, capacity = self.tokens.shape
+    y = _suiting("y", y, (num_experts, num_groups, capacity))
     weights = jnp.moveaxis(self.weights, 0, 1).astype(y.dtype)
     weighted = y * weights[..., None]
     return _to_tokens(weighted, self.tokens, self.slots, self.num_tokens)
 
   def dispatch_tensor(self) -> Float[Array, "G S E C"]:
-    one_hot = jax.nn.one_hot(self.tokens, self.num_tokens)
+    one_hot = jax.nn.one_hot(self.tokens, self.num_tokens, dtype=jnp.float32)
     return jnp.moveaxis(one_hot, -1, 1)
 
   def combine_tensor(self) -> Float[Array, "G S E C"]:
@@ -126,11 +144,26 @@ class IndexPlan(RoutingPlan):
 
   def experts_per_token(self) -> Float[Array, "G S"]:
     num_groups, num_experts, capacity = self.tokens.shape
-    ones = jnp.ones((num_experts, num_groups, capacity, 1))
-    return _to_tokens(ones, self.tokens, self.slots, self.num_tokens)[..., 0]
+    if self.slots is not None:
+      held = self.slots < num_experts * capacity
+      return jnp.sum(held, axis=2, dtype=jnp.float32)
+    ones = jnp.ones((num_experts, num_groups, capacity, 1), jnp.float32)
+    return _to_tokens(ones, self.tokens, None, self.num_tokens)[..., 0]
 
   def to_dense(self) -> DensePlan:
     return DensePlan(self.dispatch_tensor(), self.combine_tensor())
+
+
+def _suiting(name: str, values: ArrayLike, leading: tuple[int, ...]) -> Array:
+  """An array of any width that has the plan's leading axes."""
+  array = jnp.asarray(values)
+  if array.shape[:-1] != leading:
+    wanted = ", ".join(map(str, leading))
+    raise ValueError(
+      f"{name} of shape {array.shape}: the plan was made for ({wanted}, D). "
+      "Use it with the tokens that it was made of and the outputs of its slots."
+    )
+  return array
 
 
 _DENSE_ON_TPU_UP_TO = 2048  # Slots per group.

@@ -7,17 +7,29 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-# While logits of a group lie within this range, no product in the scaling form
-# of Sinkhorn exceeds S * exp(2 * 40) or falls below exp(-2 * 40): in float32
-# nothing overflows and nothing that matters is flushed to zero.
+from vmoe_study.routing.arguments import float32
+
+# While the logits of a group lie within this range R, float32 holds all numbers
+# of the scaling form, for any S and up to 1,000 experts:
+#
+#   e^-R <= u <= E e^2R,  e^-R / E <= v <= e^2R,  e^-2R / E <= any product,
+#
+# and sums over the kernel are at most S e^R. For the rows of the kernel differ
+# by factors of e^R at most, so the entries of u = 1 / (kernel v) do; likewise
+# columns and v. Let f = log u, g = log v. The factors by which v changes in an
+# update have inverses of mean 1: the mean of g never falls (Jensen) from where
+# the first update puts it, -log E or above; nor does the mean of f, from 0. And
+# mean f + mean g, the dual objective over S, never exceeds the primal one,
+# sum T log(T / kernel) / S <= R.
 _SCALING_RANGE = 40.0
 
 
 @functools.partial(jax.jit, static_argnames="num_iterations")
 def sinkhorn(
-  logits: Float[Array, "G S E"], num_iterations: int = 20
+  logits: Float[ArrayLike, "G S E"], num_iterations: int = 20
 ) -> Float[Array, "G S E"]:
   """The entropic transport plan of cost -logits, epsilon 1 (1306.0895).
 
@@ -30,12 +42,16 @@ def sinkhorn(
   holds it; a wider range of logits takes the same steps by logsumexp.
 
   Args:
-    logits: router logits, float32.
+    logits: router logits.
     num_iterations: column and row updates.
 
   Returns:
-    T, differentiable through the iterations.
+    T, float32, differentiable through the iterations.
+
+  Raises:
+    ValueError: if the logits do not have three axes.
   """
+  logits = float32("logits", logits)
   fits = _range_of_groups(logits) <= _SCALING_RANGE
   return jax.lax.cond(
     fits,
@@ -55,9 +71,10 @@ def _range_of_groups(logits):
 
 
 def scaling_form(
-  logits: Float[Array, "G S E"], num_iterations: int
+  logits: Float[ArrayLike, "G S E"], num_iterations: int
 ) -> Float[Array, "G S E"]:
   """`sinkhorn` for logits whose range float32 holds."""
+  logits = float32("logits", logits)
   num_tokens, num_experts = logits.shape[1:]
   top = jax.lax.stop_gradient(logits.max(axis=(1, 2), keepdims=True))
   kernel = jnp.exp(logits - top)
@@ -74,9 +91,10 @@ def scaling_form(
 
 
 def log_form(
-  logits: Float[Array, "G S E"], num_iterations: int
+  logits: Float[ArrayLike, "G S E"], num_iterations: int
 ) -> Float[Array, "G S E"]:
   """`sinkhorn` for any logits."""
+  logits = float32("logits", logits)
   num_tokens, num_experts = logits.shape[1:]
   log_column = jnp.log(num_tokens / num_experts)
 
@@ -89,5 +107,6 @@ def log_form(
     return f, g
 
   zeros = jnp.zeros_like(logits[..., 0]), jnp.zeros_like(logits[:, 0])
-  f, g = jax.lax.fori_loop(0, num_iterations, iterate, zeros)
-  return jnp.exp(logits + f[:, :, None] + g[:, None, :])
+  _, g = jax.lax.fori_loop(0, num_iterations, iterate, zeros)
+  # The last f over again, but exact however large the logits.
+  return jax.nn.softmax(logits + g[:, None, :])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from vmoe_study.routing.arguments import float32
 from vmoe_study.routing.plan import DensePlan
 
 
@@ -16,14 +17,16 @@ def slot_logits(
   """Scaled cosine similarity of tokens and learned slots, float32."""
   return jnp.einsum(
     "GSD,DEC->GSEC",
-    _normalize(x, axis=2),
-    scale * _normalize(mu, axis=0),
+    _normalize(float32("x", x, "G S D"), axis=2),
+    float32("scale", scale, "")
+    * _normalize(float32("mu", mu, "D E C"), axis=0),
     precision=jax.lax.Precision.HIGHEST,
   )
 
 
-def soft_choice(logits: Float[Array, "G S E C"]) -> DensePlan:
+def soft_choice(logits: Float[ArrayLike, "G S E C"]) -> DensePlan:
   """Dispatch: softmax over tokens per slot. Combine: over slots per token."""
+  logits = float32("logits", logits, "G S E C")
   slots = logits.reshape(*logits.shape[:2], -1)
   return DensePlan(
     dispatch_weights=jax.nn.softmax(logits, axis=1),
@@ -32,5 +35,4 @@ def soft_choice(logits: Float[Array, "G S E C"]) -> DensePlan:
 
 
 def _normalize(x, axis):
-  x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.sum(x**2, axis=axis, keepdims=True) + 1e-6)

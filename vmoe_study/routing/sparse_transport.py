@@ -17,14 +17,17 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
+
+from vmoe_study.routing.arguments import check_positive, float32
 
 
 @functools.partial(
   jax.jit, static_argnames=("max_nonzeros", "solver", "num_iterations")
 )
 def sparse_transport(
-  affinity: Float[Array, "G S E"],
+  affinity: Float[ArrayLike, "G S E"],
   max_nonzeros: int,
   *,
   solver: str = "adam",
@@ -41,9 +44,15 @@ def sparse_transport(
     solver: one of `SOLVERS`.
     num_iterations: of the solver, as it counts them.
 
+  Returns:
+    The transport plan, float32.
+
   Raises:
-    ValueError: for an unknown solver.
+    ValueError: for an unknown solver, k below 1, or an affinity that does not
+      have three axes.
   """
+  affinity = float32("affinity", affinity)
+  check_positive("max_nonzeros", max_nonzeros)
   if solver not in SOLVERS:
     raise ValueError(f"solver={solver!r}: must be one of {list(SOLVERS)}.")
   max_nonzeros = min(max_nonzeros, affinity.shape[1])
@@ -54,11 +63,12 @@ def sparse_transport(
 
 
 def transport_at(
-  alpha: Float[Array, "G S"],
-  affinity: Float[Array, "G S E"],
+  alpha: Float[ArrayLike, "G S"],
+  affinity: Float[ArrayLike, "G S E"],
   max_nonzeros: int,
 ) -> Float[Array, "G S E"]:
   """The transport plan that maximises the semi-dual's columns at `alpha`."""
+  alpha, affinity = _arrays(alpha, affinity)
   masses, tokens = _columns(alpha, affinity, max_nonzeros)
   group, expert = _leading_indices(tokens)
   empty = jnp.zeros_like(affinity.swapaxes(1, 2))
@@ -67,17 +77,22 @@ def transport_at(
 
 
 def semi_dual(
-  alpha: Float[Array, "G S"],
-  affinity: Float[Array, "G S E"],
+  alpha: Float[ArrayLike, "G S"],
+  affinity: Float[ArrayLike, "G S E"],
   max_nonzeros: int,
 ) -> Float[Array, "G"]:
   """The objective that the solvers minimise, per group."""
+  alpha, affinity = _arrays(alpha, affinity)
   column_mass = affinity.shape[1] / affinity.shape[2]
   transport_plan = transport_at(alpha, affinity, max_nonzeros)
   profit = jnp.sum(transport_plan * (alpha[..., None] + affinity), axis=(1, 2))
   squares = jnp.sum(transport_plan**2, axis=(1, 2))
   constant = affinity.shape[2] * column_mass**2
   return profit - (squares - constant) / 2 - alpha.sum(axis=1)
+
+
+def _arrays(alpha, affinity) -> tuple[Array, Array]:
+  return float32("alpha", alpha, "G S"), float32("affinity", affinity)
 
 
 def _columns(alpha, affinity, max_nonzeros):
@@ -89,13 +104,14 @@ def _columns(alpha, affinity, max_nonzeros):
 
 
 def project_onto_simplex(
-  descending: Float[Array, "*batch k"],
+  descending: Float[ArrayLike, "*batch k"],
 ) -> Float[Array, "*batch k"]:
   """Projects vectors, sorted to descend, onto the simplex.
 
   p = max(x - tau, 0), where tau = (sum of the n largest - 1) / n for the
   largest n that keeps the n-th entry positive.
   """
+  descending = jnp.asarray(descending, jnp.float32)
   count = jnp.cumsum(jnp.ones_like(descending), axis=-1)
   taus = (jnp.cumsum(descending, axis=-1) - 1) / count
   support = jax.lax.stop_gradient(jnp.sum(descending > taus, axis=-1))
@@ -205,13 +221,14 @@ def _scaled(affinity, max_nonzeros, num_iterations) -> Float[Array, "G S"]:
 
 
 def descend(
-  alpha: Float[Array, "G S"],
-  affinity: Float[Array, "G S E"],
+  alpha: Float[ArrayLike, "G S"],
+  affinity: Float[ArrayLike, "G S E"],
   max_nonzeros: int,
-  steps: Float[Array, "n"],
+  steps: Float[ArrayLike, "n"],
 ) -> Float[Array, "G S"]:
   """Takes subgradient steps of the given sizes, in deviations of affinity."""
-  unit = _deviation(affinity)
+  alpha, affinity = _arrays(alpha, affinity)
+  steps, unit = float32("steps", steps, "n"), _deviation(affinity)
 
   def step(i, alpha):
     return alpha - steps[i] * unit * _excess(alpha, affinity, max_nonzeros)
