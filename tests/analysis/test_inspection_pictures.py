@@ -101,8 +101,54 @@ def test_patches_of_an_expert_stand_out(gallery):
   assert titles == ["image", "expert 1", "expert 2", "expert 0"]
   shown = figure.axes[1].images[0].get_array()
   plain = gallery.picture(0)
-  np.testing.assert_allclose(shown[:3, 3:], plain[:3, 3:])
+  share = 0.8 / 0.9  # Of expert 1 and of the largest combine weight, expert 0.
+  contrast = pictures.FAINT + (1 - pictures.FAINT) * share
+  expected = pictures.GREY + contrast * (plain[:3, 3:] - pictures.GREY)
+  np.testing.assert_allclose(shown[:3, 3:], expected.clip(0, 1))
   assert np.abs(shown[3:] - pictures.GREY).max() < pictures.FAINT
+
+
+def test_patches_that_an_expert_takes_are_outlined(gallery):
+  figure = pictures.experts_picture(gallery, "encoderblock_1")
+  assert outlines(figure.axes[0]) == []
+  # The corners of expert 1's patches, of 3 x 3 pixels, on both images.
+  assert outlines(figure.axes[1]) == [[2.5, -0.5, 3, 3]]
+  assert outlines(figure.axes[5]) == [[2.5, -0.5, 3, 3], [-0.5, 2.5, 3, 3]]
+
+
+def outlines(axes):
+  paths = [path for part in axes.collections for path in part.get_paths()]
+  return [list(path.get_extents().bounds) for path in paths]
+
+
+def test_nothing_is_outlined_where_every_expert_takes_everything(gallery):
+  layer = gallery.layers["encoderblock_1"]
+  tokens = layer.tokens._replace(sent=np.full_like(layer.tokens.sent, 0.1))
+  soft = dataclasses.replace(
+    gallery, layers={"encoderblock_1": layer._replace(tokens=tokens)}
+  )
+  figure = pictures.experts_picture(soft, "encoderblock_1")
+  assert not any(map(outlines, figure.axes))
+
+
+def test_a_bar_of_no_height_is_marked(findings):
+  layer = findings.layers["encoderblock_1"]
+  drops = [Estimate(0.0, 0.0, 6), *layer.accuracy_drop[1:]]
+  layer = dataclasses.replace(layer, accuracy_drop=drops)
+  load, *_, drops = charts.expert_charts(layer).axes
+  assert marked(drops) == [[0, 0]] and marked(load) == []
+
+
+def marked(axes):
+  [marks] = [line for line in axes.lines if line.get_marker() == "D"]
+  return marks.get_xydata().tolist()
+
+
+def test_the_training_capacity_hides_no_point(findings):
+  [axes] = charts.capacity_chart(findings).axes
+  [line] = [x for x in axes.lines if x.get_label() == "in training"]
+  points = [x for x in axes.lines if x is not line]
+  assert points and line.zorder < min(x.zorder for x in points)
 
 
 def test_tensors_are_tokens_by_slots(gallery):
@@ -121,6 +167,18 @@ def test_training_curves_are_read_by_name():
   busiest = figure.axes[0].lines[0]
   np.testing.assert_array_equal(busiest.get_xydata(), [[10, 3], [20, 2]])
   assert charts.training_chart(rows[:1], ["encoderblock_1"]) is None
+
+
+def test_layers_of_equal_load_share_a_line():
+  loads = {"a": (1.0, 1.0), "b": (1.5, 0.5), "c": (1.0, 1.0)}
+  row = {
+    f"train/routing/{layer}/{name}": load
+    for layer, pair in loads.items()
+    for name, load in zip(("max_load", "min_load"), pair, strict=True)
+  }
+  figure = charts.training_chart([{"step": 10, **row}], list(loads))
+  labels = [line.get_label() for line in figure.axes[0].lines]
+  assert labels == ["b, busiest", "b, least busy", "all experts equal:\na\nc"]
 
 
 class Reader(html.parser.HTMLParser):

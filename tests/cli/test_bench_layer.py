@@ -5,8 +5,10 @@ import time
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from vmoe_study.analysis.timing import interleaved_seconds, paired_ratio
+from vmoe_study.cli.bench_layer import draw
 from vmoe_study.cli.main import main
 
 PROMISED = {
@@ -68,6 +70,24 @@ def test_every_part_of_the_breakdown_is_there(record):
       *("router", "solver", "choice", "dispatch", "experts", "combine")
     }
     assert min(parts.values()) >= 0
+
+
+def test_an_unknown_dtype_is_refused(capsys):
+  with pytest.raises(SystemExit):
+    main(["bench", "layer", *TINY, "--dtype=float12"])
+  assert "choose from 'float32', 'bfloat16'" in capsys.readouterr().err
+
+
+def test_the_figure_is_as_wide_as_a_page(record, tmp_path):
+  rows = [
+    row | {"group_images": group, "capacity": capacity}
+    for row in record["rows"]
+    for group in (1, 8)
+    for capacity in (1, 2)
+  ]
+  draw(rows, str(tmp_path / "layer.png"))
+  height, width, _ = imread(tmp_path / "layer.png").shape
+  assert width <= 1200 and height > width / 3  # Two by two panels.
 
 
 def test_ratios_are_paired():

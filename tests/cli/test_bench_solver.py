@@ -12,6 +12,10 @@ SMALL = [
 ]
 
 
+SPARSE = "sparse transport at capacity 1, logits of standard deviation 1"
+SINKHORN = "entropic transport (Sinkhorn), logits of standard deviation 4"
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
   folder = tmp_path_factory.mktemp("bench")
@@ -42,14 +46,14 @@ def test_a_row_for_every_solver_and_number_of_iterations(rows):
 
 @pytest.mark.parametrize("key", ["gap", "marginal_error"])
 def test_the_faster_solver_is_the_better_one(rows, key):
-  found = _by_solver(rows, "sparse transport, capacity 1", key)
+  found = _by_solver(rows, SPARSE, key)
   assert found["entropic_start", 20] < 0.8 * found["adam", 20]
   assert found["adam", 20] < found["adam", 5]
 
 
 @pytest.mark.parametrize("key", ["gap", "marginal_error"])
 def test_the_forms_of_sinkhorn_are_equally_accurate(rows, key):
-  found = _by_solver(rows, "Sinkhorn, logits x 4", key)
+  found = _by_solver(rows, SINKHORN, key)
   for form in ("scaling form", "form by range"):
     for count in (5, 20):
       expected = pytest.approx(found["log form", count], abs=2e-6, rel=0.05)

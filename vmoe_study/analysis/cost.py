@@ -13,7 +13,6 @@ import jax
 
 from vmoe_study.nn.router import SoftRouter, make_router
 from vmoe_study.nn.vit import VisionTransformer, moe_blocks
-from vmoe_study.routing.choice import TokenChoice
 from vmoe_study.sharding import EXPERT_PATH, path_name
 
 
@@ -70,7 +69,7 @@ def routing(
   per_token = slots / group_size
   soft = isinstance(router, SoftRouter)
   most = per_token
-  if not soft and isinstance(router.choice, TokenChoice):
+  if not soft and router.choice.tokens_choose:
     most = router.choice.num_selected_experts
   return Routing(
     num_blocks=len(moe_blocks(moe.blocks, module.depth)),

@@ -36,6 +36,8 @@ def expert_charts(layer: LayerStatistics) -> Figure:
 
 def _bars(axes: Axes, values: Sequence[float], label: str, **options) -> None:
   axes.bar(range(len(values)), values, color=BLUE, **options)
+  zeros = np.flatnonzero(np.equal(values, 0))  # Their bars cannot be seen.
+  axes.plot(zeros, 0 * zeros, "D", color=BLUE, markersize=5)
   axes.set(xlabel="expert", ylabel=label)
   axes.set_xticks(expert_ticks(len(values)))
 
@@ -68,14 +70,14 @@ def _accuracy_drops(axes: Axes, layer: LayerStatistics) -> None:
 
 
 def class_matrix(layer: LayerStatistics, class_names: Sequence[str]) -> Figure:
-  """Each class's dispatch weight by expert, in percent."""
+  """Each class's combine weight by expert, in percent."""
   percent = 100 * layer.class_by_expert
   num_classes, num_experts = percent.shape
   size = min(3 + 0.5 * num_experts, 14), min(1.8 + 0.3 * num_classes, 12)
   figure = Figure(figsize=size, layout="constrained")
   axes = figure.subplots()
   image = axes.imshow(percent, aspect="auto", cmap="Blues", vmin=0)
-  figure.colorbar(image, label="share of the class's dispatch weight (%)")
+  figure.colorbar(image, label="share of the class's combine weight (%)")
   axes.set(xlabel="expert", ylabel="class")
   axes.set_xticks(expert_ticks(num_experts))
   if num_classes <= MOST_LABELS:
@@ -90,7 +92,7 @@ def _write_numbers(axes: Axes, values: Float[Array, "T E"]) -> None:
   for (row, column), value in np.ndenumerate(values):
     if not math.isnan(value):
       color = "white" if value > middle else "black"
-      text = f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+      text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
       axes.text(
         column, row, text, ha="center", va="center", color=color, fontsize=7
       )
@@ -114,15 +116,21 @@ def training_chart(
     return None
   figure = Figure(figsize=(11, 3.5), layout="constrained")
   load, unprocessed = figure.subplots(1, 2)
+  even = []
   for number, layer in enumerate(layers):
     style = {"color": f"C{number % 10}", "marker": ".", "markersize": 4}
-    load.plot(*curves[layer, "max_load"], label=f"{layer}, busiest", **style)
-    load.plot(
-      *curves[layer, "min_load"], "--", label=f"{layer}, idlest", **style
-    )
     unprocessed.plot(*curves[layer, "unprocessed"], label=layer, **style)
+    most, least = curves[layer, "max_load"], curves[layer, "min_load"]
+    if _same(most, least):
+      even.append(layer)
+      continue
+    load.plot(*most, label=f"{layer}, busiest", **style)
+    load.plot(*least, "--", label=f"{layer}, least busy", **style)
+  if even:  # One line, as they would hide each other.
+    label = "all experts equal:\n" + "\n".join(even)
+    load.plot(*curves[even[0], "max_load"], ".-", color=GREY, label=label)
   load.set(xlabel="step", ylabel="load (tokens / mean of experts)")
-  load.set_ylim(bottom=0)
+  load.set_ylim(0, max(1.2, load.get_ylim()[1]))
   unprocessed.set(xlabel="step", ylabel="unprocessed tokens")
   unprocessed.set_ylim(0, max(0.05, unprocessed.get_ylim()[1]))
   unprocessed.yaxis.set_major_formatter(PercentFormatter(1))
@@ -132,11 +140,16 @@ def training_chart(
   return figure
 
 
-def _curve(
-  rows: Sequence[Mapping[str, float]], name: str
-) -> tuple[list[float], list[float]]:
+_Curve = tuple[list[float], list[float]]  # Steps and values.
+
+
+def _curve(rows: Sequence[Mapping[str, float]], name: str) -> _Curve:
   points = [(row["step"], row[name]) for row in rows if name in row]
   return [step for step, _ in points], [value for _, value in points]
+
+
+def _same(first: _Curve, second: _Curve) -> bool:
+  return first[0] == second[0] and np.allclose(first[1], second[1], atol=1e-3)
 
 
 def capacity_chart(findings: Findings) -> Figure:
@@ -153,8 +166,13 @@ def capacity_chart(findings: Findings) -> Figure:
     capsize=3,
     label="this checkpoint, 95% interval over images",
   )
-  axes.axvline(
-    findings.trained_capacity, color=GREY, linestyle="--", label="in training"
+  axes.axvline(  # Wide, to be seen behind the interval of a point.
+    findings.trained_capacity,
+    color="0.85",
+    linewidth=8,
+    solid_capstyle="butt",
+    zorder=0,
+    label="in training",
   )
   axes.set_xscale("log", base=2)
   axes.set_xticks(factors, [f"{factor:g}" for factor in factors])

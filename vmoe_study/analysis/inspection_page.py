@@ -35,10 +35,10 @@ SOFT_CAPACITY = (
 READING = (
   "Load is tokens sent to an expert over the mean of all experts. An "
   "unprocessed token is taken by no expert: it passes the layer unchanged. "
-  "Entropies and mutual information are in nats. The router's entropy is that "
-  "of the softmax of its logits, without noise. An accuracy drop is what the "
-  "model loses if an expert's output is set to zero while routing stays as it "
-  "is."
+  "Entropies and the information between class and expert, which is weighted "
+  "by Combine, are in nats. The router's entropy is that of the softmax of its "
+  "logits, without noise. An accuracy drop is what the model loses if an "
+  "expert's output is set to zero while routing stays as it is."
 )
 READING_SOFT = (
   " In Soft MoE each slot is a mixture of all tokens: every expert has the "
@@ -92,15 +92,19 @@ PATCHES = (
 LAYER_PICTURES = {
   "charts": (
     "Load, mean combine weight, how many experts process a token, and by how "
-    "many percentage points accuracy falls without each expert."
+    "many percentage points accuracy falls without each expert. A diamond "
+    "marks a bar of height zero."
   ),
   "classes": (
-    "Of the tokens of each class, the share of dispatch weight that goes to "
-    "each expert, in percent."
+    "Of each class, the share of combine weight that returns from each expert, "
+    "in percent. If rows are alike, experts ignore classes. Numbers of tokens "
+    "would not tell: where experts choose within one image, each takes equally "
+    "many tokens of every class."
   ),
   "patches": (
     "The experts with the largest combine weight on these images: the more a "
-    "patch stands out of the grey, the larger its dispatch weight."
+    "patch stands out of the grey, the larger its combine weight. Patches that "
+    "an expert takes are outlined, unless all experts take all of them."
   ),
   "tensors": (
     "The routing tensors of one group. A row is a token, with lines between "
@@ -138,8 +142,8 @@ def _training(pictures: Mapping[str, bytes]) -> str:
   if "training" not in pictures:
     return _paragraph(NO_CURVES)
   caption = (
-    "Left: load of the busiest and of the idlest expert, in the batches of the "
-    "steps that were reported. Right: share of tokens that no expert takes."
+    "Left: load of the busiest and of the least busy expert, in the batches of "
+    "the steps that were reported. Right: share of tokens that no expert takes."
   )
   return _figure(pictures, "training", caption)
 
@@ -182,14 +186,14 @@ def _numbers(layer: LayerStatistics) -> dict[str, str]:
   info = layer.mutual_information
   return {
     "load of the busiest expert": f"{layer.load.max():.3f}",
-    "load of the idlest expert": f"{layer.load.min():.3f}",
+    "load of the least busy expert": f"{layer.load.min():.3f}",
     "unprocessed tokens": f"{layer.unprocessed:.2%}",
     "slots in use": f"{layer.slot_use.mean():.2%}",
     "entropy of the router": f"{layer.router_entropy:.3f} of {most:.3f} nats",
     "entropy of the load": f"{layer.load_entropy:.3f} of {most:.3f} nats",
     "information between class and expert": f"{info:.4f} nats",
     "the same with classes shuffled": f"{layer.shuffled_information:.4f} nats",
-    "accuracy drop without all experts": _points(layer.accuracy_drop_all),
+    "accuracy drop without any expert": _points(layer.accuracy_drop_all),
   }
 
 

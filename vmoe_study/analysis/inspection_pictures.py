@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PatchCollection
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy import ndarray as Array
 
@@ -18,6 +20,7 @@ from vmoe_study.analysis.inspection_charts import expert_ticks
 
 FAINT = 0.15  # Contrast of a patch that an expert does not take,
 GREY = 0.6  # against this grey: black patches and white ones stand out.
+OUTLINE = "tab:orange"  # Of a patch that an expert takes.
 OPACITY = 0.55  # Of an expert's colour on its patch.
 MOST_NUMBERED = 8  # Patches along a side that leave room for numbers.
 TOP_EXPERTS = 8
@@ -124,23 +127,35 @@ def experts_picture(gallery: Gallery, layer: str) -> Figure:
   """Images x experts of a layer: the patches of each stand out of grey.
 
   Shows the experts with the largest combine weight on these images; the
-  contrast of a patch is its dispatch weight over the largest in the picture.
+  contrast of a patch is its combine weight over the largest in the picture.
+  What an expert takes is outlined, unless all take everything, as in Soft MoE.
   """
   tokens = gallery.layers[layer].tokens
   experts = top_experts(tokens, gallery.count)
   columns = ["image", *(f"expert {expert}" for expert in experts)]
   figure, axes = _mosaic(gallery, columns)
-  largest = max(tokens.sent[: gallery.count].max(), 1e-9)
+  largest = max(tokens.returned[: gallery.count].max(), 1e-9)
   size = gallery.patch_size
+  outlined = not np.all(tokens.sent > 0)
   for number in range(gallery.count):
-    share = gallery.on_grid(tokens.sent, number) / largest
+    share = gallery.on_grid(tokens.returned, number) / largest
     contrast = FAINT + (1 - FAINT) * np.kron(share, np.ones((size, size, 1)))
     picture = gallery.picture(number)
+    taken = gallery.on_grid(tokens.sent, number) > 0
     for column, expert in enumerate(experts, start=1):
       shown = GREY + (picture - GREY) * contrast[..., expert, None]
       shown = shown.clip(0, 1)  # Rounding leaves some values just outside.
       axes[number, column].imshow(shown, vmin=0, vmax=1)
+      if outlined:
+        _outline(axes[number, column], taken[..., expert], size)
   return figure
+
+
+def _outline(axes: Axes, taken: Bool[Array, "height width"], size: int) -> None:
+  corners = size * np.argwhere(taken)[:, ::-1] - 0.5
+  patches = [Rectangle(tuple(corner), size, size) for corner in corners]
+  style = {"facecolor": "none", "edgecolor": OUTLINE, "linewidth": 1.2}
+  axes.add_collection(PatchCollection(patches, **style))
 
 
 def top_experts(tokens: TokenRouting, count: int) -> list[int]:

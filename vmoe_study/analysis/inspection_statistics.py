@@ -30,9 +30,11 @@ class LayerStatistics:
     load_entropy: of the experts' shares of the load; at most ln E.
     slot_use: share of each expert's slots that hold a token; for Soft MoE the
       dispatch weight in them, which is 1.
-    class_by_expert: a class's dispatch weight by expert, as shares; NaN for a
-      class that sends nothing.
-    mutual_information: of class and expert, over dispatch weight.
+    class_by_expert: a class's combine weight by expert, as shares; NaN for a
+      class to which nothing returns. Combine, as Dispatch says nothing where
+      each expert takes equally much of every image: Soft MoE and expert choice
+      in groups of one image.
+    mutual_information: of class and expert, over combine weight.
     shuffled_information: the same if images swap their classes at random, mean
       over `SHUFFLES` shuffles: what chance alone gives.
     accuracy_drop: by which accuracy falls without each expert, and its 95%
@@ -137,9 +139,9 @@ def layer_statistics(
     router_entropy=float(routing.entropy.sum() / total),
     load_entropy=entropy(load),
     slot_use=load / (len(labels) * slots_per_image),
-    class_by_expert=class_by_expert(labels, routing.sent),
-    mutual_information=mutual_information(labels.T @ routing.sent),
-    shuffled_information=_shuffled_information(labels, routing.sent),
+    class_by_expert=class_by_expert(labels, routing.returned),
+    mutual_information=mutual_information(labels.T @ routing.returned),
+    shuffled_information=_shuffled_information(labels, routing.returned),
     accuracy_drop=drops[:-1],
     accuracy_drop_all=drops[-1],
   )
@@ -157,10 +159,10 @@ def mutual_information(weights: Float[Array, "T E"]) -> float:
 
 
 def class_by_expert(
-  labels: Float[Array, "N T"], sent: Float[Array, "N E"]
+  labels: Float[Array, "N T"], returned: Float[Array, "N E"]
 ) -> Float[Array, "T E"]:
-  """Each class's dispatch weight as shares; NaN for a class without any."""
-  weights = labels.T @ sent
+  """Each class's combine weight as shares; NaN for a class without any."""
+  weights = labels.T @ returned
   totals = weights.sum(axis=1, keepdims=True)
   return np.divide(
     weights, totals, out=np.full_like(weights, np.nan), where=totals > 0
@@ -168,11 +170,11 @@ def class_by_expert(
 
 
 def _shuffled_information(
-  labels: Float[Array, "N T"], sent: Float[Array, "N E"]
+  labels: Float[Array, "N T"], returned: Float[Array, "N E"]
 ) -> float:
   rng = np.random.default_rng(SEED)
   found = [
-    mutual_information(labels.T @ rng.permutation(sent))
+    mutual_information(labels.T @ rng.permutation(returned))
     for _ in range(SHUFFLES)
   ]
   return float(np.mean(found))

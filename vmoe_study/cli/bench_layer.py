@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import platform
+import textwrap
 from typing import Any
 
 import jax
@@ -40,12 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "num_experts": "E",
     "dtype": "of tokens and experts",
   }
+  choices = {"dtype": ["float32", "bfloat16"]}
   for field in dataclasses.fields(layer_bench.LayerShape):
     parser.add_argument(
       "--" + field.name.replace("_", "-"),
       type=field.type,
       default=field.default,
       help=helps[field.name],
+      choices=choices.get(field.name),
     )
   routers = [name for name in ROUTERS if name != "dense"]
   several: dict[str, Any] = {"nargs": "+"}
@@ -105,40 +109,65 @@ def run(args: argparse.Namespace) -> int:
     }
     epath.Path(args.out).write_text(json.dumps(record, indent=1) + "\n")
   if args.figure:
-    _draw(rows, args.figure)
+    draw(rows, args.figure)
   return 0
 
 
-def _draw(rows: list[dict[str, Any]], path: str) -> None:
-  """Stacked bars of the forward breakdown, one panel per group and capacity."""
+PARTS = ("experts", "router", "solver", "choice", "dispatch", "combine")
+
+
+def draw(rows: list[dict[str, Any]], path: str) -> None:
+  """Stacked bars of the forward breakdown: groups down, capacities across.
+
+  Args:
+    rows: as under "rows" in what --out writes.
+    path: of the picture.
+  """
   import matplotlib as mpl
 
   mpl.use("Agg")
   from matplotlib import pyplot as plt
 
   forward = [row for row in rows if row["pass"] == "forward"]
-  panels = sorted({(row["group_images"], row["capacity"]) for row in forward})
+  groups = sorted({row["group_images"] for row in forward})
+  capacities = sorted({row["capacity"] for row in forward})
+  bars = len({(row["router"], row["form"]) for row in forward})
+  width = 2.4 + 3.8 * len(capacities)
+  height = 1.4 + (0.6 + 0.33 * bars) * len(groups)
   figure, axes = plt.subplots(
-    1,
-    len(panels),
-    figsize=(5 * len(panels) + 3, 6),
+    len(groups),
+    len(capacities),
+    figsize=(width, height),
+    sharex="col",
     sharey=True,
     squeeze=False,
     layout="constrained",
   )
-  parts = ("experts", "router", "solver", "choice", "dispatch", "combine")
-  for axis, panel in zip(axes[0], panels, strict=True):
+  panels = itertools.product(groups, capacities)
+  for axis, panel in zip(axes.flat, panels, strict=True):
     shown = [r for r in forward if (r["group_images"], r["capacity"]) == panel]
-    labels = [f"{row['router']}\n{row['form']}" for row in shown]
-    left = [0.0] * len(shown)
-    for part in parts:
-      values = [row["breakdown_ms"][part] for row in shown]
-      axis.barh(labels, values, left=left, label=part)
-      left = [a + b for a, b in zip(left, values, strict=True)]
-    axis.set_title(f"groups of {panel[0]}, capacity {panel[1]:g}")
-    axis.set_xlabel("milliseconds, forward, parts timed one by one")
-  axes[0][0].invert_yaxis()
-  handles = axes[0][0].get_legend_handles_labels()
-  figure.legend(*handles, loc="outside lower center", ncols=len(parts))
+    _draw_panel(axis, shown)
+    images = "1 image" if panel[0] == 1 else f"{panel[0]} images"
+    axis.set_title(f"groups of {images}, capacity factor {panel[1]:g}")
+  axes[0, 0].set_ylim(bars - 0.5, -0.5)
+  handles = axes[0, 0].get_legend_handles_labels()
+  figure.legend(*handles, loc="outside upper center", ncols=len(PARTS))
+  figure.supxlabel(
+    "milliseconds of the forward pass, parts timed one by one\n"
+    "(index, dense: the form of the plan)"
+  )
   figure.savefig(path, dpi=120)
   plt.close(figure)
+
+
+def _draw_panel(axis, rows: list[dict[str, Any]]) -> None:
+  labels = [
+    textwrap.fill(f"{row['router']}, {row['form']}".replace("_", " "), 29)
+    for row in rows
+  ]
+  left = [0.0] * len(rows)
+  for part in PARTS:
+    values = [row["breakdown_ms"][part] for row in rows]
+    axis.barh(labels, values, left=left, label=part)
+    left = [a + b for a, b in zip(left, values, strict=True)]
+  axis.grid(axis="x", alpha=0.3)

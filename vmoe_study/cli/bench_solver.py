@@ -87,29 +87,40 @@ def run(args: argparse.Namespace) -> int:
     text = json.dumps(record | {"rows": rows}, indent=1)
     epath.Path(args.out).write_text(text + "\n")
   if args.figure:
-    _draw(rows, args.figure)
+    draw(rows, args.figure)
   return 0
 
 
 def _problems(shape: _Shape, capacities: list[float]):
   """Sparse transport at each capacity, and Sinkhorn's."""
   size = shape.groups, shape.tokens, shape.experts
-  logits = shape.logit_std * jax.random.normal(jax.random.key(0), size)
+  std = shape.logit_std
+  logits = std * jax.random.normal(jax.random.key(0), size)
+  width = "logits of standard deviation"
   for capacity in capacities:
     slots = expert_capacity(shape.tokens, shape.experts, capacity)
-    name = f"sparse transport, capacity {capacity:g}"
+    name = f"sparse transport at capacity {capacity:g}, {width} {std:g}"
     yield solver_bench.sparse_problem(logits, slots, name)
   # It needs no more than 5 iterations for logits as wide as the others'.
-  yield solver_bench.sinkhorn_problem(4 * logits, "Sinkhorn, logits x 4")
+  name = f"entropic transport (Sinkhorn), {width} {4 * std:g}"
+  yield solver_bench.sinkhorn_problem(4 * logits, name)
 
 
-def _draw(rows: list[dict[str, Any]], path: str) -> None:
-  """A column per problem: the gap above, the marginal error below."""
+# What lies below is rounding: float32 cannot tell it from the optimum.
+ROUNDING = 2e-6
+
+
+def draw(rows: list[dict[str, Any]], path: str) -> None:
+  """Gap and marginal error against time, a column per problem.
+
+  Args:
+    rows: as under "rows" in what --out writes.
+    path: of the picture.
+  """
   import matplotlib as mpl
 
   mpl.use("Agg")
   from matplotlib import pyplot as plt
-  from matplotlib import ticker
 
   problems = list(dict.fromkeys(row["problem"] for row in rows))
   measures = {
@@ -117,23 +128,59 @@ def _draw(rows: list[dict[str, Any]], path: str) -> None:
     "marginal_error": "mean error of the marginal",
   }
   figure, axes = plt.subplots(
-    2, len(problems), figsize=(4.5 * len(problems), 7), squeeze=False
+    2,
+    len(problems),
+    figsize=(3.8 * len(problems), 7.5),
+    sharex="col",
+    squeeze=False,
+    layout="constrained",
   )
   for column, problem in zip(axes.T, problems, strict=True):
     shown = [row for row in rows if row["problem"] == problem]
     for axis, (key, label) in zip(column, measures.items(), strict=True):
-      for solver in dict.fromkeys(row["solver"] for row in shown):
-        line = [row for row in shown if row["solver"] == solver]
-        # What float32 cannot tell from the optimum is drawn at the bottom.
-        values = [max(row[key], 1e-7) for row in line]
-        axis.plot([row["ms"] for row in line], values, "o-", label=solver)
-      axis.set(xscale="log", yscale="log", xlabel="milliseconds", ylabel=label)
-      ticks = ticker.LogLocator(subs=(1, 2, 5))
-      axis.xaxis.set_major_locator(ticks)
-      axis.xaxis.set_major_formatter("{x:g}")
-      axis.xaxis.set_minor_formatter(ticker.NullFormatter())
-    column[0].set_title(problem)
-    column[0].legend()
-  figure.tight_layout()
+      _draw_panel(axis, shown, key)
+      axis.set_ylabel(label)
+    column[0].set_title(problem.replace(", ", ",\n"), fontsize="medium")
+    column[0].legend(fontsize="small")
+  figure.supxlabel("milliseconds; the numbers at the points are iterations")
   figure.savefig(path, dpi=120)
   plt.close(figure)
+
+
+def _draw_panel(axis, rows: list[dict[str, Any]], key: str) -> None:
+  from matplotlib import ticker
+
+  solvers = dict.fromkeys(row["solver"] for row in rows)
+  for number, solver in enumerate(solvers):
+    line = [row for row in rows if row["solver"] == solver]
+    values = [max(row[key], ROUNDING / 2) for row in line]
+    [drawn] = axis.plot([row["ms"] for row in line], values, "o-", label=solver)
+    above = number % 2 == 0  # So that the numbers of two lines do not meet.
+    for row, value in zip(line, values, strict=True):
+      axis.annotate(
+        row["iterations"],
+        (row["ms"], value),
+        xytext=(4, 4) if above else (-4, -4),
+        ha="left" if above else "right",
+        va="bottom" if above else "top",
+        textcoords="offset points",
+        fontsize="x-small",
+        color=drawn.get_color(),
+      )
+  axis.set(xscale="log", yscale="log")
+  axis.margins(0.12)
+  if axis.get_ylim()[0] < ROUNDING:
+    axis.set_ylim(bottom=ROUNDING / 4)
+    axis.axhspan(0, ROUNDING, color="0.9", zorder=0)
+    axis.text(
+      0.98,
+      1.1 * ROUNDING,
+      "float32 rounding",
+      ha="right",
+      fontsize="x-small",
+      transform=axis.get_yaxis_transform(),
+    )
+  axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  axis.xaxis.set_major_formatter("{x:g}")
+  axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+  axis.grid(alpha=0.3)
