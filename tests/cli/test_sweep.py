@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 
 import pytest
 
+from configs.tables import TABLES as TABLES_OF_THE_STUDY
 from vmoe_study.cli.main import main
 from vmoe_study.study import results
 
@@ -22,6 +24,8 @@ class Row:
   arguments: str
   expected: tuple = ()
   source: str = ""
+  note: str = ""
+  start: str = ""
 
   @property
   def config(self):
@@ -36,11 +40,20 @@ class Row:
       "report_every": 1,
       "schedule.warmup_steps": 0,
     }
-    return [f"--config.train.{k}={v}" for k, v in short.items()]
+    flags = [f"--config.train.{k}={v}" for k, v in short.items()]
+    if self.start:
+      start = {"kind": "checkpoint", "path": self.start}
+      flags.append(f"--config.initialize={start}")
+    return flags
 
 TABLES = {
   "one": [Row("soft", "router=soft")],
   "other": [Row("soft", "router=soft,capacity=2")],
+  "published": [
+    Row("soft", "router=soft", expected=(("JFT", 50.9),), source="a paper")
+  ],
+  "long": [Row("soft," + 300 * "x", "router=soft")],
+  "start": [Row("soft", "router=soft", start="WORKDIR"), Row("a", "k=1")],
   "wrong": [Row("soft", "router=soft"), Row("bad", "router=hard")],
 }
 """
@@ -104,21 +117,42 @@ def test_dry_run_prints_the_commands(tables, tmp_path, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 2
   assert "--config.seed=1" in lines[1]
-  plan = json.loads((root / results.SWEEP_FILE).read_text())
-  assert plan["seeds"] == [0, 1]
+  assert not root.exists()
+
+
+def finish(workdir):
+  """A run that a sweep passes over."""
+  workdir.mkdir(parents=True)
+  (workdir / "config.json").write_text(json.dumps({"train": {"batch_size": 1}}))
+  row = {"step": 6, "num_steps": 6, "train/seconds": 1.0}
+  (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
 
 def test_a_root_belongs_to_its_table(tables, tmp_path, capsys):
-  root = str(tmp_path / "root")
-  assert main(["sweep", f"{tables}:one", "--root", root, "--dry-run"]) == 0
-  assert main(["sweep", f"{tables}:other", "--root", root, "--dry-run"]) == 2
+  root = tmp_path / "root"
+  for seed in range(2):
+    finish(root / "soft" / f"seed{seed}")
+
+  def sweep(table, *words):
+    return main(["sweep", f"{tables}:{table}", "--root", str(root), *words])
+
+  assert sweep("one", "--seeds=2") == 0
+  assert sweep("other") == 2
   assert "another --root" in capsys.readouterr().err
+  # What is known of a row, and fewer seeds, change none of its runs.
+  assert sweep("published") == 0
+  [cell] = results.load([root])
+  assert cell.expected == {"JFT": 50.9}
+  assert cell.seeds == (0, 1)
 
 
 @pytest.mark.parametrize(
   ("words", "reason"),
   [
-    (["FILE:none"], "no table 'none'"),
+    (["FILE:none"], "FILE:none: must be FILE.py:TABLE, where TABLE is one of "),
+    (["FILE"], "must be FILE.py:TABLE, where TABLE is one of one, other, "),
+    (["FILE:one", "--only=sofd"], "Did you mean 'soft'? Valid names: soft."),
+    (["FILE:start"], "row soft: initialize.path='WORKDIR': there is no such"),
     (["nowhere.py:one"], "there is no file nowhere.py"),
     (["FILE:one", "--jobs=1000"], "CPU cores"),
     (["FILE:one", "--seeds=0"], "--seeds=0"),
@@ -131,5 +165,35 @@ def test_what_is_wrong_is_said_before_anything_runs(
   grid, *rest = [word.replace("FILE", str(tables)) for word in words]
   root = tmp_path / "root"
   assert main(["sweep", grid, *rest, "--root", str(root)]) == 2
-  assert reason in capsys.readouterr().err
+  assert reason.replace("FILE:", f"{tables}:") in capsys.readouterr().err
   assert not (root / "soft").exists()
+
+
+def test_what_is_missing_to_start_from_can_be_left_out(tables, tmp_path):
+  words = ["sweep", f"{tables}:start", "--root", str(tmp_path), "--dry-run"]
+  assert main(words) == 2
+  assert main([*words, "--only=a"]) == 0
+
+
+def test_long_names_of_rows_make_folders(tables, tmp_path, capsys):
+  root = tmp_path / "root"
+  assert (
+    main(["sweep", f"{tables}:long", "--root", str(root), "--dry-run"]) == 0
+  )
+  _, _, workdir = capsys.readouterr().out.strip().rpartition("--workdir=")
+  finish(pathlib.Path(workdir))
+  assert main(["sweep", f"{tables}:long", "--root", str(root)]) == 0
+  [cell] = results.load([root])
+  assert cell.name == "soft," + 300 * "x" and list(cell.runs) == [0]
+
+
+def test_only_names_that_do_not_fit_are_shortened():
+  rows = [row for rows in TABLES_OF_THE_STUDY.values() for row in rows]
+  folders = {
+    row.name: results.run_folder("", row.name, 0).parts for row in rows
+  }
+  shortened = {name: f for name, f in folders.items() if f[0] != name}
+  assert shortened and min(map(len, shortened)) > 200
+  assert len(set(folders.values())) == len(folders)
+  same_head = {results.run_folder("", 250 * "x" + end, 0) for end in "ab"}
+  assert len(same_head) == 2

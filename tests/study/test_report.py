@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from vmoe_study.cli.main import main
 from vmoe_study.cli.table import csv_table, latex_table
 from vmoe_study.study import results
 from vmoe_study.study import tables as study
+from vmoe_study.study.questions import paired_values, questions
 from vmoe_study.workdir import describe_changes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -107,9 +109,9 @@ def test_a_sweep_has_a_cell_per_row_and_knows_what_is_missing(cells):
   assert soft.values(METRIC) == [accuracy("soft", seed) for seed in range(3)]
   assert sorted(dense.runs) == [0, 1]
   assert dense.seeds == (0, 1, 2)
-  assert study.accuracy_table(cells).rows[0][4] == "3"
+  assert study.accuracy_table(cells).rows[0][5] == "3"
   row = study.accuracy_table(cells).rows[4]
-  assert row[4] == "2 of 3"
+  assert row[5] == "2 of 3"
 
 
 def test_seconds_add_up_and_give_the_speed(cells):
@@ -126,43 +128,32 @@ def test_means_and_intervals_stand_in_the_table(cells):
   values = 100 * np.array([accuracy("soft", seed) for seed in range(3)])
   width = 4.302653 * values.std(ddof=1) / np.sqrt(3)  # t, 2 degrees of freedom
   column = table.header.index(METRIC)
-  assert table.rows[3][column] == f"{values.mean():.2f} ± {width:.2f}"
-  assert table.rows[3][-2:] == ["JFT 50.9", "a paper"]
+  assert table.as_text()[3][column] == f"{values.mean():.2f} ± {width:.2f}"
+  assert table.header[-2:] == ["published: JFT", "source"]
+  assert table.rows[3][-2:] == ["50.9", "a paper"]
+  assert table.rows[0][-2:] == ["", ""]
 
 
 def test_a_cell_without_runs_is_missing(cells):
   dense = results.Cell("dense", cells[4].config, (0,), {})
   table = study.accuracy_table([cells[0], dense])
-  assert table.rows[1][4:6] == ["0 of 1", study.MISSING]
-
-
-def test_questions_pair_by_seed_at_equal_cost_and_group(cells):
-  by_text = {question.text: question for question in study.questions(cells)}
-  question = by_text[
-    "expert choice against token choice without batch priority, groups of 1"
-  ]
-  first, second = study.paired_values(cells, question, METRIC)
-  experts = ROUTERS[1:3]
-  expected = [
-    np.mean([accuracy(router, seed) for router in experts]) for seed in range(3)
-  ]
-  np.testing.assert_allclose(first, expected)
-  tokens = [accuracy("softmax_token_choice", seed) for seed in range(3)]
-  np.testing.assert_allclose(second, tokens)
-
-
-def test_only_seeds_that_both_sides_have_are_paired(cells):
-  by_text = {question.text: question for question in study.questions(cells)}
-  first, second = study.paired_values(
-    cells, by_text["Soft MoE against dense"], METRIC
-  )
-  assert len(first) == len(second) == 2
+  assert table.rows[1][5:7] == [study.MISSING, study.MISSING]
+  assert study.cost_table([cells[0], dense]).rows[1][5] == study.MISSING
 
 
 def test_a_question_without_a_partner_is_not_asked(cells):
   texts = [row[1] for row in study.comparison_table(cells).rows]
   assert not [text for text in texts if "with batch priority" in text]
-  assert "Soft MoE against dense" in texts
+  assert "Soft MoE at cost 1 against dense" in texts
+
+
+def test_only_seeds_that_both_sides_have_are_paired(cells):
+  [question] = [
+    q for q in questions(cells) if q.text == "Soft MoE at cost 1 against dense"
+  ]
+  first, second = paired_values(cells, question, METRIC)
+  assert first == [accuracy("soft", seed) for seed in range(2)]
+  assert second == [accuracy("dense", seed) for seed in range(2)]
 
 
 def test_report_regenerates_its_own_output_byte_for_byte(root, tmp_path):
@@ -183,13 +174,58 @@ def test_runs_that_differ_by_seed_alone_make_one_cell(root):
   assert "missing" in report.table(cells)
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path):
-  with pytest.raises(ValueError, match=r"not the workdir of a run"):
+def names(paths):
+  """What a report of these runs calls them."""
+  lines = report.table(results.load(paths)).splitlines()[2:]
+  return [line.split()[1] for line in lines]
+
+
+def test_runs_are_told_apart_by_the_ends_of_their_paths(root, tmp_path):
+  soft, dense = root / "soft", root / "dense"
+  assert names([soft / "seed0", soft / "seed1"]) == ["seed0", "seed1"]
+  both = ["soft/seed0", "dense/seed0"]
+  assert names([soft / "seed0", dense / "seed0"]) == both
+  assert names([soft / "seed0", dense / "seed0", soft / "seed1"]) == [
+    "soft/seed0",
+    "seed1",
+    "dense/seed0",
+  ]
+
+
+def test_the_same_run_once_more_is_a_row_of_its_own(root, tmp_path):
+  again = tmp_path / "again"
+  write_run(again, "soft", 0, steps=5)
+  cells = results.load([root / "soft" / "seed0", again])
+  assert [cell.seeds for cell in cells] == [(0,), (0,)]
+  assert names([root / "soft" / "seed0", again]) == ["seed0", "again"]
+  assert report.table(cells).count("missing") == 1
+
+
+def test_a_folder_that_is_no_run_is_named(root, tmp_path):
+  with pytest.raises(
+    ValueError, match=r"no folder .*nowhere\. Give the folder"
+  ):
+    results.load([tmp_path / "nowhere"])
+  with pytest.raises(ValueError, match=r"not the workdir of a run.*Give the"):
     results.load([tmp_path])
+  with pytest.raises(ValueError, match=r"runs in it: .*soft/seed0, .*seed1, "):
+    results.load([root / "soft"])
   file = tmp_path / "x.json"
   file.write_text("[]")
   with pytest.raises(ValueError, match="not a file of results"):
     results.load([file])
+
+
+def test_a_report_of_one_run_has_no_empty_tables(root, tmp_path):
+  run = root / "soft" / "seed0"
+  assert main(["report", str(run), f"--out={tmp_path}"]) == 0
+  text = (tmp_path / "report.md").read_text()
+  assert "## Accuracy" in text and "## Paired comparisons" not in text
+  assert not (tmp_path / "comparisons.csv").exists()
+  rules = [line for line in text.splitlines() if line.startswith("| --")]
+  assert len(rules) == 2
+  cells = [cell for rule in rules for cell in rule.strip("| ").split(" | ")]
+  assert all(re.fullmatch("-{2,}[-:]", cell) for cell in cells), cells
 
 
 def test_csv_and_latex_say_the_same():
@@ -212,6 +248,8 @@ def test_the_committed_results_make_the_committed_tables(tmp_path):
   assert [cell.name for cell in cells] == list(planned)
   for cell in cells:
     row = planned[cell.name]
+    assert cell.expected == row.expected
+    assert cell.source == "; ".join(filter(None, [row.source, row.note]))
     config = json.loads(
       json.dumps(config_flags.load_file(row.config, row.flags))
     )

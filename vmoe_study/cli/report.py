@@ -65,7 +65,8 @@ def table(cells: Sequence[results.Cell]) -> str:
 
 
 def _summary(cell, seed: int, final) -> dict[str, str]:
-  summary = {"run": cell.name, "router": cell.router, "seed": str(seed)}
+  name = cell.names.get(seed, cell.name)
+  summary = {"run": name, "router": cell.router, "seed": str(seed)}
   if final is None:
     return summary | {"steps": MISSING}
   for name, value in final.items():
@@ -85,8 +86,9 @@ def write_report(out: epath.Path, cells: Sequence[results.Cell]) -> None:
   results.write(out / results.RESULTS_FILE, cells)
   found = tables(cells)
   for name, each in found.items():
-    (out / f"{name}.csv").write_text(csv_table(*each))
-    (out / f"{name}.tex").write_text(latex_table(*each))
+    numbers = each.as_numbers()
+    (out / f"{name}.csv").write_text(csv_table(numbers.header, numbers.rows))
+    (out / f"{name}.tex").write_text(latex_table(each.header, each.as_text()))
   drawn = figures.figures(cells)
   for name, figure in drawn.items():
     figures.save(figure, out, name)
@@ -95,16 +97,34 @@ def write_report(out: epath.Path, cells: Sequence[results.Cell]) -> None:
 
 TITLES = {
   "accuracy": "Accuracy: percent, mean over seeds and its 95% interval",
-  "cost": "Cost and health: means over seeds, at the end of training",
+  "cost": "Cost, and routing at the end of training",
   "comparisons": "Paired comparisons over seeds: percentage points",
+  "health": "Routing at the end of training, and speed",
+}
+NOTES = {
+  "accuracy": "`K`: experts per token. `capacity`: slots per choice of a "
+  "token, K x capacity per token. `group`: images routed together. An empty "
+  "cell of a column `published` has no number with a source.",
+  "cost": "FLOPs are those of matrix products. Seconds and images/s are "
+  "medians over seeds, compilation included; runs beside each other share the "
+  "machine. "
+  "`unprocessed tokens` have no expert at all; `max load` and `min load` are "
+  "the tokens that the busiest and the least busy expert serve, over the mean, "
+  "averaged over layers, of the last training batch.",
+  "comparisons": "Sides are compared at equal cost (K x capacity) and equal "
+  "other settings, seed by seed. p: paired t-test; Holm: corrected for all "
+  "comparisons of the metric.",
 }
 
 
 def _markdown(found: dict[str, Table], drawn: Sequence[str]) -> str:
   parts = []
   for name, each in found.items():
-    parts += [f"## {TITLES[name]}", markdown_table(*each)]
+    parts += [f"## {TITLES[name]}", NOTES[name]]
+    parts.append(markdown_table(each.header, each.as_text()))
     if name in drawn:
       parts.append(f"![{TITLES[name]}]({name}.png)")
-  parts += [f"![{name}]({name}.png)" for name in drawn if name not in found]
+  parts += [
+    f"![{TITLES[name]}]({name}.png)" for name in drawn if name not in found
+  ]
   return "\n\n".join(parts) + "\n"

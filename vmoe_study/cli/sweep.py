@@ -10,9 +10,9 @@ import collections
 import contextlib
 import dataclasses
 import datetime as dt
-import importlib.util
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
+from etils import epath
 
 from vmoe_study.cli import config_flags, tied
 from vmoe_study.cli.exit_codes import FAILED, PREEMPTED
 from vmoe_study.config import parse
+from vmoe_study.options import check_names
 from vmoe_study.study.results import SWEEP_FILE, read_run, run_folder
 from vmoe_study.workdir import CONFIG_FILE
 
@@ -92,19 +94,22 @@ def run(args: argparse.Namespace) -> int:
   rows = load_table(args.grid)
   cells = {name: _cell(row) for name, row in rows.items()}
   root = Path(args.root)
-  _write_plan(root, cells, args.seeds)
+  plan = _plan(root, cells, args.seeds)
+  chosen = _choose(cells, args.only)
   # Seed by seed: whenever it stops, the cells are compared on equal terms.
   tasks = [
     Task(name, seed, Path(run_folder(root, name, seed)), cell["words"])
     for seed in range(args.seeds)
-    for name, cell in cells.items()
-    if args.only in name
+    for name, cell in chosen.items()
   ]
   missing = [task for task in tasks if not _is_finished(task.workdir)]
   logging.info("%d of %d runs are missing.", len(missing), len(tasks))
+  for name in dict.fromkeys(task.name for task in missing):
+    _check_start(name, cells[name]["config"]["initialize"])
   if args.dry_run:
-    print("\n".join(" ".join(task.command) for task in missing))
+    print("\n".join(shlex.join(task.command) for task in missing))
     return 0
+  _write_plan(root, plan)
   return _Runner(missing, args.jobs).run()
 
 
@@ -120,18 +125,11 @@ def load_table(grid: str) -> dict[str, Any]:
   file, _, table = grid.partition(":")
   if not Path(file).is_file():
     raise ValueError(f"{grid}: there is no file {file}. Give FILE.py:TABLE.")
-  spec = importlib.util.spec_from_file_location("_sweep_tables", file)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # Dataclasses look themselves up there.
-  sys.path.insert(0, str(Path(file).resolve().parent.parent))
-  try:
-    spec.loader.exec_module(module)
-  finally:
-    sys.path.pop(0)
-  tables = getattr(module, "TABLES", {})
+  tables = getattr(config_flags.load_module(file), "TABLES", {})
   if table not in tables:
     raise ValueError(
-      f"{grid}: {file} has no table {table!r}, but {list(tables)}."
+      f"{grid}: must be FILE.py:TABLE, where TABLE is one of "
+      f"{', '.join(tables)}."
     )
   return {row.name: row for row in tables[table]}
 
@@ -150,33 +148,59 @@ def _cell(row: Any) -> dict[str, Any]:
     "words": words,
     "config": config,
     "expected": expected,
-    "source": row.source,
+    "source": "; ".join(filter(None, [row.source, row.note])),
   }
 
 
-def _write_plan(root: Path, cells: Mapping[str, Any], seeds: int) -> None:
-  """Leaves word of what the sweep is to hold; more seeds may be added."""
-  path = root / SWEEP_FILE
-  plan = {"seeds": list(range(seeds)), "cells": cells}
-  plan = json.loads(json.dumps(plan))
-  if path.exists():
-    found = json.loads(path.read_text())
-    changed = [
-      name
-      for name, cell in found["cells"].items()
-      if cell != plan["cells"].get(name)
-    ]
-    if changed:
-      raise ValueError(
-        f"{root} holds a sweep whose rows differ from this one's: "
-        f"{', '.join(changed[:3])}{', ...' if changed[3:] else ''}. Choose "
-        "another --root, or the table that it was started with."
-      )
-    plan["seeds"] = list(range(max(seeds, len(found["seeds"]))))
+def _choose(cells: Mapping[str, Any], text: str) -> dict[str, Any]:
+  """The cells whose names contain a text; raises ValueError if none does."""
+  chosen = {name: cell for name, cell in cells.items() if text in name}
+  if not chosen:
+    parts = {part for name in cells for part in name.split(",")}
+    check_names("--only", [text], parts)
+  return chosen
+
+
+def _check_start(name: str, start: Mapping[str, Any]) -> None:
+  """Raises ValueError if a row needs a trained model that is not there."""
+  if start["kind"] == "checkpoint" and not epath.Path(start["path"]).exists():
+    raise ValueError(
+      f"row {name}: initialize.path={start['path']!r}: there is no such "
+      "workdir to start from. Put that of a trained model into the table, or "
+      "leave the row out with --only=TEXT."
+    )
+
+
+def _plan(root: Path, cells: Mapping[str, Any], seeds: int) -> dict[str, Any]:
+  """What the sweep is to hold; more seeds and rows may be added.
+
+  Raises:
+    ValueError: the root holds runs of other configs.
+  """
+  plan = json.loads(json.dumps({"cells": cells}))
+  found = {"seeds": [], "cells": {}}
+  if (root / SWEEP_FILE).exists():
+    found = json.loads((root / SWEEP_FILE).read_text())
+  changed = [
+    name
+    for name, cell in found["cells"].items()
+    if cell["config"] != plan["cells"].get(name, {}).get("config")
+  ]
+  if changed:
+    raise ValueError(
+      f"{root} holds a sweep whose rows differ from this one's: "
+      f"{', '.join(changed[:3])}{', ...' if changed[3:] else ''}. Choose "
+      "another --root, or the table that it was started with."
+    )
+  return {"seeds": list(range(max(seeds, len(found["seeds"])))), **plan}
+
+
+def _write_plan(root: Path, plan: Mapping[str, Any]) -> None:
+  """Leaves word of it for `report`, which shows what is missing."""
   root.mkdir(parents=True, exist_ok=True)
-  part = path.with_suffix(".part")
+  part = (root / SWEEP_FILE).with_suffix(".part")
   part.write_text(json.dumps(plan, indent=1) + "\n")
-  part.replace(path)
+  part.replace(root / SWEEP_FILE)
 
 
 def _is_finished(workdir: Path) -> bool:

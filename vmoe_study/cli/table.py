@@ -4,19 +4,17 @@ import csv
 import io
 from collections.abc import Sequence
 
+_NARROWEST = 3  # Of a column: what Markdown takes for a rule is "--:".
+
 
 def markdown_table(
   header: Sequence[str], rows: Sequence[Sequence[object]]
 ) -> str:
   """A Markdown table with columns aligned; numbers to the right."""
   cells = [[str(cell) for cell in row] for row in rows]
-  widths = [
-    max(len(row[i]) for row in [list(header), *cells])
-    for i in range(len(header))
-  ]
-  left = [
-    any(not _is_number(row[i]) for row in cells) for i in range(len(header))
-  ]
+  columns = list(zip(header, *cells, strict=True))
+  widths = [max(_NARROWEST, *map(len, column)) for column in columns]
+  left = [not _is_numeric(column[1:]) for column in columns]
 
   def line(row):
     padded = [
@@ -32,8 +30,10 @@ def markdown_table(
   return "\n".join([line(header), line(rule), *map(line, cells)])
 
 
-def _is_number(cell: str) -> bool:
-  return not cell or cell.replace(",", "").replace(".", "").isdigit()
+def _is_numeric(column: Sequence[str]) -> bool:
+  """Whether it has numbers, and nothing else but gaps."""
+  filled = [cell.replace(",", "").replace(".", "") for cell in column if cell]
+  return bool(filled) and all(cell.isdigit() for cell in filled)
 
 
 def csv_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

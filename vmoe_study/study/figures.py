@@ -2,21 +2,25 @@
 
 import io
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 
 import matplotlib as mpl
+import numpy as np
 from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.optimize import isotonic_regression
 
-from vmoe_study.analysis.statistics import estimate
+from vmoe_study.analysis.statistics import Estimate, estimate
+from vmoe_study.study import settings
 from vmoe_study.study.results import Cell
 from vmoe_study.study.tables import (
+  MISSING,
   accuracy_metrics,
   by_family,
   health,
-  settings,
 )
 
 # Of Okabe and Ito: they stay apart for colour-blind readers.
@@ -27,22 +31,40 @@ COLOURS = {
   "sparsity_constrained_token_choice": "#999999",
   "softmax_expert_choice": "#E69F00",
   "sinkhorn_expert_choice": "#D55E00",
-  "sparsity_constrained_expert_choice": "#F0E442",
+  "sparsity_constrained_expert_choice": "#CC79A7",
   "soft": "#009E73",
 }
+OTHER_COLOUR = "#8C564B"  # Of routers that are not of the zoo.
 MARKERS = {0.0: "s", 1.0: "o", 2.0: "^"}
+APART = 0.016  # Of the width of a plot, between points of equal cost.
 
 
-def label(cell: Cell) -> str:
-  """A cell in a line: "softmax token choice, K=2, 8 images, priority"."""
-  router, cost, group, priority = settings(cell)
+def label(cell: Cell, cells: Sequence[Cell] = ()) -> str:
+  """A cell in a line: "softmax token choice, K=2, 8 im., priority".
+
+  Args:
+    cell: to be described.
+    cells: all of the figure; in what else they differ is said as well.
+  """
+  router, chosen, capacity, group, priority, *more = settings.settings(
+    cell, cells
+  )
   words = [router.replace("_", " ")]
-  if cost:
-    letter = "K" if router.endswith("_token_choice") else "C"
-    words += [f"{letter}={cost}", f"{group} im."]
-  if priority == "yes":
-    words.append("priority")
+  words += [f"K={chosen}"] if chosen else []
+  if capacity and not (chosen and capacity == "1"):
+    words.append(f"capacity {capacity}")
+  words += [f"{group} im."] if group else []
+  words += ["priority"] if priority == "yes" else []
+  names = settings.others(cells)
+  words += [
+    f"{name.rpartition('.')[2]}={value}"
+    for name, value in zip(names, more, strict=True)
+  ]
   return ", ".join(words)
+
+
+def _colour(cell: Cell) -> str:
+  return COLOURS.get(cell.router, OTHER_COLOUR)
 
 
 def accuracy_figure(cells: Sequence[Cell]) -> Figure:
@@ -56,21 +78,51 @@ def accuracy_figure(cells: Sequence[Cell]) -> Figure:
   for panel, metric in zip(panels[0], metrics, strict=False):
     for row, cell in enumerate(cells):
       _point(panel, cell, metric, row)
+    for cell in cells:
+      if cell.router == "dense" and cell.values(metric):
+        mean = statistics.fmean(100 * x for x in cell.values(metric))
+        panel.axvline(mean, color=_colour(cell), lw=0.6, ls=":")
     panel.set_xlabel(f"{metric} (%)")
     panel.grid(axis="x", alpha=0.3)
-  first = panels[0][0]
-  first.set_yticks(range(len(cells)), [label(cell) for cell in cells])
-  first.invert_yaxis()
-  figure.suptitle("Mean over seeds and its 95% interval")
+  _name_rows(panels[0][0], cells)
+  figure.suptitle(
+    f"Mean over {_seeds(cells)} and its 95% interval. Dotted: dense. "
+    "im.: images routed together"
+  )
+  figure.legend(handles=_shapes(cells), loc="outside lower center", ncols=4)
   return figure
 
 
+def _name_rows(panel, cells: Sequence[Cell]) -> None:
+  """From top to bottom, without empty margins."""
+  panel.set_yticks(range(len(cells)), [label(cell, cells) for cell in cells])
+  panel.set_ylim(len(cells) - 0.5, -0.5)
+
+
+def _seeds(cells: Sequence[Cell]) -> str:
+  """ "5 seeds", or "2 to 5 seeds" while some are missing."""
+  counts = [len(cell.runs) for cell in cells if cell.runs] or [0]
+  fewest, most = min(counts), max(counts)
+  return f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+
+
+def _percent(cell: Cell, metric: str) -> Estimate:
+  return estimate([100 * value for value in cell.values(metric)])
+
+
+def _half_width(found: Estimate) -> float:
+  """Of the interval; none is drawn for a single run."""
+  return 0.0 if math.isnan(found.half_width) else found.half_width
+
+
 def _point(panel, cell: Cell, metric: str, row: float) -> None:
-  found = estimate([100 * value for value in cell.values(metric)])
+  found = _percent(cell, metric)
   if not found.count:
+    side = {"transform": panel.get_yaxis_transform(), "va": "center"}
+    panel.text(0.02, row, MISSING, color="grey", fontsize="small", **side)
     return
-  width = 0 if math.isnan(found.half_width) else found.half_width
-  style = {"color": COLOURS[cell.router], "capsize": 2, "markersize": 5}
+  style = {"color": _colour(cell), "capsize": 2, "markersize": 5}
+  width = _half_width(found)
   panel.errorbar(found.mean, row, xerr=width, fmt=_marker(cell), **style)
 
 
@@ -79,23 +131,32 @@ def _marker(cell: Cell) -> str:
 
 
 def cost_figure(cells: Sequence[Cell]) -> Figure:
-  """Accuracy against what training costs: FLOPs and seconds."""
+  """Accuracy against what training costs: FLOPs and seconds.
+
+  Many models cost the same FLOPs: their points are moved apart.
+  """
+  cells = [cell for cell in by_family(cells) if cell.runs]
   metrics = accuracy_metrics(cells)
-  axes: list[tuple[str, Callable[[Cell], list[float]]]] = [
-    ("training TFLOP (matrix products)", training_tflops),
-    ("training seconds", lambda cell: cell.values("seconds")),
-  ]
+  tflops = [statistics.fmean(training_tflops(cell)) for cell in cells]
+  apart = moved_apart(tflops)
+  shift = np.abs(apart - tflops).max(initial=0)
+  seconds = [statistics.median(cell.values("seconds")) for cell in cells]
+  axes: dict[str, Iterable[float]] = {
+    "training TFLOP of matrix products\n"
+    f"(points of like cost are moved apart, by up to {shift:.2g})": apart,
+    "training seconds, median over seeds": seconds,
+  }
   rows = max(len(metrics), 1)
-  figure = Figure(figsize=(11, 1.2 + 3 * rows), layout="constrained")
+  figure = Figure(figsize=(12, 1.2 + 3.2 * rows), layout="constrained")
   panels = figure.subplots(rows, 2, squeeze=False, sharex="col", sharey="row")
   for row, metric in enumerate(metrics):
-    for panel, (name, measure) in zip(panels[row], axes, strict=True):
-      for cell in cells:
-        _cost_point(panel, cell, measure, metric)
+    for panel, costs in zip(panels[row], axes.values(), strict=True):
+      for cell, cost in zip(cells, costs, strict=True):
+        _cost_point(panel, cell, cost, metric)
       panel.grid(alpha=0.3)
-      if row == rows - 1:
-        panel.set_xlabel(name)
     panels[row][0].set_ylabel(f"{metric} (%)")
+  for panel, name in zip(panels[-1], axes, strict=True):
+    panel.set_xlabel(name)
   _legend(figure, cells)
   return figure
 
@@ -109,73 +170,100 @@ def training_tflops(cell: Cell) -> list[float]:
   ]
 
 
-def _cost_point(panel, cell, measure, metric) -> None:
-  accuracy = estimate([100 * value for value in cell.values(metric)])
-  cost = estimate(measure(cell))
-  if not accuracy.count or not cost.count:
+def moved_apart(values: Sequence[float]) -> np.ndarray:
+  """The nearest values, in the same order, with `APART` between them.
+
+  If d is between them, y_i = z_i + i d with z that does not fall: the nearest
+  are those of z, the isotonic regression of x_i - i d.
+  """
+  x = np.asarray(values, float)
+  if not x.size:
+    return x
+  order = np.argsort(x, kind="stable")
+  steps = APART * (np.ptp(x) or x.max()) * np.arange(x.size)
+  y = np.empty_like(x)
+  y[order] = isotonic_regression(x[order] - steps).x + steps
+  return y
+
+
+def _cost_point(panel, cell: Cell, cost: float, metric: str) -> None:
+  accuracy = _percent(cell, metric)
+  if not accuracy.count:
     return
-  width = 0 if math.isnan(accuracy.half_width) else accuracy.half_width
   panel.errorbar(
-    cost.mean,
+    cost,
     accuracy.mean,
-    yerr=width,
+    yerr=_half_width(accuracy),
     fmt=_marker(cell),
-    color=COLOURS[cell.router],
+    color=_colour(cell),
     markersize=6,
-    markerfacecolor=COLOURS[cell.router] if cell.group_images == 1 else "white",
+    markerfacecolor=_colour(cell) if cell.group_images == 1 else "white",
     capsize=2,
   )
 
 
 def _legend(figure: Figure, cells: Sequence[Cell]) -> None:
   """Colours are routers, shapes costs, filling groups."""
-  routers = {cell.router for cell in cells}
+  routers = {cell.router: _colour(cell) for cell in cells}
   handles = [
-    Line2D(
-      [], [], color=colour, marker="o", ls="", label=name.replace("_", " ")
-    )
-    for name, colour in COLOURS.items()
-    if name in routers
+    _handle(name.replace("_", " "), "s" if name == "dense" else "o", colour)
+    for name, colour in routers.items()
   ]
-  for cost in sorted({cell.cost for cell in cells if cell.cost}):
-    shape = MARKERS.get(cost, "D")
-    handles.append(
-      Line2D(
-        [], [], color="grey", marker=shape, ls="", label=f"K or C = {cost:g}"
-      )
-    )
+  handles += _shapes(cells)
   for group in sorted({cell.group_images for cell in cells}):
     face = "grey" if group == 1 else "white"
-    style = {"color": "grey", "marker": "o", "markerfacecolor": face, "ls": ""}
-    handles.append(Line2D([], [], **style, label=f"groups of {group}"))
+    text = f"groups of {group} image{'s' * (group > 1)}"
+    handles.append(_handle(text, "o", "grey", markerfacecolor=face))
   figure.legend(
     handles=handles, loc="outside lower center", ncols=4, fontsize="small"
   )
 
 
-def health_figure(cells: Sequence[Cell]) -> Figure:
-  """Load and dropped tokens at the end of training; speed."""
-  cells = [cell for cell in by_family(cells) if cell.runs]
-  measures: list[tuple[str, Callable[[Cell], list[float]]]] = [
-    (
-      "tokens dropped (%)",
-      lambda c: [100 * x for x in health(c, "unprocessed")],
-    ),
-    ("load of the busiest expert / mean", lambda c: health(c, "max_load")),
-    ("load of the idlest expert / mean", lambda c: health(c, "min_load")),
-    ("images/s in training", lambda c: c.values("images_per_second")),
+def _shapes(cells: Sequence[Cell]) -> list[Line2D]:
+  return [
+    _handle(f"K x capacity = {cost:g}", MARKERS.get(cost, "D"), "grey")
+    for cost in sorted({cell.cost for cell in cells if cell.cost})
   ]
-  size = (16, 1 + 0.24 * max(len(cells), 4))
+
+
+def _handle(text: str, marker: str, colour: str, **style) -> Line2D:
+  return Line2D([], [], ls="", label=text, marker=marker, color=colour, **style)
+
+
+# What is drawn of the routers, in words, and its values by seed.
+_HEALTH: dict[str, Callable[[Cell], list[float]]] = {
+  "tokens without any expert (%)": lambda cell: [
+    100 * x for x in health(cell, "unprocessed")
+  ],
+  "load of the busiest expert\n(tokens served / mean)": lambda cell: health(
+    cell, "max_load"
+  ),
+  "load of the least busy expert\n(tokens served / mean)": lambda cell: health(
+    cell, "min_load"
+  ),
+  "images/s in training": lambda cell: cell.values("images_per_second"),
+}
+
+
+def health_figure(cells: Sequence[Cell]) -> Figure:
+  """Load and unprocessed tokens at the end of training; speed."""
+  cells = by_family(cells)
+  size = (17, 1.3 + 0.24 * max(len(cells), 4))
   figure = Figure(figsize=size, layout="constrained")
-  panels = figure.subplots(1, len(measures), sharey=True)
-  for panel, (name, measure) in zip(panels, measures, strict=True):
-    means = [estimate(measure(cell)).mean for cell in cells]
-    colours = [COLOURS[cell.router] for cell in cells]
-    panel.barh(range(len(cells)), means, color=colours, edgecolor="grey")
+  panels = figure.subplots(1, len(_HEALTH), sharey=True)
+  for panel, (name, measure) in zip(panels, _HEALTH.items(), strict=True):
+    for row, cell in enumerate(cells):
+      found = estimate(measure(cell))
+      if found.count:
+        style = {"color": _colour(cell), "ecolor": "black", "capsize": 2}
+        panel.barh(row, found.mean, xerr=_half_width(found), **style)
     panel.set_xlabel(name)
     panel.grid(axis="x", alpha=0.3)
-  panels[0].set_yticks(range(len(cells)), [label(cell) for cell in cells])
-  panels[0].invert_yaxis()
+  _name_rows(panels[0], cells)
+  figure.suptitle(
+    "Routing of the last training batch, mean over layers, and speed: "
+    f"mean over {_seeds(cells)} and its 95% interval"
+  )
   return figure
 
 

@@ -5,8 +5,10 @@ also knows what has not run yet, or from a file that `write` made of either.
 """
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -17,6 +19,12 @@ from vmoe_study.train.metrics import read_metrics
 SWEEP_FILE = "sweep.json"
 RESULTS_FILE = "results.json"
 FORMAT = 1
+REMEDY = (
+  "Give the folder of a run, the root of a sweep, or the "
+  f"{RESULTS_FILE} that `report --out` wrote."
+)
+LONGEST_NAME = 200  # Of a folder; file systems take no more than 255 bytes.
+NUM_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +38,8 @@ class Cell:
     runs: seed to the last value of every metric, of finished runs only.
     expected: metric to percent, as published for this config.
     source: of the expected numbers.
+    names: seed to what its run is called, if that is not the cell's name; not
+      kept in files of results.
   """
 
   name: str
@@ -38,11 +48,11 @@ class Cell:
   runs: Mapping[int, Mapping[str, float]]
   expected: Mapping[str, float] = dataclasses.field(default_factory=dict)
   source: str = ""
+  names: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
-  def values(self, metric: str, seeds: Iterable[int] | None = None):
-    """The metric by seed, of the runs that have it."""
-    chosen = self.runs if seeds is None else seeds
-    found = [self.runs[seed].get(metric) for seed in sorted(chosen)]
+  def values(self, metric: str) -> list[float]:
+    """The metric by ascending seed, of the runs that have it."""
+    found = [run.get(metric) for _, run in sorted(self.runs.items())]
     return [value for value in found if value is not None]
 
   @property
@@ -56,13 +66,29 @@ class Cell:
     return self.moe["router"]
 
   @property
+  def options(self) -> Mapping[str, Any]:
+    """Of its router."""
+    return self.moe["options"]
+
+  @property
+  def num_experts(self) -> int:
+    """E."""
+    return self.options["num_experts"]
+
+  @property
+  def num_selected_experts(self) -> int:
+    """K of token choice; 0 elsewhere."""
+    return self.options.get("num_selected_experts", 0)
+
+  @property
+  def capacity_factor(self) -> float:
+    """Slots per choice of a token; 0 without a router."""
+    return self.options.get("capacity_factor", 0.0)
+
+  @property
   def cost(self) -> float:
-    """K x C of token choice, C of other routers; 0 without a router."""
-    options = self.moe["options"]
-    if self.router == "dense":
-      return 0.0
-    factor = options.get("capacity_factor", 1.0)
-    return factor * options.get("num_selected_experts", 1)
+    """Slots per token: capacity factor times K; 0 without a router."""
+    return self.capacity_factor * (self.num_selected_experts or 1)
 
   @property
   def group_images(self) -> int:
@@ -72,23 +98,21 @@ class Cell:
   @property
   def batch_priority(self) -> bool:
     """Of token choice; false elsewhere."""
-    return bool(self.moe["options"].get("batch_priority"))
+    return bool(self.options.get("batch_priority"))
 
 
 def read_run(workdir: epath.PathLike) -> tuple[dict[str, Any], dict | None]:
   """A run's config and its final metrics; None if it has not finished.
 
-  To the last value of every metric it adds `seconds`, of training alone, and
-  `images_per_second` over the whole run.
+  To the last value of every metric it adds `seconds`, of training with
+  compilation but without evaluation, and `images_per_second` over them.
 
   Raises:
     ValueError: the folder is not that of a run.
   """
   path = epath.Path(workdir) / workdir_lib.CONFIG_FILE
   if not path.exists():
-    raise ValueError(
-      f"{workdir} is not the workdir of a run: no {workdir_lib.CONFIG_FILE}."
-    )
+    raise ValueError(_no_run(path.parent))
   config = json.loads(path.read_text())
   final: dict[str, float] = {}
   seconds = 0.0
@@ -103,6 +127,17 @@ def read_run(workdir: epath.PathLike) -> tuple[dict[str, Any], dict | None]:
   final["seconds"] = seconds
   final["images_per_second"] = images / seconds if seconds else 0.0
   return config, final
+
+
+def _no_run(folder: epath.Path) -> str:
+  if not folder.exists():
+    return f"There is no folder {folder}. {REMEDY}"
+  text = f"{folder} is not the workdir of a run: no {workdir_lib.CONFIG_FILE}."
+  found = folder.glob(f"*/{workdir_lib.CONFIG_FILE}")
+  if runs := sorted(str(path.parent) for path in found):
+    more = ", ..." if len(runs) > NUM_SHOWN else ""
+    text += f" There are runs in it: {', '.join(runs[:NUM_SHOWN])}{more}."
+  return f"{text} {REMEDY}"
 
 
 def load(paths: Sequence[epath.PathLike]) -> list[Cell]:
@@ -146,24 +181,47 @@ def _of_sweep(root: epath.Path) -> Iterator[Cell]:
 
 
 def run_folder(root: epath.PathLike, name: str, seed: int) -> epath.Path:
-  """Where a sweep keeps one run."""
+  """Where a sweep keeps one run.
+
+  Of a name that is too long for a folder, the head and a hash of all of it.
+  """
+  if len(name) > LONGEST_NAME:
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    name = f"{name[: LONGEST_NAME - 9]}-{digest}"
   return epath.Path(root) / name / f"seed{seed}"
 
 
-def _of_runs(workdirs: Iterable[epath.Path]) -> Iterator[Cell]:
+def _of_runs(workdirs: Sequence[epath.Path]) -> Iterator[Cell]:
   """Groups runs whose configs differ by the seed alone."""
-  groups: dict[str, list] = {}
-  for workdir in workdirs:
+  groups: dict[tuple[str, int], dict] = {}
+  for workdir, name in zip(workdirs, _tails(workdirs), strict=True):
     config, final = read_run(workdir)
-    seed = config.pop("seed")
+    seed, copy = config.pop("seed"), 0
     key = json.dumps(config, sort_keys=True)
-    groups.setdefault(key, []).append((seed, workdir.name, config, final))
+    while seed in groups.setdefault((key, copy), {}):
+      copy += 1  # The same run once more is a cell of its own.
+    groups[key, copy][seed] = name, config, final
   for group in groups.values():
-    group.sort(key=lambda run: run[:2])
-    _, name, config, _ = group[0]
-    seeds = tuple(seed for seed, *_ in group)
-    runs = {seed: final for seed, _, _, final in group if final is not None}
-    yield Cell(name, config, seeds, runs)
+    seeds = tuple(sorted(group))
+    name, config, _ = group[seeds[0]]
+    runs = {seed: run[2] for seed, run in group.items() if run[2] is not None}
+    names = {seed: run[0] for seed, run in group.items()}
+    yield Cell(name, config, seeds, runs, names=names)
+
+
+def _tails(paths: Sequence[epath.Path]) -> list[str]:
+  """The shortest ends of paths that tell each from all others."""
+  split = [path.parts for path in paths]
+  tails = []
+  for own in split:
+    unique = (
+      length
+      for length in range(1, len(own))
+      if sum(parts[-length:] == own[-length:] for parts in split) == 1
+    )
+    length = next(unique, len(own))
+    tails.append(str(pathlib.PurePosixPath(*own[-length:])))
+  return tails
 
 
 def _of_file(path: epath.Path) -> list[Cell]:
@@ -171,10 +229,7 @@ def _of_file(path: epath.Path) -> list[Cell]:
     content = json.loads(path.read_text())
     cells = content["cells"]
   except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(
-      f"{path} is not a file of results. Give the folder of a run, the root of "
-      f"a sweep, or the {RESULTS_FILE} that `report --out` wrote."
-    ) from error
+    raise ValueError(f"{path} is not a file of results. {REMEDY}") from error
   return [
     Cell(
       cell["name"],
@@ -196,4 +251,6 @@ def write(path: epath.PathLike, cells: Sequence[Cell]) -> None:
 
 def _as_json(cell: Cell) -> dict[str, Any]:
   runs = {str(seed): dict(run) for seed, run in sorted(cell.runs.items())}
-  return {**dataclasses.asdict(cell), "runs": runs}
+  content = {**dataclasses.asdict(cell), "runs": runs}
+  del content["names"]
+  return content
