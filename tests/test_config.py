@@ -33,6 +33,7 @@ def test_completing_a_complete_config_changes_nothing():
     ("model.moe.router", "sofmax", r"'sofmax'.*Did you mean 'soft.*Valid"),
     ("model.moe.options.num_expert", 4, r"'num_expert'.*Did you mean"),
     ("model.moe.options.num_experts", 4.5, r"num_experts=4\.5.*must be int"),
+    ("model.moe.options.num_selected_experts", 9, r"experts=9.*experts=8"),
     ("model.moe.blocks", "every two", r"blocks='every two'"),
     ("model.moe.blocks", (9,), r"picks blocks \[9\]"),
     ("model.fields.wdth", 3, r"'wdth'.*Did you mean 'width'"),

@@ -21,7 +21,7 @@ from vmoe_study.train.health import HealthSpec
 from vmoe_study.train.optimizer import (
   OptimizerSpec,
   ScheduleSpec,
-  make_schedule,
+  check_schedule,
 )
 
 # Far beyond any use. What is larger would take minutes, or all of the memory,
@@ -288,7 +288,7 @@ class Config:
     yield from self._class_problems()
     if self.train.num_steps:
       try:
-        make_schedule(self.train.schedule, self.train.num_steps)
+        check_schedule(self.train.schedule, self.train.num_steps)
       except ValueError as error:
         yield str(error)
     yield from self._evaluation_capacity_problems()

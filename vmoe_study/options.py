@@ -42,7 +42,8 @@ def check_names(where: str, given: Iterable[str], valid: Iterable[str]) -> None:
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     problems.append(
-      f"{where}: unknown name {name!r}.{hint} Valid names: {', '.join(valid)}."
+      f"{where}: unknown name {name!r}.{hint} Valid names: "
+      f"{', '.join(valid) or 'none'}."
     )
   if problems:
     raise OptionsError(problems)

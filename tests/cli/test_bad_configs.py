@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import digits
+from vmoe_study import __version__
 from vmoe_study.cli import train
 from vmoe_study.cli.main import COMMANDS, main
 from vmoe_study.config import parse
@@ -140,9 +141,82 @@ def test_any_arguments_of_a_config(arguments):
   check(f"{FILE}:{arguments}")
 
 
-def test_no_field_of_that_name():
-  said = check(FILE, "--config.train.btach_size=3")
-  assert "btach_size" in said
+@pytest.mark.parametrize(
+  ("words", "answer"),
+  [
+    (
+      [f"{FILE}:router=softmax_expert_choise"],
+      "choise: config.model: router: unknown name 'softmax_expert_choise'. Did "
+      "you mean 'softmax_expert_choice'?",
+    ),
+    (
+      [f"{FILE}:router=softmax_token_choice,k=9"],
+      "softmax_token_choice.num_selected_experts=9: a token can choose from 1 "
+      "to num_experts=8",
+    ),
+    (
+      [FILE, "--config.train.btach_size=3"],
+      "error: config.train: unknown name 'btach_size'. Did you mean "
+      "'batch_size'? Valid names: accumulation, batch_size, ",
+    ),
+    (
+      [FILE, "--config.train.batch-size=3"],
+      "config.train: unknown name 'batch-size'. Did you mean 'batch_size'?",
+    ),
+    (
+      [FILE, "--config.evaluations.val.batch_size=3"],
+      "config.evaluations: unknown name 'val'. Valid names: test.",
+    ),
+    (
+      [FILE, "--config.seed.of=3"],
+      "config.seed: unknown name 'of'. Valid names: none.",
+    ),
+    (
+      [FILE, "--config.seed=1", "--config.train.batch_size=many"],
+      "error: --config.train.batch_size=many: must be int.",
+    ),
+    ([FILE, "--config.train.mixup=x"], "mixup=x: must be float."),
+    ([FILE, "--config.fewshot=3"], "fewshot=3: must be a dict, as"),
+    ([FILE, "--config.shots=(1, a"], "shots=(1, a: must be a tuple, as"),
+    (["--config=README.md"], "--config=README.md: SyntaxError: "),
+  ],
+)
+def test_what_is_wrong_has_its_full_name_a_rule_and_a_remedy(words, answer):
+  assert answer in check(*words)
+
+
+def test_all_problems_of_a_config_file_are_said(tmp_path):
+  file = tmp_path / "wrong.py"
+  file.write_text(
+    "from configs import digits\n"
+    "from vmoe_study.config import parse\n"
+    "def get_config():\n"
+    "  values = digits.get_config().to_dict()\n"
+    "  values['train'] |= {'keep': 'a', 'mixup': 'b'}\n"
+    "  parse(values)\n"
+  )
+  said = check(f"--config={file}")
+  assert "config.train.keep='a'" in said and "config.train.mixup='b'" in said
+
+
+@pytest.mark.parametrize(
+  ("words", "usage"),
+  [
+    (["evaluate", "--workdir=nowhere", "--kind=foo"], "evaluate [-h]"),
+    (["bench", "solver", "--kind=foo"], "bench solver [-h]"),
+  ],
+)
+def test_an_unknown_option_shows_the_usage_of_its_command(words, usage):
+  said = check_command(*words)
+  assert said.startswith(f"usage: vmoe-study {usage}")
+  assert "unrecognized arguments: --kind=foo" in said
+
+
+def test_version(capsys):
+  with pytest.raises(SystemExit) as stop:
+    main(["--version"])
+  assert stop.value.code == 0
+  assert capsys.readouterr().out == f"vmoe-study {__version__}\n"
 
 
 @settings(fuzz, max_examples=300)

@@ -68,3 +68,19 @@ def test_bench_needs_data(tmp_path):
   args = parse(bench_input, f"--data_dir={tmp_path}")
   with pytest.raises(FileNotFoundError, match="prepare jft_like/2000"):
     bench_input.run(args)
+
+
+@pytest.mark.parametrize(
+  ("name", "meant"),
+  [("digitz", "digits"), ("jft_lik/20", "jft_like"), ("cifar1O", "cifar10")],
+)
+def test_a_mistyped_name_is_not_sent_to_prepare(name, meant, tmp_path):
+  args = parse(bench_input, f"--name={name}", f"--data_dir={tmp_path}")
+  with pytest.raises(FileNotFoundError, match=f"did you mean '{meant}'"):
+    bench_input.run(args)
+
+
+def test_every_option_of_bench_input_is_explained():
+  parser = argparse.ArgumentParser()
+  bench_input.add_arguments(parser)
+  assert [a.dest for a in parser._actions if not a.help] == []

@@ -110,7 +110,7 @@ def test_all_problems_at_once_each_with_its_remedy(doctor, tmp_path):
     "The next multiple is 104",
     "nowhere.npz",
     "file/run cannot be written to",
-    "do not fit into 5 steps. Shorten",
+    "train.schedule.cooldown_steps=0 do not fit into 5 steps. Shorten",
   ):
     assert text in out, text
   assert "not checked  training batch: because" in out

@@ -146,7 +146,7 @@ def test_a_router_of_the_same_options_can_be_swapped():
   ("override", "message"),
   [
     ("--config.model.fields.width=32", "float32[16] in the checkpoint"),
-    ("--config.model.fields.wdth=32", "no field"),
+    ("--config.model.fields.wdth=32", "Did you mean 'width'?"),
     ("--config.evaluation_capacity=-1", "evaluation_capacity=-1.0"),
     ("--config.evaluations={}", "nothing to measure"),
     ("--config=configs/none.py", "no file configs/none.py"),
@@ -219,7 +219,6 @@ def get_config():
 """
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_an_imported_checkpoint_needs_a_config(tmp_path, capsys):
   rng = np.random.default_rng(0)
   for label in range(10):

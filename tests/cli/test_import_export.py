@@ -70,6 +70,8 @@ def test_errors_are_one_paragraph_and_change_nothing(tmp_path, capsys):
   assert not out.exists()
   assert main(["export", f"--workdir={out}", "--out=params.npz"]) == 2
   assert "holds no checkpoint" in capsys.readouterr().err
+  assert main(["export", f"--workdir={out}", "--out=params.h5"]) == 2
+  assert "ends in .npz" in capsys.readouterr().err
 
 
 CONFIG = """

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vmoe_study.checkpoint.load import load_params
+from vmoe_study.cli import train as train_command
 from vmoe_study.cli.main import main
 from vmoe_study.train.metrics import read_metrics
 
@@ -118,7 +119,7 @@ def test_evaluate_finds_what_training_found(finished, tmp_path, capsys):
     ("--config.model.fields.width=24", ARGUMENTS, "width: 16 -> 24"),
     ("--config.model.fields.patch_size=3", ARGUMENTS, "patch_size=3"),
     ("--config.train.batch_size=60", ARGUMENTS, "60 images"),
-    ("--config.train.colour=1", ARGUMENTS, "no field"),
+    ("--config.train.colour=1", ARGUMENTS, "unknown name 'colour'"),
     ("--config.seed=x", ARGUMENTS, "seed"),
     ("--config.seed=0", "router=magic", "'magic'"),
     (
@@ -169,3 +170,16 @@ def test_help_lists_the_commands(capsys):
     main(["--help"])
   assert stop.value.code == 0
   assert "train" in capsys.readouterr().out
+
+
+def test_a_run_too_short_for_its_schedule_is_refused_before_its_model_is_built(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.delattr(train_command, "Model")
+  workdir = tmp_path / "work"
+  words = ["--config=configs/digits.py", "--config.train.num_epochs=1"]
+  assert main(["train", *words, f"--workdir={workdir}"]) == 2
+  said = capsys.readouterr().err
+  assert "train.schedule.warmup_steps=90 and " in said
+  assert "23 steps. Shorten them, as with --config.train.schedule." in said
+  assert not workdir.exists()

@@ -1,5 +1,8 @@
 """Optimizers and schedules against their formulas."""
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,8 +97,15 @@ def test_cooldown_ends_at_zero():
 
 
 def test_edges_longer_than_the_run_are_an_error():
-  with pytest.raises(ValueError, match="do not fit into 50 steps"):
-    make_schedule(ScheduleSpec(warmup_steps=30, cooldown_steps=30), 50)
+  spec = ScheduleSpec(warmup_steps=30, cooldown_steps=30)
+  with pytest.raises(ValueError, match="do not fit into 50 steps") as error:
+    make_schedule(spec, 50)
+  flags = re.findall(
+    r"--config\.train\.schedule\.(\w+)=(\d+)", str(error.value)
+  )
+  assert len(flags) == 2
+  shorter = {name: int(steps) for name, steps in flags}
+  make_schedule(dataclasses.replace(spec, **shorter), 50)
 
 
 @pytest.mark.parametrize(

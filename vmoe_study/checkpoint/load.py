@@ -99,11 +99,7 @@ def restore_trees(
   """
   steps = complete_steps(directory)
   if not steps or (step is not None and step not in steps):
-    wanted = "checkpoint" if step is None else f"step {step}"
-    raise CheckpointError(
-      f"{directory} holds no {wanted}; its complete steps are {steps}. Give a "
-      "directory that a run saved checkpoints in, and one of its steps."
-    )
+    raise CheckpointError(_not_there(directory, step, steps))
   for candidate in reversed(steps) if step is None else [step]:
     path = directory / str(candidate)
     try:
@@ -120,6 +116,23 @@ def restore_trees(
     f"{'newest first' if step is None else f'for step {step}'}; the reasons "
     "are logged above. Restore the files from a copy, or start anew in another "
     "directory."
+  )
+
+
+def _not_there(
+  directory: epath.Path, step: int | None, steps: list[int]
+) -> str:
+  wanted = "checkpoint" if step is None else f"step {step}"
+  if steps:
+    return (
+      f"{directory} holds no {wanted}; its complete steps are {steps}. Give "
+      "one of these."
+    )
+  there = directory.exists()
+  reason = "none is complete" if there else "there is no such folder"
+  return (
+    f"{directory} holds no {wanted}: {reason}. Give the folder of a run that "
+    "has saved a checkpoint."
   )
 
 

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
       description=module.HELP,
       formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    sub.set_defaults(parser=sub)
     module.add_arguments(sub)
 
 

@@ -39,11 +39,17 @@ COLUMNS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds this command's options."""
   parser.add_argument("--name", default="jft_like/2000", help="data set")
-  parser.add_argument("--split", default="train")
+  parser.add_argument("--split", default="train", help="of the data set")
   parser.add_argument("--data_dir", help="the TFDS folder")
-  parser.add_argument("--train_ops", default=TRAIN_OPS)
-  parser.add_argument("--eval_ops", default=EVAL_OPS)
-  parser.add_argument("--batch_size", type=int, default=32)
+  parser.add_argument(
+    "--train_ops", default=TRAIN_OPS, help="image operations of training"
+  )
+  parser.add_argument(
+    "--eval_ops", default=EVAL_OPS, help="image operations of evaluation"
+  )
+  parser.add_argument(
+    "--batch_size", type=int, default=32, help="images per batch"
+  )
   parser.add_argument("--num_batches", type=int, default=40, help="to time")
   parser.add_argument(
     "--workers", type=int, nargs="+", default=[1, 2], help="worker processes"

@@ -1,17 +1,26 @@
 """`--config=FILE.py:ARGUMENTS` and `--config.field=value`."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+import importlib.util
+import re
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
+from ml_collections.config_flags import config_path
 
 from vmoe_study.nn.router import ROUTERS
+from vmoe_study.options import check_names
 
 _ROUTER = "--config.model.moe.router="
+# What people call the types of fields.
+_TYPES = {ConfigDict: "a dict, as {'a': 1}", tuple: "a tuple, as (1, 5)"}
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -41,17 +50,39 @@ def load_file(config: str, overrides: Sequence[str]) -> dict[str, Any]:
   Raises:
     ValueError: if the file, an argument or an override is wrong.
   """
-  path = config.partition(":")[0]
+  return _override(_get_config(config), overrides)
+
+
+def _get_config(config: str) -> ConfigDict:
+  """What the file's function says to these arguments."""
+  path, *arguments = config.split(":", 1)
   if not Path(path).is_file():
     raise ValueError(
       f"--config={config}: there is no file {path}. Give the path of a "
       "config file; those of this project are in configs/."
     )
-  define = config_flags.DEFINE_config_file
-  found = _parse(define, [f"--config={config}", *overrides])
-  if _change_router(overrides):
-    _check_router(_parse(define, [f"--config={config}"]), found)
-  return found
+  try:
+    return load_module(path).get_config(*arguments)
+  except (ValueError, OSError) as error:
+    raise ValueError(f"--config={config}: {error}") from error
+  except Exception as error:  # The file may do anything.
+    kind = type(error).__name__
+    raise ValueError(f"--config={config}: {kind}: {error}") from error
+
+
+def load_module(file: str) -> types.ModuleType:
+  """Runs a Python file, which may import from the folder that its own is in."""
+  name = f"_file_{Path(file).stem}"
+  loader = SourceFileLoader(name, file)
+  spec = importlib.util.spec_from_file_location(name, file, loader=loader)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module  # Dataclasses look themselves up there.
+  sys.path.insert(0, str(Path(file).resolve().parent.parent))
+  try:
+    loader.exec_module(module)
+  finally:
+    sys.path.pop(0)
+  return module
 
 
 def override(
@@ -66,15 +97,31 @@ def override(
   Raises:
     ValueError: if an override is wrong.
   """
-  config = ConfigDict(with_placeholders(values))
-  found = _parse(config_flags.DEFINE_config_dict, overrides, config=config)
-  if _change_router(overrides):
-    _check_router(values, found)
+  return _override(ConfigDict(with_placeholders(values)), overrides)
+
+
+def _override(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
+  before = config.to_dict()
+  for word in overrides:
+    _check_field(config, word.partition("=")[0].removeprefix("--config."))
+  found = _parse(config, overrides)
+  if any(word.startswith(_ROUTER) for word in overrides):
+    _check_router(before, found)
   return found
 
 
-def _change_router(overrides: Sequence[str]) -> bool:
-  return any(word.startswith(_ROUTER) for word in overrides)
+def _check_field(config: ConfigDict, path: str) -> None:
+  """Raises ValueError if there is no such field, and says which there are."""
+  try:
+    names = config_path.split(path)
+  except ValueError:
+    names = path.split(".")
+  node, where = config, "config"
+  for name in names:
+    if not isinstance(name, str):
+      return  # An index.
+    check_names(where, [name], node if isinstance(node, ConfigDict) else ())
+    node, where = node[name], f"{where}.{name}"
 
 
 def _check_router(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -97,24 +144,28 @@ def _check_router(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     )
 
 
-def _parse(
-  define: Callable[..., flags.FlagHolder], argv: Sequence[str], **kwargs
-) -> dict[str, Any]:
+def _parse(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
   values = flags.FlagValues()
-  words = ["", *argv]
-  given = " ".join(argv)
+  words = ["", *overrides]
   try:
-    holder = define("config", flag_values=values, sys_argv=words, **kwargs)
+    holder = config_flags.DEFINE_config_dict(
+      "config", config, flag_values=values, sys_argv=words
+    )
     values(words)
-  except (AttributeError, KeyError) as error:
+  except flags.IllegalFlagValueError as error:
+    raise ValueError(_illegal(config, str(error), overrides)) from error
+  except (flags.Error, AttributeError, KeyError, TypeError) as error:
     reason = " ".join(str(error.args[0]).split())
-    raise ValueError(f"{given}: there is no field {reason}.") from error
-  except (flags.Error, TypeError) as error:
-    # An error inside the file comes with its traceback as text: its last line
-    # says what is wrong.
-    reason = str(error.args[0]).strip().splitlines()[-1]
-    raise ValueError(f"{given}: {reason}") from error
+    raise ValueError(f"{' '.join(overrides)}: {reason}") from error
   return holder.value.to_dict()
+
+
+def _illegal(config: ConfigDict, reason: str, overrides: Sequence[str]) -> str:
+  """Says more than absl does: "flag --config.FIELD=VALUE: ..."."""
+  flag = re.match("flag (--[^=]*)", reason)[1]
+  given = " ".join(word for word in overrides if word.startswith(f"{flag}="))
+  kind = config_path.get_type(flag.removeprefix("--config."), config)
+  return f"{given}: must be {_TYPES.get(kind, kind.__name__)}."
 
 
 def with_placeholders(value: Any) -> Any:

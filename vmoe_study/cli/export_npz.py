@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
+  if not args.out.endswith(".npz"):
+    raise ValueError(
+      f"--out={args.out}: what is written is an .npz file. Give it a name that "
+      "ends in .npz."
+    )
   directory = workdir_lib.checkpoints(args.workdir)
   params, _, step = load_params(directory, args.step)
   save_npz(args.out, params)

@@ -66,16 +66,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-  if int(text) < 1:
-    raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(
+      f"{text!r}: must be a whole number, at least 1"
+    )
   return int(text)
 
 
 def _factors(text: str) -> list[float]:
-  factors = sorted({float(part) for part in text.split(",") if part})
-  if any(not 0 < factor < math.inf for factor in factors):
-    raise argparse.ArgumentTypeError(f"{text}: must be positive numbers")
-  return factors
+  try:
+    factors = sorted({float(part) for part in text.split(",") if part})
+    if all(0 < factor < math.inf for factor in factors):
+      return factors
+  except ValueError:
+    pass
+  raise argparse.ArgumentTypeError(
+    f"{text!r}: must be positive numbers with commas between, as 0.5,1,2"
+  )
 
 
 def run(args: argparse.Namespace) -> int:

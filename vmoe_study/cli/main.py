@@ -10,12 +10,16 @@ import logging as std_logging
 import os
 import sys
 
+from vmoe_study import __version__
 from vmoe_study.cli.exit_codes import FAILED, USAGE_ERROR
 
 # Command -> its module and what it does.
 COMMANDS = {
   "train": ("train", "train a model, or resume its training"),
-  "replay": ("replay", "run a step again that was not finite"),
+  "replay": (
+    "replay",
+    "run again a step whose loss or gradient was not finite",
+  ),
   "evaluate": ("evaluate", "evaluate a checkpoint"),
   "inspect": ("inspect", "look inside the routers of a checkpoint"),
   "bench": ("bench", "measure input, layer or step on this machine"),
@@ -43,19 +47,24 @@ def main(argv: list[str] | None = None) -> int:
     prog="vmoe-study",
     description="Routers in Vision Mixture of Experts: an empirical study.",
   )
+  version = f"%(prog)s {__version__}"
+  parser.add_argument("--version", action="version", version=version)
   commands = parser.add_subparsers(dest="command", required=True)
   chosen = next((word for word in argv if word in COMMANDS), None)
   module = None
   for name, (file, summary) in COMMANDS.items():
     sub = commands.add_parser(name, help=summary, description=summary)
     sub.add_argument("--debug", action="store_true", help="show tracebacks")
+    sub.set_defaults(parser=sub)
     if name == chosen:
       module = importlib.import_module(f"vmoe_study.cli.{file}")
       module.add_arguments(sub)
   args, overrides = parser.parse_known_args(argv)
   unknown = [word for word in overrides if not word.startswith("--config.")]
   if unknown or (overrides and not hasattr(args, "config")):
-    parser.error(f"unrecognized arguments: {' '.join(unknown or overrides)}")
+    args.parser.error(
+      f"unrecognized arguments: {' '.join(unknown or overrides)}"
+    )
   args.overrides = overrides
   return _run(module, args)
 

@@ -31,6 +31,7 @@ from vmoe_study.sharding import to_global
 from vmoe_study.study import results
 from vmoe_study.train.loop import Cadence, train
 from vmoe_study.train.metrics import MetricsWriter
+from vmoe_study.train.optimizer import check_schedule
 from vmoe_study.train.preemption import Preemption
 from vmoe_study.train.state import TrainState
 
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
   config = parse(values)
   distributed.initialize(args)
   data = open_train_input(config)
+  num_steps = config.train.total_steps(data.num_examples)
+  check_schedule(config.train.schedule, num_steps)  # Before all that is slow.
   model = Model(config, data.image_shape)
   training = Training(model, data.num_examples)
   evaluators = make_evaluators(model)

@@ -5,8 +5,10 @@ ours for the sets of `datasets/`, TFDS's for the rest.
 """
 
 import contextlib
+import difflib
 import importlib
 import os
+import re
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -51,10 +53,31 @@ def make_builder(
   try:
     return tfds.builder(name, data_dir=data_dir, try_gcs=False)
   except tfds.core.DatasetNotFoundError as error:
-    raise MissingDataError(
-      f"no builder is known for data set {name!r}; this package builds"
-      f" {', '.join(OURS)}; TFDS lists its own with `tfds.list_builders()`"
-    ) from error
+    raise _unknown(name) from error
+
+
+def _is_known(name: str) -> bool:
+  """Whether this package or TFDS builds it; of a community's set, perhaps."""
+  base = _base(name)
+  return ":" in base or base in _names()
+
+
+def _base(name: str) -> str:
+  """Without config and version."""
+  return re.split(r"/|:\d", name)[0]
+
+
+def _names() -> list[str]:
+  return [*OURS, *tfds.list_builders(with_community_datasets=False)]
+
+
+def _unknown(name: str) -> MissingDataError:
+  close = difflib.get_close_matches(_base(name), _names(), n=1)
+  hint = f" (did you mean {close[0]!r}?)" if close else ""
+  return MissingDataError(
+    f"no builder is known for data set {name!r}{hint}; this package"
+    f" builds {', '.join(OURS)}; TFDS lists its own with `tfds.list_builders()`"
+  )
 
 
 def prepare(
@@ -139,6 +162,8 @@ def open_prepared(
   except tfds.core.DatasetNotFoundError as error:
     if name == AUTOMATIC:
       return _build_automatic(data_dir)
+    if not _is_known(name):
+      raise _unknown(name) from error
     option = f" --data_dir={data_dir}" if data_dir else ""
     raise MissingDataError(
       f"data set {name!r} is not prepared in {where}; run\n"

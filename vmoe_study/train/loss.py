@@ -45,7 +45,7 @@ def routing_metrics(
 
   unprocessed: share of tokens that no expert takes. load: tokens of every
   expert over the mean of all; max_load, min_load: of the busiest and the
-  idlest. And every router loss, unweighted.
+  least busy. And every router loss, unweighted.
   """
   metrics = {}
   for name, layer in aux.items():

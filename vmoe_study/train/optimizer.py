@@ -80,19 +80,32 @@ class OptimizerSpec:
       check_least(f"weight_decay rate of {pattern!r}", rate, 0)
 
 
+def check_schedule(spec: ScheduleSpec, num_steps: int) -> None:
+  """Raises ValueError if warm-up and cool-down do not fit into the run."""
+  edges = {
+    f"train.schedule.{name}": getattr(spec, name)
+    for name in ("warmup_steps", "cooldown_steps")
+  }
+  if sum(edges.values()) > num_steps:
+    given = " and ".join(f"{name}={steps}" for name, steps in edges.items())
+    shorter = " ".join(
+      f"--config.{name}={num_steps // 10}"
+      for name, steps in edges.items()
+      if steps
+    )
+    raise ValueError(
+      f"{given} do not fit into {num_steps} steps. Shorten them, as with "
+      f"{shorter}, or make the run longer."
+    )
+
+
 def make_schedule(spec: ScheduleSpec, num_steps: int) -> optax.Schedule:
   """Learning rate as a function of the step.
 
   Raises:
     ValueError: if warm-up and cool-down do not fit into the run.
   """
-  edges = spec.warmup_steps + spec.cooldown_steps
-  if edges > num_steps:
-    raise ValueError(
-      f"warmup_steps={spec.warmup_steps} and cooldown_steps="
-      f"{spec.cooldown_steps} do not fit into {num_steps} steps. "
-      "Shorten them, or make the run longer."
-    )
+  check_schedule(spec, num_steps)
   decay_steps = max(num_steps - spec.warmup_steps, 1)
 
   def schedule(step):
