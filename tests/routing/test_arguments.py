@@ -95,7 +95,9 @@ def test_router_logits_of_any_kind(name, dtype, values):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-  "plan_of", [TOKENS_CHOOSE, EXPERTS_CHOOSE, "dense"], ids=str
+  "plan_of",
+  [TOKENS_CHOOSE, EXPERTS_CHOOSE, "dense"],
+  ids=["tokens", "experts", "dense"],
 )
 def test_tokens_and_outputs_keep_their_dtype(plan_of, dtype, values):
   choose = TOKENS_CHOOSE if plan_of == "dense" else plan_of
