@@ -16,8 +16,9 @@ The recipe was chosen on the held-out images, with seed 0, by
 Every router was tried with four rates: 4e-3 is the best of 1e-3, 2e-3, 4e-3 and
 8e-3 for each of them and for the dense model. That was at a balance of 0.005;
 at 4e-3, 0.05 is then the best of 0, 0.0005, 0.005 and 0.05 for both routers of
-token choice, and larger ones were not tried. Two epochs are what the time of
-the whole grid allows.
+token choice (`notebooks/study/balance`), and larger ones were not tried. The
+table `laptop_untuned` keeps 0.005, so that token choice has no more trials than
+the others. Two epochs are what the time of the whole grid allows.
 
 Arguments, as NAME=VALUE with commas between:
   router, capacity, k, group, bpr, seed   as in every recipe

@@ -29,7 +29,6 @@ from vmoe_study.initialize import initial_params
 from vmoe_study.nn.router import ROUTERS
 from vmoe_study.train.metrics import read_metrics
 
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
 ROOT = pathlib.Path(__file__).parents[1]
 REFERENCE = ROOT / "tests" / "data" / "reference"
 PREFIX = str(REFERENCE / "vmoe_checkpoint" / "vmoe_v1")

@@ -90,7 +90,6 @@ def get_config(num_experts="4"):
 """
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_a_config_says_what_the_shapes_do_not(tmp_path, capsys):
   (tmp_path / "config.py").write_text(CONFIG)
   arguments = [

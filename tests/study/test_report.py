@@ -236,15 +236,25 @@ def test_csv_and_latex_say_the_same():
   assert r"50\% & 1, 2 \\" in latex
 
 
-def test_the_committed_results_make_the_committed_tables(tmp_path):
-  committed = ROOT / "notebooks" / "study"
+@pytest.mark.parametrize(
+  ("folder", "table"),
+  [
+    ("study", "laptop"),
+    ("study/balance", "laptop_balance"),
+    ("study/untuned", "laptop_untuned"),
+  ],
+)
+def test_the_committed_results_make_the_committed_tables(
+  tmp_path, folder, table
+):
+  committed = ROOT / "notebooks" / folder
   assert main(["report", str(committed), f"--out={tmp_path}"]) == 0
   tables = [*committed.glob("*.csv"), *committed.glob("*.tex")]
   assert len(tables) == 6
   for path in [*tables, committed / "report.md", committed / "results.json"]:
     assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
   cells = results.load([committed])
-  planned = {row.name: row for row in TABLES["laptop"]}
+  planned = {row.name: row for row in TABLES[table]}
   assert [cell.name for cell in cells] == list(planned)
   for cell in cells:
     row = planned[cell.name]
