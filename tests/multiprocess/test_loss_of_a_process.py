@@ -15,7 +15,7 @@ from vmoe_study.distributed import HEARTBEAT_SECONDS
 from vmoe_study.train.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 200
+STEPS = 300
 TINY = [
   "--config=configs/digits.py",
   "--config.mesh.expert=2",
