@@ -70,7 +70,7 @@ def moe(
   *,
   num_experts: int,
   blocks: str,
-  experts_alike: bool = False,
+  shared_expert_init: bool = False,
 ) -> dict[str, Any]:
   """The `model.moe` of a config.
 
@@ -90,7 +90,7 @@ def moe(
     "options": options,
     "blocks": blocks,
     "group_images": args.group,
-    "experts_alike": experts_alike,
+    "shared_expert_init": shared_expert_init,
   }
 
 

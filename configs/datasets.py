@@ -7,7 +7,7 @@ github.com/google-research/vmoe.
 import dataclasses
 from typing import Any
 
-from vmoe_study.data.recipes import RECIPES
+from vmoe_study.data.dataset_specs import DATASETS
 
 RANGE = "value_range(-1, 1)"
 
@@ -113,7 +113,7 @@ def fewshot(suite: str) -> dict[str, tuple[dict, dict]]:
 
 def downstream(name: str, split: str, ops: str) -> dict[str, Any]:
   """The `DataSpec` of a ready recipe's "train", "val" or "test" split."""
-  return _spec(name, RECIPES[name].splits[split], ops)
+  return _spec(name, DATASETS[name].splits[split], ops)
 
 
 def _spec(name: str, split: str, ops: str) -> dict[str, Any]:
@@ -121,5 +121,5 @@ def _spec(name: str, split: str, ops: str) -> dict[str, Any]:
     "name": name,
     "split": split,
     "ops": f"{ops}|{RANGE}",
-    "num_classes": RECIPES[name].num_classes,
+    "num_classes": DATASETS[name].num_classes,
   }

@@ -21,7 +21,7 @@ parameters). Further arguments:
   start      workdir, V-MoE prefix or .npz file; needed
   kind       checkpoint, vmoe or npz: which of these. A dense `start` and a
              router other than "dense" make an upcycled model.
-  data       a data set of `vmoe_study/data/recipes.py`; imagenet2012
+  data       a data set of `vmoe_study/data/dataset_specs.py`; imagenet2012
   size       pixels; 384
   steps      10,000
   rate       peak learning rate; 0.003
@@ -34,7 +34,7 @@ on one CPU core. Expected: the table "finetune" of `configs/tables.py`.
 import dataclasses
 
 from configs import common, datasets, recipes
-from vmoe_study.data.recipes import RECIPES
+from vmoe_study.data.dataset_specs import DATASETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Arguments(recipes.Arguments):
 
   def __post_init__(self):
     super().__post_init__()
-    tuned = [name for name, r in RECIPES.items() if len(r.splits) == 3]
+    tuned = [name for name, r in DATASETS.items() if len(r.splits) == 3]
     common.check_choice("data", self.data, tuned)
 
 
@@ -65,7 +65,7 @@ def get_config(arguments: str = ""):
   return common.config_dict(
     name=f"{args.backbone} {args.router} fine-tuned",
     seed=args.seed,
-    model=_model(args, RECIPES[data].num_classes),
+    model=_model(args, DATASETS[data].num_classes),
     initialize={"kind": args.kind, "path": args.start},
     data=datasets.downstream(data, "train", train_ops),
     train=_training(args),

@@ -80,7 +80,7 @@ def model(args: Arguments, num_classes: int) -> dict[str, Any]:
     "backbone": "" if args.smoke else args.backbone,
     "fields": fields,
     "moe": common.moe(
-      args, num_experts=args.num_experts, blocks=blocks, experts_alike=True
+      args, num_experts=args.num_experts, blocks=blocks, shared_expert_init=True
     ),
   }
 

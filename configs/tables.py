@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vmoe_study.cli.exit_codes import USAGE_ERROR
-from vmoe_study.cli.table import markdown_table
 from vmoe_study.options import check_names
+from vmoe_study.study.render import markdown_table
 
 VMOE = "2106.05974"
 VMOE_CONFIGS = "github.com/google-research/vmoe, vmoe/configs/vmoe_paper"

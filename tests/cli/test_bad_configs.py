@@ -14,7 +14,7 @@ from vmoe_study import __version__
 from vmoe_study.cli import train
 from vmoe_study.cli.main import COMMANDS, main
 from vmoe_study.config import parse
-from vmoe_study.experiment import Model, Training
+from vmoe_study.run.experiment import Model, Training
 
 ROUTERS = ("softmax_token_choice", "sinkhorn_expert_choice", "soft", "dense")
 CONFIGS = {r: digits.get_config(f"router={r}").to_dict() for r in ROUTERS}

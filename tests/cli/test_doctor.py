@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from configs import digits
-from vmoe_study import workdir as workdir_lib
-from vmoe_study.checkpoint.architecture import infer_model
-from vmoe_study.checkpoint.import_vmoe import read_vmoe
-from vmoe_study.checkpoint.npz import save_npz
+from vmoe_study.checkpoint.foreign.architecture import infer_model
+from vmoe_study.checkpoint.foreign.import_vmoe import read_vmoe
+from vmoe_study.checkpoint.foreign.npz import save_npz
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli.main import main
 from vmoe_study.config import TrainSpec, parse
 from vmoe_study.data.pipeline import train_input
 from vmoe_study.doctor.examine import Examination
 from vmoe_study.doctor.workdir import checkpoints_at_once
-from vmoe_study.experiment import Model, Training
-from vmoe_study.sharding import make_mesh
+from vmoe_study.parallel.sharding import make_mesh
+from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.run.experiment import Model, Training
 
 CONFIG = "--config=configs/digits.py:router=softmax_token_choice"
 VALUES = digits.get_config("router=softmax_token_choice").to_dict()

@@ -12,16 +12,16 @@ import optax
 import pytest
 
 from configs import digits, pretrain
-from vmoe_study import workdir as workdir_lib
 from vmoe_study.checkpoint.load import load_config, load_params
 from vmoe_study.cli.config_flags import load_file
 from vmoe_study.cli.main import main
 from vmoe_study.config import check_batches, fit_to_devices, parse
 from vmoe_study.data.pipeline import DataSpec, eval_input
-from vmoe_study.experiment import Model
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import VisionTransformer
-from vmoe_study.train.metrics import read_metrics
+from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.run.experiment import Model
+from vmoe_study.training.metrics import read_metrics
 
 SAMPLES = pathlib.Path(__file__).parents[1] / "data/reference/vmoe_checkpoint"
 TINY = [

@@ -10,7 +10,7 @@ import pytest
 from vmoe_study.checkpoint.load import load_params
 from vmoe_study.cli import train as train_lib
 from vmoe_study.cli.main import main
-from vmoe_study.train.metrics import MetricsWriter, read_metrics
+from vmoe_study.training.metrics import MetricsWriter, read_metrics
 
 # Orbax leaves threads and coroutines behind when a write fails.
 pytestmark = pytest.mark.filterwarnings(

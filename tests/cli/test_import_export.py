@@ -7,17 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from vmoe_study import workdir as workdir_lib
 from vmoe_study.checkpoint import tree as tree_lib
-from vmoe_study.checkpoint.architecture import infer_model
+from vmoe_study.checkpoint.foreign.architecture import infer_model
+from vmoe_study.checkpoint.foreign.npz import load_npz
 from vmoe_study.checkpoint.load import load_params
-from vmoe_study.checkpoint.npz import load_npz
 from vmoe_study.cli.main import main
 from vmoe_study.config import ModelSpec
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import VisionTransformer
+from vmoe_study.run import workdir as workdir_lib
 
-from ..checkpoint import vmoe_writer as writer
+from ..checkpoint.foreign import vmoe_writer as writer
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "data" / "reference"
 SAMPLES = REFERENCE / "vmoe_checkpoint"

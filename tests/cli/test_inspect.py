@@ -7,15 +7,15 @@ import pytest
 from configs import digits
 from vmoe_study.cli.main import main
 from vmoe_study.config import parse
-from vmoe_study.experiment import Model
-from vmoe_study.inspecting import (
+from vmoe_study.inspection.inspect import (
   Subject,
   at_capacities,
   gallery,
   inspect,
   make_pictures,
 )
-from vmoe_study.train.metrics import read_metrics
+from vmoe_study.run.experiment import Model
+from vmoe_study.training.metrics import read_metrics
 
 TINY = [
   "--config.model.fields.width=16",

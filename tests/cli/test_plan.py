@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("libtpu")
 
-from vmoe_study import planning
 from vmoe_study.cli.main import main
 from vmoe_study.config import parse
+from vmoe_study.performance import plan as planning
 
 TINY = [
   "--config=configs/digits.py",

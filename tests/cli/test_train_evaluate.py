@@ -10,7 +10,7 @@ import pytest
 from vmoe_study.checkpoint.load import load_params
 from vmoe_study.cli import train as train_command
 from vmoe_study.cli.main import main
-from vmoe_study.train.metrics import read_metrics
+from vmoe_study.training.metrics import read_metrics
 
 ARGUMENTS = "router=softmax_token_choice,k=2"
 TINY = [

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from configs import tables
-from vmoe_study import sharding
 from vmoe_study.cli import config_flags
 from vmoe_study.config import check_batches, parse
 from vmoe_study.data.augment import parse_ops
-from vmoe_study.experiment import Model, Training
+from vmoe_study.parallel import sharding
+from vmoe_study.run.experiment import Model, Training
 
 IMAGES = 1_000_000
 POD = 128

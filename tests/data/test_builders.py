@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from vmoe_study.data import builders
 from vmoe_study.data.augment import decode
 from vmoe_study.data.builders import MissingDataError
+from vmoe_study.data.dataset_specs import DATASETS
 from vmoe_study.data.datasets import emoji, fashion_mnist, jft_like
-from vmoe_study.data.recipes import RECIPES
 from vmoe_study.data.sources import open_source
 
 
@@ -169,10 +169,10 @@ def test_jft_like_needs_a_number(tmp_path):
     builders.prepare("jft_like/many", str(tmp_path))
 
 
-@pytest.mark.parametrize("name", [n for n in RECIPES if n not in builders.OURS])
+@pytest.mark.parametrize("name", [n for n in DATASETS if n not in builders.OURS])
 def test_recipes_agree_with_tfds(name, tmp_path):
   builder = tfds.builder(name, data_dir=str(tmp_path), try_gcs=False)
-  recipe = RECIPES[name]
+  recipe = DATASETS[name]
   feature = builder.info.features[recipe.label_key]
   feature = getattr(feature, "feature", feature)
   assert feature.num_classes == recipe.num_classes

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from vmoe_study import sharding
-from vmoe_study.experiment import Model, Training
+from vmoe_study.parallel import sharding
+from vmoe_study.run.experiment import Model, Training
 
 from .tiny import ROUTERS, STEPS, assert_only_exchanges, batch, config
 

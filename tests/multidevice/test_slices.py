@@ -5,8 +5,9 @@ import pytest
 
 pytest.importorskip("libtpu")
 
-from vmoe_study import planning, sharding
-from vmoe_study.experiment import Model, Training
+from vmoe_study.parallel import sharding
+from vmoe_study.performance import plan as planning
+from vmoe_study.run.experiment import Model, Training
 
 from .tiny import ROUTERS, assert_only_exchanges, batch, config
 

@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import argparse, sys
-from vmoe_study import distributed
+from vmoe_study.parallel import distributed
 
 parser = argparse.ArgumentParser()
 distributed.add_arguments(parser)
@@ -18,7 +18,7 @@ distributed.initialize(args)
 distributed.initialize(args)  # Once more changes nothing.
 
 import jax, numpy as np
-from vmoe_study import sharding
+from vmoe_study.parallel import sharding
 
 count, index = jax.process_count(), jax.process_index()
 assert count == args.num_processes

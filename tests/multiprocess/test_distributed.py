@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from vmoe_study import distributed
+from vmoe_study.parallel import distributed
 
 
 def parse(*arguments):

@@ -5,15 +5,16 @@ import socket
 import subprocess
 import sys
 
-from vmoe_study import lock
+from vmoe_study.run import lock
 
 SCRIPT = """
 import pathlib, sys
 import jax
-from vmoe_study import hosts, lock
+from vmoe_study.parallel import hosts
+from vmoe_study.run import lock
 from vmoe_study.checkpoint import store as store_lib
 from vmoe_study.checkpoint.errors import CheckpointError
-from vmoe_study.train import metrics as metrics_lib
+from vmoe_study.training import metrics as metrics_lib
 
 folder, address, number = sys.argv[1:]
 folder, number = pathlib.Path(folder), int(number)

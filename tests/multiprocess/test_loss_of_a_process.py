@@ -11,8 +11,8 @@ import time
 import pytest
 
 from vmoe_study.checkpoint.load import complete_steps, read_manifest
-from vmoe_study.distributed import HEARTBEAT_SECONDS
-from vmoe_study.train.metrics import read_metrics
+from vmoe_study.parallel.distributed import HEARTBEAT_SECONDS
+from vmoe_study.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 300

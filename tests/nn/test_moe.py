@@ -57,7 +57,7 @@ def test_equals_a_loop_over_slots(name, images, x):
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_experts_start_alike_or_apart(alike, x):
-  layer = _layer("softmax_expert_choice", experts_alike=alike)
+  layer = _layer("softmax_expert_choice", shared_expert_init=alike)
   params = jax.jit(layer.init)(jax.random.key(0), x)["params"]
   assert params["Mlp"]["Dense_0"]["kernel"].shape == (E, D, F)
   for layer in ("Dense_0", "Dense_1"):

@@ -9,12 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from vmoe_study.nn.moe import MoeOptions
-from vmoe_study.nn.vit import (
-  VisionTransformer,
-  moe_blocks,
-  sincos2d,
-  variant,
-)
+from vmoe_study.nn.vit import VisionTransformer, moe_blocks, sincos2d, variant
 
 from . import numpy_vit
 

@@ -15,10 +15,7 @@ from vmoe_study.nn.router import RouterLogits, make_router
 from vmoe_study.routing.affinity import SparseTransport
 from vmoe_study.routing.sinkhorn import sinkhorn
 from vmoe_study.routing.soft import slot_logits
-from vmoe_study.routing.sparse_transport import (
-  SOLVERS,
-  transport_at,
-)
+from vmoe_study.routing.sparse_transport import SOLVERS, transport_at
 
 FOLDER = pathlib.Path(__file__).parents[1] / "data" / "reference"
 FILES = {f.stem: np.load(f) for f in sorted(FOLDER.glob("router_*.npz"))}

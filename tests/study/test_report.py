@@ -12,11 +12,11 @@ from configs import common
 from configs.tables import TABLES
 from vmoe_study.cli import config_flags, report
 from vmoe_study.cli.main import main
-from vmoe_study.cli.table import csv_table, latex_table
+from vmoe_study.run.workdir import describe_changes
 from vmoe_study.study import results
 from vmoe_study.study import tables as study
-from vmoe_study.study.questions import paired_values, questions
-from vmoe_study.workdir import describe_changes
+from vmoe_study.study.contrasts import paired_values, questions
+from vmoe_study.study.render import csv_table, latex_table
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROUTERS = (

@@ -16,10 +16,10 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vmoe_study import hosts
 from vmoe_study.checkpoint import manifest as manifest_lib
 from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint.errors import CheckpointError, brief
+from vmoe_study.parallel import hosts
 
 PyTree = Any
 
@@ -190,7 +190,7 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 def _readable() -> Iterator[None]:
   """Makes whatever a reader stumbles over a CheckpointError on every host."""
   try:
-    with hosts.together():
+    with hosts.raise_on_all_hosts():
       yield
   except Exception as error:
     raise CheckpointError(f"it cannot be read: {brief(error)}") from error

@@ -22,10 +22,10 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vmoe_study import hosts
 from vmoe_study.checkpoint import load
 from vmoe_study.checkpoint import manifest as manifest_lib
 from vmoe_study.checkpoint.errors import CheckpointError, brief
+from vmoe_study.parallel import hosts
 
 PyTree = Any
 
@@ -174,7 +174,7 @@ class CheckpointStore:
   @contextlib.contextmanager
   def _reporting(self, action: str) -> Iterator[None]:
     try:
-      with hosts.together():
+      with hosts.raise_on_all_hosts():
         yield
     except Exception as error:
       # A manager never leaves the failed state, so a new one takes over.

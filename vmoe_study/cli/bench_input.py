@@ -16,10 +16,10 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from vmoe_study.cli.table import markdown_table
 from vmoe_study.data import pipeline
 from vmoe_study.data.augment import decode
 from vmoe_study.data.sources import Source, open_source
+from vmoe_study.study.render import markdown_table
 
 HELP = "measure the input pipeline: decode only, training and evaluation recipe"
 TRAIN_OPS = "inception_crop(224)|flip_lr|value_range(-1, 1)"

@@ -12,9 +12,9 @@ import jax
 from absl import logging
 from etils import epath
 
-from vmoe_study.analysis import layer_bench
-from vmoe_study.cli.table import markdown_table
 from vmoe_study.nn.router import ROUTERS
+from vmoe_study.performance import layer_bench
+from vmoe_study.study.render import markdown_table
 
 HELP = "time a MoE layer against its experts alone and a dense MLP"
 COLUMNS = {

@@ -9,9 +9,9 @@ import jax
 from absl import logging
 from etils import epath
 
-from vmoe_study.analysis import solver_bench
-from vmoe_study.cli.table import markdown_table
+from vmoe_study.performance import solver_bench
 from vmoe_study.routing.capacity import expert_capacity
+from vmoe_study.study.render import markdown_table
 
 HELP = "compare the transport solvers: gap and marginal error against time"
 COLUMNS = {

@@ -10,13 +10,13 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from vmoe_study import sharding
-from vmoe_study.analysis.cost import training_flops
-from vmoe_study.analysis.timing import interleaved_seconds
 from vmoe_study.cli import config_flags
-from vmoe_study.cli.table import markdown_table
 from vmoe_study.config import Config, parse
-from vmoe_study.experiment import Model, Training, open_train_input
+from vmoe_study.nn.cost import training_flops
+from vmoe_study.parallel import sharding
+from vmoe_study.performance.timing import interleaved_seconds
+from vmoe_study.run.experiment import Model, Training, open_train_input
+from vmoe_study.study.render import markdown_table
 
 HELP = "time a config's training step: images/s, FLOPs utilisation, compilation"
 MATMUL_SIZE = 2048

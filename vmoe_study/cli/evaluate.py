@@ -14,14 +14,14 @@ import jax
 from absl import logging
 from etils import epath
 
-from vmoe_study import distributed
-from vmoe_study import workdir as workdir_lib
-from vmoe_study.analysis.cost import routing
 from vmoe_study.checkpoint.load import load_config, load_params
 from vmoe_study.cli import config_flags
-from vmoe_study.cli.table import markdown_table
 from vmoe_study.config import complete, fit_to_devices, parse
-from vmoe_study.experiment import Model, make_evaluators
+from vmoe_study.nn.cost import routing
+from vmoe_study.parallel import distributed
+from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.run.experiment import Model, make_evaluators
+from vmoe_study.study.render import markdown_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

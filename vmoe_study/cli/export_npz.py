@@ -4,9 +4,9 @@ import argparse
 
 import jax
 
-from vmoe_study import workdir as workdir_lib
+from vmoe_study.checkpoint.foreign.npz import save_npz
 from vmoe_study.checkpoint.load import load_params
-from vmoe_study.checkpoint.npz import save_npz
+from vmoe_study.run import workdir as workdir_lib
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,15 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vmoe_study import workdir as workdir_lib
 from vmoe_study.checkpoint.adapt import match_params
-from vmoe_study.checkpoint.architecture import infer_image_shape, infer_model
-from vmoe_study.checkpoint.import_vmoe import read_vmoe
+from vmoe_study.checkpoint.foreign.architecture import (
+  infer_image_shape,
+  infer_model,
+)
+from vmoe_study.checkpoint.foreign.import_vmoe import read_vmoe
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli import config_flags
 from vmoe_study.config import ModelSpec, parse
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import VisionTransformer
+from vmoe_study.run import workdir as workdir_lib
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

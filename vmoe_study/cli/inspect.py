@@ -13,11 +13,16 @@ from absl import logging
 from etils import epath
 from matplotlib.figure import Figure
 
-from vmoe_study.analysis.inspection_page import page
-from vmoe_study.analysis.inspection_statistics import Findings, jsonable
 from vmoe_study.cli.evaluate import open_checkpoint
-from vmoe_study.inspecting import Subject, gallery, inspect, make_pictures
-from vmoe_study.train.metrics import read_metrics
+from vmoe_study.inspection.inspect import (
+  Subject,
+  gallery,
+  inspect,
+  make_pictures,
+)
+from vmoe_study.inspection.page import page
+from vmoe_study.inspection.statistics import Findings, jsonable
+from vmoe_study.training.metrics import read_metrics
 
 DOTS_PER_INCH = 110
 

@@ -74,8 +74,8 @@ def _run(module, args) -> int:
   from vmoe_study.checkpoint.errors import CheckpointError
   from vmoe_study.data.builders import MissingDataError
   from vmoe_study.data.records import RecordError
-  from vmoe_study.hosts import OtherHostError
-  from vmoe_study.train.health import TrainingFailure
+  from vmoe_study.parallel.hosts import OtherHostError
+  from vmoe_study.training.health import TrainingFailure
 
   expected = ValueError, OSError, CheckpointError, MissingDataError, RecordError
   try:

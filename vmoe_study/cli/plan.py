@@ -13,13 +13,13 @@ import re
 from absl import logging
 from etils import epath
 
-from vmoe_study import planning
 from vmoe_study.cli import config_flags
-from vmoe_study.cli.table import markdown_table
 from vmoe_study.config import Config, parse
 from vmoe_study.data import builders
 from vmoe_study.data.augment import parse_ops
 from vmoe_study.data.sources import open_source
+from vmoe_study.performance import plan as planning
+from vmoe_study.study.render import markdown_table
 
 SIZING_OPS = ("resize", "central_crop", "inception_crop")
 GIB = 2**30

@@ -3,7 +3,7 @@
 import argparse
 
 from vmoe_study.data import builders
-from vmoe_study.data.recipes import RECIPES
+from vmoe_study.data.dataset_specs import DATASETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     nargs="+",
     metavar="NAME",
     help=(
-      f"one of {', '.join(RECIPES)}, jft_like/N (N synthetic images), or any"
+      f"one of {', '.join(DATASETS)}, jft_like/N (N synthetic images), or any"
       " TFDS name"
     ),
   )

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vmoe_study import failures
 from vmoe_study.checkpoint.load import (
   AS_NUMPY,
   absolute,
@@ -23,10 +22,11 @@ from vmoe_study.checkpoint.load import (
 )
 from vmoe_study.checkpoint.tree import flatten
 from vmoe_study.cli import config_flags
-from vmoe_study.cli.table import markdown_table
 from vmoe_study.config import complete, parse
-from vmoe_study.experiment import Model, Training
-from vmoe_study.sharding import to_global
+from vmoe_study.parallel.sharding import to_global
+from vmoe_study.run import failures
+from vmoe_study.run.experiment import Model, Training
+from vmoe_study.study.render import markdown_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

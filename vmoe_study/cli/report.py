@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from absl import logging
 from etils import epath
 
-from vmoe_study.cli.table import csv_table, latex_table, markdown_table
 from vmoe_study.study import results
+from vmoe_study.study.render import csv_table, latex_table, markdown_table
 from vmoe_study.study.tables import MISSING, Table, tables
 
 REPORT_FILE = "report.md"

@@ -28,8 +28,8 @@ from vmoe_study.cli import config_flags, tied
 from vmoe_study.cli.exit_codes import FAILED, PREEMPTED
 from vmoe_study.config import parse
 from vmoe_study.options import check_names
+from vmoe_study.run.workdir import CONFIG_FILE
 from vmoe_study.study.results import SWEEP_FILE, read_run, run_folder
-from vmoe_study.workdir import CONFIG_FILE
 
 LOG_FILE = "train.log"
 POLL_SECONDS = 0.2

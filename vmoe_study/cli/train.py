@@ -9,9 +9,6 @@ import jax
 from absl import logging
 from clu import parameter_overview
 
-from vmoe_study import distributed, hosts, lock
-from vmoe_study import workdir as workdir_lib
-from vmoe_study.analysis.cost import routing, training_flops
 from vmoe_study.checkpoint.errors import CheckpointError
 from vmoe_study.checkpoint.load import absolute, complete_steps
 from vmoe_study.checkpoint.store import CheckpointStore
@@ -19,21 +16,25 @@ from vmoe_study.cli import config_flags, report
 from vmoe_study.cli.exit_codes import PREEMPTED
 from vmoe_study.config import Config, parse
 from vmoe_study.data.prefetch import prefetch_to_device
-from vmoe_study.experiment import (
+from vmoe_study.nn.cost import routing, training_flops
+from vmoe_study.parallel import distributed, hosts
+from vmoe_study.parallel.sharding import to_global
+from vmoe_study.run import lock
+from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.run.experiment import (
   Model,
   Training,
   make_evaluators,
   open_train_input,
 )
-from vmoe_study.failures import Failures
-from vmoe_study.initialize import initial_params
-from vmoe_study.sharding import to_global
+from vmoe_study.run.failures import Failures
+from vmoe_study.run.initialize import initial_params
 from vmoe_study.study import results
-from vmoe_study.train.loop import Cadence, train
-from vmoe_study.train.metrics import MetricsWriter
-from vmoe_study.train.optimizer import check_schedule
-from vmoe_study.train.preemption import Preemption
-from vmoe_study.train.state import TrainState
+from vmoe_study.training.loop import Cadence, train
+from vmoe_study.training.metrics import MetricsWriter
+from vmoe_study.training.optimizer import check_schedule
+from vmoe_study.training.preemption import Preemption
+from vmoe_study.training.state import TrainState
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
   check = functools.partial(
     workdir_lib.check, args.workdir, values, args.allow_change
   )
-  with hosts.together():
+  with hosts.raise_on_all_hosts():
     check()
   record = {
     "config": values,
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
   with contextlib.ExitStack() as stack:
     state, found, store = _restore_or_init(args.workdir, training, stack)
-    with hosts.together():
+    with hosts.raise_on_all_hosts():
       check(saved=found.get("config"))  # Alone in the workdir now.
       workdir_lib.claim(args.workdir, values)
     start_step = int(state.step)

@@ -14,7 +14,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-from vmoe_study.data.recipes import RECIPES
+from vmoe_study.data.dataset_specs import DATASETS
 from vmoe_study.data.remote import REMEDY, check_reachable
 
 PACKAGE = "vmoe_study.data.datasets"
@@ -104,7 +104,7 @@ def prepare(
   if builder.is_prepared():
     return builder
   folder = manual_dir or getattr(builder, "default_manual_dir", None)
-  if name in RECIPES and RECIPES[name].manual:
+  if name in DATASETS and DATASETS[name].manual:
     folder = folder or os.path.join(
       data_dir or tfds.core.constants.DATA_DIR, "downloads", "manual"
     )
@@ -132,7 +132,7 @@ def _check_manual_files(
   name: str, folder: Path, builder: tfds.core.DatasetBuilder
 ) -> None:
   """Raises MissingDataError naming every file that the user must supply."""
-  files = RECIPES[name].manual
+  files = DATASETS[name].manual
   missing = [file for file in files if not (folder / file).exists()]
   if missing:
     instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())

@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vmoe_study.data import builders
+from vmoe_study.data.dataset_specs import DATASETS
 from vmoe_study.data.datasets.image_folder import ImageFolderSource
-from vmoe_study.data.recipes import RECIPES
 from vmoe_study.data.records import (
   FILE_THREADS,
   ArrayRecords,
@@ -169,7 +169,7 @@ def open_source(
     return _open_image_folder(split, data_dir)
   info = builders.open_prepared(name, data_dir).info
   if label_key is None:
-    label_key = RECIPES[name].label_key if name in RECIPES else "label"
+    label_key = DATASETS[name].label_key if name in DATASETS else "label"
   for key in ("image", label_key):
     if key not in info.features:
       raise ValueError(

@@ -19,7 +19,7 @@ from vmoe_study.doctor import data as data_checks
 from vmoe_study.doctor import model as model_checks
 from vmoe_study.doctor import workdir as workdir_checks
 from vmoe_study.doctor.finding import OK, PROBLEM, SKIPPED, Finding, attempt
-from vmoe_study.experiment import Model
+from vmoe_study.run.experiment import Model
 
 
 @dataclasses.dataclass

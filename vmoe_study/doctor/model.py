@@ -7,24 +7,18 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from vmoe_study import initialize
-from vmoe_study.analysis import cost
 from vmoe_study.config import (
   Config,
   InitializeSpec,
   check_batches,
   fit_to_devices,
 )
-from vmoe_study.doctor.finding import (
-  NOTE,
-  OK,
-  SKIPPED,
-  Finding,
-  attempt,
-)
-from vmoe_study.experiment import Model
-from vmoe_study.sharding import AXES
-from vmoe_study.train.optimizer import make_optimizer, make_schedule
+from vmoe_study.doctor.finding import NOTE, OK, SKIPPED, Finding, attempt
+from vmoe_study.nn import cost
+from vmoe_study.parallel.sharding import AXES
+from vmoe_study.run import initialize
+from vmoe_study.run.experiment import Model
+from vmoe_study.training.optimizer import make_optimizer, make_schedule
 
 READ_LIMIT = 4 << 30  # bytes of a starting point that are read to verify it
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from vmoe_study import workdir as workdir_lib
 from vmoe_study.checkpoint import load, manifest
 from vmoe_study.config import TrainSpec
 from vmoe_study.data.remote import REMEDY, check_reachable
@@ -20,6 +19,7 @@ from vmoe_study.doctor.finding import (
   Finding,
   attempt,
 )
+from vmoe_study.run import workdir as workdir_lib
 
 GIB = 2**30
 

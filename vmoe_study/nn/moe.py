@@ -23,14 +23,14 @@ class MoeOptions:
     options: of that router, `num_experts` among them.
     blocks: which blocks are MoE, see `nn.vit.moe_blocks`.
     group_images: images whose tokens are routed together.
-    experts_alike: whether all experts start from the same random values.
+    shared_expert_init: whether all experts start from the same random values.
   """
 
   router: str = "dense"
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   blocks: str | tuple[int, ...] = "every 2"
   group_images: int = 1
-  experts_alike: bool = False
+  shared_expert_init: bool = False
 
   def __post_init__(self):
     check_least("group_images", self.group_images, 1)
@@ -68,7 +68,7 @@ class Moe(nn.Module):
       self.mlp_dim,
       self.dropout_rate,
       self.dtype,
-      alike=self.moe.experts_alike,
+      shared_init=self.moe.shared_expert_init,
       name="Mlp",
     )
     outputs = experts(inputs, deterministic)
@@ -81,7 +81,7 @@ def make_experts(
   dropout_rate: float = 0.0,
   dtype: str = "float32",
   *,
-  alike: bool = False,
+  shared_init: bool = False,
   name: str | None = None,
 ) -> nn.Module:
   """E independent MLPs, mapped over the leading axis of (E, G, C, D).
@@ -90,13 +90,13 @@ def make_experts(
     mlp_dim: F.
     dropout_rate: inside each expert.
     dtype: of the computation.
-    alike: whether all experts start from the same random values.
+    shared_init: whether all experts start from the same random values.
     name: of the module.
   """
   experts = nn.vmap(
     Mlp,
     variable_axes={"params": 0},
-    split_rngs={"params": not alike, "dropout": True},
+    split_rngs={"params": not shared_init, "dropout": True},
     in_axes=(0, None),
   )
   return experts(mlp_dim, dropout_rate, dtype, name=name)

@@ -270,7 +270,7 @@ class DenseRouter(Router):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class RouterSpec:
   """A row of `ROUTERS`: a router's class, its parts and its own defaults.
 
   Attributes:
@@ -322,10 +322,10 @@ class Recipe:
     return self.router(**parts, **options)
 
 
-def sparse(affinity: type, choice: type, **defaults) -> Recipe:
+def sparse(affinity: type, choice: type, **defaults) -> RouterSpec:
   """The recipe of affinity x choice."""
   parts = {"affinity": affinity, "choice": choice}
-  return Recipe(SparseRouter, parts, defaults)
+  return RouterSpec(SparseRouter, parts, defaults)
 
 
 # The authors' Sinkhorn token choice, alone among their routers, weighs outputs
@@ -343,8 +343,8 @@ ROUTERS = {
   "softmax_expert_choice": sparse(Softmax, ExpertChoice, noise_std=1.0),
   "sinkhorn_expert_choice": sparse(Sinkhorn, ExpertChoice, noise_std=1.0),
   "sparsity_constrained_expert_choice": sparse(SparseTransport, ExpertChoice),
-  "soft": Recipe(SoftRouter),
-  "dense": Recipe(DenseRouter),
+  "soft": RouterSpec(SoftRouter),
+  "dense": RouterSpec(DenseRouter),
 }
 
 

@@ -75,13 +75,13 @@ class DensePlan(RoutingPlan):
   combine_weights: Float[Array, "G S E C"]
 
   def dispatch(self, x: Float[ArrayLike, "G S D"]) -> Float[Array, "E G C D"]:
-    x = _suiting("x", x, self.dispatch_weights.shape[:2])
+    x = _check_leading_axes("x", x, self.dispatch_weights.shape[:2])
     weights = self.dispatch_weights.astype(x.dtype)
     return jnp.einsum("GSEC,GSD->EGCD", weights, x)
 
   def combine(self, y: Float[ArrayLike, "E G C D"]) -> Float[Array, "G S D"]:
     num_groups, _, num_experts, capacity = self.combine_weights.shape
-    y = _suiting("y", y, (num_experts, num_groups, capacity))
+    y = _check_leading_axes("y", y, (num_experts, num_groups, capacity))
     weights = self.combine_weights.astype(y.dtype)
     return jnp.einsum("GSEC,EGCD->GSD", weights, y)
 
@@ -122,12 +122,12 @@ class IndexPlan(RoutingPlan):
   slots: Int[Array, "G S K"] | None = None
 
   def dispatch(self, x: Float[ArrayLike, "G S D"]) -> Float[Array, "E G C D"]:
-    x = _suiting("x", x, (len(self.tokens), self.num_tokens))
+    x = _check_leading_axes("x", x, (len(self.tokens), self.num_tokens))
     return _to_slots(x, self.tokens, self.slots, self.num_tokens)
 
   def combine(self, y: Float[ArrayLike, "E G C D"]) -> Float[Array, "G S D"]:
     num_groups, num_experts, capacity = self.tokens.shape
-    y = _suiting("y", y, (num_experts, num_groups, capacity))
+    y = _check_leading_axes("y", y, (num_experts, num_groups, capacity))
     weights = jnp.moveaxis(self.weights, 0, 1).astype(y.dtype)
     weighted = y * weights[..., None]
     return _to_tokens(weighted, self.tokens, self.slots, self.num_tokens)
@@ -154,7 +154,7 @@ class IndexPlan(RoutingPlan):
     return DensePlan(self.dispatch_tensor(), self.combine_tensor())
 
 
-def _suiting(name: str, values: ArrayLike, leading: tuple[int, ...]) -> Array:
+def _check_leading_axes(name: str, values: ArrayLike, leading: tuple[int, ...]) -> Array:
   """An array of any width that has the plan's leading axes."""
   array = jnp.asarray(values)
   if array.shape[:-1] != leading:

@@ -13,15 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.optimize import isotonic_regression
 
-from vmoe_study.analysis.statistics import Estimate, estimate
 from vmoe_study.study import settings
 from vmoe_study.study.results import Cell
-from vmoe_study.study.tables import (
-  MISSING,
-  accuracy_metrics,
-  by_family,
-  health,
-)
+from vmoe_study.study.statistics import Estimate, estimate
+from vmoe_study.study.tables import MISSING, accuracy_metrics, by_family, health
 
 # Of Okabe and Ito: they stay apart for colour-blind readers.
 COLOURS = {

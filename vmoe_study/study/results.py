@@ -13,8 +13,8 @@ from typing import Any
 
 from etils import epath
 
-from vmoe_study import workdir as workdir_lib
-from vmoe_study.train.metrics import read_metrics
+from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.training.metrics import read_metrics
 
 SWEEP_FILE = "sweep.json"
 RESULTS_FILE = "results.json"

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vmoe_study.run.workdir import describe_changes
 from vmoe_study.study.results import Cell
-from vmoe_study.workdir import describe_changes
 
 _ROUTING = ("router", "K", "capacity", "group", "batch priority")
 OPTIONS = "model.moe.options."

@@ -9,10 +9,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from vmoe_study.analysis.statistics import Estimate, estimate
 from vmoe_study.study import settings
-from vmoe_study.study.questions import answers
+from vmoe_study.study.contrasts import answers
 from vmoe_study.study.results import Cell
+from vmoe_study.study.statistics import Estimate, estimate
 
 MISSING = "missing"
 

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from vmoe_study.data.dataset_specs import DATASETS
 from vmoe_study.data.datasets import as_png, unregistered
-from vmoe_study.data.recipes import RECIPES
 
 SHARE_DIR = Path("/usr/share")
-FONT, LIST = RECIPES["emoji"].manual
+FONT, LIST = DATASETS["emoji"].manual
 INSTRUCTIONS = (
   "They come with `apt-get install fonts-noto-color-emoji unicode-data`."
 )

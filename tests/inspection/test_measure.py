@@ -1,0 +1,178 @@
+"""What routers do, against plain loops over the routing tensors."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+from scipy.stats import entropy
+
+from vmoe_study.inspection import effects as inspection_effects
+from vmoe_study.inspection import measure as inspection
+from vmoe_study.nn.moe import Moe, MoeOptions, make_experts
+from vmoe_study.nn.router import ROUTERS
+from vmoe_study.nn.vit import VisionTransformer
+
+BATCH, TOKENS, EXPERTS, GROUP = 4, 5, 4, 2
+LAYER = "encoderblock_1"
+IMAGES = jax.random.normal(jax.random.key(0), (BATCH, 8, 8, 1))
+CLASSES = [0, 1, 2, 0]
+BATCHED = {
+  "image": IMAGES,
+  "label": np.eye(3)[CLASSES],
+  "mask": np.ones(BATCH),
+}
+
+
+def make_module(router, pool="token"):
+  options = {"num_experts": EXPERTS, "capacity_factor": 0.4}
+  if router.endswith("token_choice"):
+    options["num_selected_experts"] = 2
+  return VisionTransformer(
+    num_classes=3,
+    patch_size=4,
+    width=8,
+    depth=2,
+    mlp_dim=16,
+    num_heads=2,
+    pool=pool,
+    moe=MoeOptions(router, options, blocks=(1,), group_images=GROUP),
+  )
+
+
+def make_params(module):
+  """Random values of order 1 everywhere, also where training starts at 0."""
+  shapes = jax.eval_shape(module.init, jax.random.key(0), IMAGES)["params"]
+  leaves, tree = jax.tree.flatten(shapes)
+  rng = np.random.default_rng(0)
+  return tree.unflatten([rng.normal(size=s.shape) for s in leaves])
+
+
+class Layer:
+  """A model with random parameters, and what went in and out of its layer."""
+
+  def __init__(self, router):
+    self.module = make_module(router)
+    self.params = make_params(self.module)
+    self.x = self.y = None
+
+    def watch(call, args, kwargs, context):
+      result = call(*args, **kwargs)
+      if isinstance(context.module, Moe) and context.method_name == "__call__":
+        self.x, self.y = args[0], result[0]
+      return result
+
+    with nn.intercept_methods(watch):
+      self.module.apply({"params": self.params}, IMAGES)
+    plan, self.logits = inspection.routed(self.module, self.params, IMAGES)[
+      LAYER
+    ]
+    self.plan = plan
+    self.dispatch = np.asarray(plan.dispatch_tensor())
+    self.combine = np.asarray(plan.combine_tensor())
+
+  def output(self, without=()):
+    """Of the layer, by its definition, with the outputs of experts missing."""
+    x = self.x.reshape(BATCH // GROUP, -1, self.x.shape[2])
+    inputs = np.einsum("gsec,gsd->egcd", self.dispatch, x)
+    experts = self.params["Encoder"][LAYER]["Moe"]["Mlp"]
+    outputs = make_experts(16).apply({"params": experts}, inputs, True)
+    outputs = np.array(outputs)
+    outputs[list(without)] = 0
+    y = np.einsum("gsec,egcd->gsd", self.combine, outputs)
+    return y.reshape(self.x.shape)
+
+
+@pytest.fixture(scope="module", params=[r for r in ROUTERS if r != "dense"])
+def layer(request):
+  return Layer(request.param)
+
+
+def test_the_plan_is_what_the_layer_computed_with(layer):
+  assert layer.x.shape == (BATCH, TOKENS, 8)
+  np.testing.assert_allclose(layer.output(), layer.y, rtol=1e-3, atol=1e-3)
+
+
+def test_image_routing_is_what_loops_count(layer):
+  found = inspection.measure_routing(layer.module)(layer.params, BATCHED)
+  found = jax.device_get(found)[LAYER]
+  logits = np.asarray(layer.logits.clean)
+  some_unprocessed = False
+  for image in range(BATCH):
+    sent, returned = np.zeros(EXPERTS), np.zeros(EXPERTS)
+    counts, nats = np.zeros(EXPERTS + 1), 0.0
+    for token in range(TOKENS):
+      group, row = divmod(image * TOKENS + token, GROUP * TOKENS)
+      served = 0
+      for expert in range(EXPERTS):
+        served += any(layer.dispatch[group, row, expert] > 0)
+        sent[expert] += sum(layer.dispatch[group, row, expert])
+        returned[expert] += sum(layer.combine[group, row, expert])
+      counts[served] += 1
+      chances = softmax(logits[group, row]).reshape(EXPERTS, -1).sum(axis=1)
+      nats += entropy(chances)
+    np.testing.assert_allclose(found.sent[image], sent, rtol=1e-5)
+    np.testing.assert_allclose(found.returned[image], returned, rtol=1e-4)
+    np.testing.assert_array_equal(found.tokens_by_experts[image], counts)
+    np.testing.assert_allclose(found.entropy[image], nats, rtol=1e-3)
+    some_unprocessed |= counts[0] > 0
+  soft = layer.module.moe.router == "soft"
+  assert some_unprocessed != soft  # Else this tests less than it seems to.
+
+
+def test_what_is_shown_is_the_first_group(layer):
+  shown = inspection.measure_shown(layer.module)(layer.params, IMAGES)[LAYER]
+  np.testing.assert_allclose(shown.dispatch, layer.dispatch[0], atol=1e-5)
+  np.testing.assert_allclose(shown.combine, layer.combine[0], atol=1e-5)
+  assert shown.tokens.sent.shape == (BATCH, TOKENS, EXPERTS)
+
+
+def test_a_silent_expert_adds_nothing(layer):
+  """And the others what they did."""
+  keep = {LAYER: jnp.asarray([1.0, 0.0, 1.0, 1.0])}
+  silent = inspection_effects.silence(layer.params, keep)
+  moe = silent["Encoder"][LAYER]["Moe"]
+  y, _ = Moe(layer.module.moe, 16).apply({"params": moe}, layer.x)
+  expected = layer.output(without=[1])
+  np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-3)
+  assert np.abs(expected - layer.y).max() > 0.1
+
+
+def test_ablation_goes_through_all_experts_and_then_none():
+  module = make_module("softmax_token_choice", pool="gap")
+  params = make_params(module)
+  params["head"]["bias"][:] = 0
+  params["Encoder"]["encoder_norm"]["bias"][:] = 0
+  params["Encoder"][LAYER]["Moe"]["Mlp"]["Dense_1"]["kernel"] *= 30
+  found = inspection_effects.measure_ablation(module)(params, BATCHED)[LAYER]
+  assert found.shape == (BATCH, EXPERTS + 1)
+  for column, without in enumerate([[0], [1], [2], [3], [0, 1, 2, 3]]):
+    silent = jax.tree.map(np.copy, params)
+    last = silent["Encoder"][LAYER]["Moe"]["Mlp"]["Dense_1"]
+    last["kernel"][without] = last["bias"][without] = 0
+    logits, _ = module.apply({"params": silent}, IMAGES)
+    expected = np.asarray(logits).argmax(axis=1) == CLASSES
+    np.testing.assert_array_equal(found[:, column], expected)
+  assert len(np.unique(found, axis=1).T) > 1
+
+
+def test_every_image_counts_once_and_padding_not_at_all():
+  first = {**BATCHED, "image": np.arange(4)}
+  last = {**BATCHED, "image": np.arange(4, 8), "mask": np.array([1, 1, 0, 0])}
+  measures = {
+    "image": lambda scale, batch: scale * batch["image"],
+    "pair": lambda scale, batch: {"a": (batch["label"], batch["image"])},
+  }
+  found = inspection.examine(measures, 10, [first, last], lambda batch: batch)
+  np.testing.assert_array_equal(found["image"], 10 * np.arange(6))
+  np.testing.assert_array_equal(found["pair"]["a"][1], np.arange(6))
+  assert found["pair"]["a"][0].shape == (6, 3)
+
+
+def test_a_dense_model_has_no_layers():
+  module = make_module("softmax_expert_choice").clone(moe=None)
+  assert inspection.layer_names(module) == ()
+  params = make_params(module)
+  assert inspection.measure_routing(module)(params, BATCHED) == {}
+  assert inspection_effects.measure_ablation(module)(params, BATCHED) == {}

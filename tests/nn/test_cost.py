@@ -1,0 +1,92 @@
+"""FLOPs against XLA's count, parameters against those of dense models."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vmoe_study.nn import cost
+from vmoe_study.nn.moe import MoeOptions
+from vmoe_study.nn.vit import VisionTransformer, variant
+
+IMAGE = (64, 64, 3)
+BATCH = 2
+SIZES = {
+  "num_classes": 100,
+  "patch_size": 8,
+  "width": 256,
+  "depth": 2,
+  "mlp_dim": 1024,
+  "num_heads": 4,
+}
+
+
+def moe(router, **options):
+  return MoeOptions(router, {"num_experts": 8, **options}, (1,), 1)
+
+
+def xla_flops(function, *shapes):
+  """Of the program as written, before XLA optimises."""
+  return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
+
+
+def shapes_of(model, image_shape=IMAGE):
+  images = jax.ShapeDtypeStruct((BATCH, *image_shape), jnp.float32)
+  init = lambda x: model.init(jax.random.key(0), x)["params"]  # noqa: E731
+  return jax.eval_shape(init, images), images
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {},
+    {"pool": "token", "representation_size": 256},
+    {"pool": "map"},
+    {"moe": moe("softmax_expert_choice", capacity_factor=2.0)},
+    {"moe": moe("softmax_token_choice", num_selected_experts=2)},
+    {"moe": moe("soft", capacity_factor=8.0)},
+  ],
+  ids=["gap", "token", "map", "expert choice", "token choice", "soft"],
+)
+def test_forward_flops_are_xlas(fields):
+  model = VisionTransformer(**SIZES, **fields)
+  params, images = shapes_of(model)
+  forward = lambda p, x: model.apply({"params": p}, x)[0]  # noqa: E731
+  counted = xla_flops(forward, params, images)
+  expected = BATCH * sum(cost.forward_flops(model, IMAGE).values())
+  assert expected == pytest.approx(counted, rel=0.03)
+  assert expected < counted  # XLA also counts what is no matrix product.
+
+
+def test_training_flops_are_xlas():
+  model = VisionTransformer(**SIZES)
+  params, images = shapes_of(model)
+  loss = lambda p, x: model.apply({"params": p}, x)[0].sum()  # noqa: E731
+  counted = xla_flops(jax.grad(loss), params, images)
+  expected = BATCH * cost.training_flops(model, IMAGE)
+  assert expected == pytest.approx(counted, rel=0.03)
+
+
+def counts(fields):
+  sizes = variant("B/16") | {"num_classes": 10, "pool": "token"}
+  model = VisionTransformer(**sizes, **fields)
+  shape = (224, 224, 3)
+  params, _ = shapes_of(model, shape)
+  return cost.parameter_counts(params, cost.routing(model, shape))
+
+
+def test_a_token_that_meets_one_expert_meets_a_dense_model_and_routers():
+  one = {"num_experts": 32, "num_selected_experts": 1, "capacity_factor": 1.5}
+  total, active = counts({"moe": MoeOptions("softmax_token_choice", one)})
+  dense, _ = counts({})
+  expert = 2 * 768 * 3072 + 3072 + 768
+  routers = 6 * 768 * 32
+  assert active == dense + routers
+  assert total == dense + routers + 6 * 31 * expert
+
+
+def test_expert_choice_counts_slots_per_token():
+  options = {"num_experts": 32, "capacity_factor": 2.0}
+  total, active = counts({"moe": MoeOptions("softmax_expert_choice", options)})
+  experts = 6 * 32 * (2 * 768 * 3072 + 3072 + 768)
+  slots = 32 * round(197 * 2 / 32) / 197
+  assert active == total - experts + round(experts * slots / 32)

@@ -1,0 +1,61 @@
+"""A SIGTERM ends a run after its step, with a checkpoint of that step."""
+
+import os
+import signal
+
+import jax.numpy as jnp
+
+from vmoe_study.training.health import DECISIVE, HealthSpec
+from vmoe_study.training.loop import Cadence, train
+from vmoe_study.training.metrics import MetricsWriter
+from vmoe_study.training.preemption import Preemption
+from vmoe_study.training.state import TrainState
+
+
+class Batches:
+  wait_seconds = 0.0
+
+  def __init__(self, preempted_at):
+    self.number, self.preempted_at = 0, preempted_at
+
+  def __next__(self):
+    self.number += 1
+    if self.number == self.preempted_at:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return self.number
+
+
+def run(tmp_path, preempted_at):
+  saved = []
+  handler = signal.getsignal(signal.SIGTERM)
+  try:
+    state = train(
+      TrainState(jnp.int32(0), jnp.zeros(()), ()),
+      lambda s, batch: (
+        s.replace(step=s.step + 1),
+        dict.fromkeys(DECISIVE, s.params),
+      ),
+      Batches(preempted_at),
+      start_step=0,
+      skipped=0,
+      num_steps=9,
+      batch_size=1,
+      cadence=Cadence(report=2, evaluate=0, save=4),
+      evaluators=[],
+      save=lambda step, state, _: saved.append((step, int(state.step))),
+      stop=Preemption(),
+      writer=MetricsWriter(tmp_path),
+      health=HealthSpec(),
+      on_failure=lambda *_: None,
+    )
+  finally:
+    signal.signal(signal.SIGTERM, handler)
+  return int(state.step), saved
+
+
+def test_stops_after_the_step_with_a_checkpoint(tmp_path):
+  assert run(tmp_path, preempted_at=6) == (6, [(4, 4), (6, 6)])
+
+
+def test_runs_to_the_end_if_nobody_asks(tmp_path):
+  assert run(tmp_path, preempted_at=99) == (9, [(4, 4), (8, 8), (9, 9)])

@@ -1,0 +1,92 @@
+"""The step: accumulation equals the large batch, noise is (seed, step)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vmoe_study.training.state import TrainState
+from vmoe_study.training.step import failed, make_gradient, make_train_step
+
+PARAMS = {"w": jnp.array([1.0, -1.0])}
+BATCH = {"x": jnp.arange(16.0).reshape(8, 2) / 10}
+
+
+def loss_fn(params, batch, key):
+  del key
+  # Rows in pairs, as groups of two images: they must stay together.
+  pairs = (batch["x"] @ params["w"]).reshape(-1, 2)
+  loss = jnp.mean(pairs[:, 0] * pairs[:, 1])
+  return loss, {"loss": loss}
+
+
+def noisy_loss_fn(params, batch, key):
+  noise = jax.random.normal(key, ())
+  loss = loss_fn(params, batch, key)[0] + noise * params["w"].sum()
+  return loss, {"loss": loss, "noise": noise}
+
+
+def run(loss, steps=2, **options):
+  optimizer = optax.sgd(0.1)
+  gradient = make_gradient(loss, **options)
+  step = jax.jit(make_train_step(gradient, optimizer))
+  state = TrainState(jnp.int32(0), PARAMS, optimizer.init(PARAMS))
+  history = []
+  for _ in range(steps):
+    state, metrics = step(state, BATCH)
+    history.append(metrics)
+  return state, history
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_equals_the_large_batch(parts):
+  whole, whole_metrics = run(loss_fn, seed=0)
+  split, metrics = run(loss_fn, seed=0, accumulation=parts, chunk=2)
+  np.testing.assert_allclose(split.params["w"], whole.params["w"], rtol=1e-6)
+  for name in ("loss", "gradient_norm"):
+    np.testing.assert_allclose(
+      metrics[-1][name], whole_metrics[-1][name], rtol=1e-5
+    )
+
+
+def test_accumulation_that_does_not_divide_is_an_error():
+  with pytest.raises(ValueError, match="batch of 8.*= 6"):
+    run(loss_fn, seed=0, accumulation=3, chunk=2)
+
+
+def test_noise_depends_on_seed_and_step_alone():
+  _, first = run(noisy_loss_fn, seed=0)
+  _, again = run(noisy_loss_fn, seed=0)
+  _, other = run(noisy_loss_fn, seed=1)
+  noise = [float(metrics["noise"]) for metrics in (*first, *other)]
+  assert len(set(noise)) == 4
+  assert [float(metrics["noise"]) for metrics in again] == noise[:2]
+
+
+def test_norms_of_tensors_and_of_all():
+  _, (metrics, *_) = run(loss_fn, seed=0)
+  grads = jax.grad(lambda p: loss_fn(p, BATCH, None)[0])(PARAMS)
+  expected = [np.linalg.norm(g) for g in jax.tree.leaves(grads)]
+  np.testing.assert_allclose(metrics["gradient_norms"], expected, rtol=1e-6)
+  np.testing.assert_allclose(
+    metrics["gradient_norm"], np.linalg.norm(expected), rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_step_that_is_not_finite_freezes_the_state(bad):
+  """Of 1e30 the loss overflows."""
+  optimizer = optax.adam(0.1)
+  step = jax.jit(make_train_step(make_gradient(loss_fn, seed=0), optimizer))
+  start = TrainState(jnp.int32(0), PARAMS, optimizer.init(PARAMS))
+  before, _ = step(start, BATCH)
+  state, _ = step(before, {"x": BATCH["x"].at[3, 1].set(bad)})
+  for _ in range(2):  # Nothing moves it any more, and it says where it failed.
+    assert int(state.step) < 0 and failed(int(state.step)) == 1
+    same = before.replace(step=state.step)
+    jax.tree.map(np.testing.assert_array_equal, state, same)
+    state, _ = step(state, BATCH)
+  after, _ = step(state.replace(step=jnp.int32(2)), BATCH)
+  assert int(after.step) == 3
+  assert np.all(after.params["w"] != before.params["w"])

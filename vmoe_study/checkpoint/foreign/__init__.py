@@ -1,0 +1,1 @@
+"""Checkpoints that others write: V-MoE's, msgpack, ViT's .npz."""

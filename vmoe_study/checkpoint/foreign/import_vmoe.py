@@ -1,0 +1,230 @@
+"""Reading the checkpoints that the public V-MoE code wrote.
+
+A checkpoint with prefix P is an index, `P.index`, and shards,
+`P.data-00000-of-000NN`. The index holds the parameter tree; each leaf says its
+shape and dtype, how the array is cut into chunks, and which shard has which
+chunk. Leaves are numbered in the order of the tree with sorted keys. A shard
+maps leaf numbers to chunks; a chunk is a list of flat pieces, one after the
+other, and the slice of the array where they belong.
+
+Everything in a shard is checked against the index, and the index against the
+sizes of the files, before memory is reserved: reading takes as much memory as
+the files are long, plus the chunks that one shard has of one array. There are
+no checksums: of the numbers it can only be checked that they are finite.
+"""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from vmoe_study.checkpoint import files as files_lib
+from vmoe_study.checkpoint import tree as tree_lib
+from vmoe_study.checkpoint.errors import CheckpointError
+from vmoe_study.checkpoint.foreign import vmoe_format as form
+from vmoe_study.checkpoint.foreign.msgpack_reader import Reader
+
+_SHARD_MARK = "__msgpack_array_chunk_a87ca2__"
+_VERSIONS = (None, "20220622")
+_MAX_INDEX_BYTES = 16 << 20
+_MAX_SHARDS = 100_000  # Five digits in a file name.
+
+
+def read_vmoe(prefix: str) -> dict[str, Any]:
+  """The parameters of a public V-MoE checkpoint.
+
+  Args:
+    prefix: path or URL (gs://, memory://, ...: whatever fsspec opens) of the
+      checkpoint without ".index".
+
+  Returns:
+    Nested dictionaries of numpy arrays, named as in our models.
+
+  Raises:
+    CheckpointError: a file is missing, damaged, or contradicts another one.
+    ValueError: fsspec does not know this kind of URL.
+  """
+  files = _Files(prefix)
+  shards, tree, entries = _open(files)
+  arrays = [np.empty(entry.shape, entry.dtype) for entry in entries]
+  for number, shard in enumerate(shards):
+    _read_shard(files, shard, number, entries, arrays)
+  return _rebuild(tree, iter(arrays))
+
+
+def read_vmoe_shapes(prefix: str) -> dict[str, Any]:
+  """What `read_vmoe` returns, but all zeros that take no memory.
+
+  Reads the index alone; that the shards are there, and long enough, is checked.
+  """
+  _, tree, entries = _open(_Files(prefix))
+  arrays = (tree_lib.hollow(entry.shape, entry.dtype) for entry in entries)
+  return _rebuild(tree, arrays)
+
+
+class _Files:
+  """The files of one checkpoint on any file system."""
+
+  def __init__(self, prefix: str):
+    self._fs, path = files_lib.locate(prefix)
+    self.index = f"{path}.index"
+    self._data = f"{path}.data"
+
+  def shards(self, count: int) -> list[str]:
+    return [f"{self._data}-{i:05d}-of-{count:05d}" for i in range(count)]
+
+  def size(self, path: str) -> int:
+    if not self._fs.isfile(path):
+      raise CheckpointError(
+        f"{path} does not exist: a checkpoint is one .index file and all the "
+        ".data files that it counts. Check the prefix, or fetch the file."
+      )
+    return self._fs.size(path)
+
+  def open(self, path: str) -> BinaryIO:
+    return self._fs.open(path, "rb")
+
+
+def _open(files: _Files) -> tuple[list[str], dict[str, Any], list[form.Entry]]:
+  """The names of the shards, the parameter tree, its leaves in order."""
+  shards, tree = _read_index(files)
+  entries = [
+    form.read_entry(files.index, path, leaf)
+    for path, leaf in _leaves(files.index, tree, ())
+  ]
+  _check_entries(files, entries, shards)
+  return shards, tree, entries
+
+
+def _read_index(files: _Files) -> tuple[list[str], dict[str, Any]]:
+  """The names of the shards, and the parameter tree of packed entries."""
+  size = files.size(files.index)
+  if size > _MAX_INDEX_BYTES:
+    raise form.error(
+      files.index, f"it has {size} bytes, an index at most {_MAX_INDEX_BYTES}"
+    )
+  with files.open(files.index) as stream:
+    reader = Reader(stream, size, files.index)
+    content = reader.value()
+    reader.end()
+  if not isinstance(content, dict) or not isinstance(
+    content.get("index"), dict
+  ):
+    raise form.error(files.index, "it has no parameter tree under 'index'")
+  if (version := content.get("version")) not in _VERSIONS:
+    raise form.error(
+      files.index, f"version={version!r} is none of those known, {_VERSIONS}"
+    )
+  count: Any = content.get("shard_count")
+  if not form.in_range(count, 1, _MAX_SHARDS):
+    raise form.error(
+      files.index, f"shard_count={count!r} is not a number of shards"
+    )
+  return files.shards(count), content["index"]
+
+
+def _leaves(
+  file: str, tree: dict[str, Any], parents: tuple[str, ...]
+) -> Iterator[tuple[str, Any]]:
+  """Paths and leaves in the order that numbers them."""
+  for name in sorted(tree):
+    if name in ("", ".", "..") or not name.isprintable() or "/" in name:
+      raise form.error(file, f"{name[:40]!r} is not the name of a parameter")
+    path = (*parents, name)
+    if isinstance(tree[name], dict):
+      yield from _leaves(file, tree[name], path)
+    else:
+      yield "/".join(path), tree[name]
+
+
+def _rebuild(
+  tree: dict[str, Any], arrays: Iterator[np.ndarray]
+) -> dict[str, Any]:
+  return {
+    name: _rebuild(tree[name], arrays)
+    if isinstance(tree[name], dict)
+    else next(arrays)
+    for name in sorted(tree)
+  }
+
+
+def _check_entries(
+  files: _Files, entries: list[form.Entry], shards: list[str]
+) -> None:
+  """The arrays fit into the files, and their chunks are in existing ones."""
+  available = sum(files.size(shard) for shard in shards)
+  claimed = sum(entry.nbytes for entry in entries)
+  if claimed > available:
+    raise form.error(
+      files.index,
+      f"it claims {claimed} bytes of arrays, its {len(shards)} data files have "
+      f"{available}",
+    )
+  for entry in entries:
+    for shard in entry.shards.values():
+      if not form.in_range(shard, 0, len(shards)):
+        raise form.error(
+          files.index, f"{entry.path} is in shard {shard!r} of {len(shards)}"
+        )
+
+
+def _read_shard(
+  files: _Files,
+  path: str,
+  number: int,
+  entries: list[form.Entry],
+  arrays: list[np.ndarray],
+) -> None:
+  """Copies the chunks of one shard to where they belong, each once."""
+  missing = {
+    (i, box)
+    for i, entry in enumerate(entries)
+    for box, shard in entry.shards.items()
+    if shard == number
+  }
+  marked = False
+  with files.open(path) as stream:
+    reader = Reader(stream, files.size(path), path)
+    for key in reader.map_keys():
+      value = reader.value()
+      if key == _SHARD_MARK:
+        marked = value is True
+        continue
+      leaf = _leaf_number(path, key, len(entries))
+      where = f"{path}: {entries[leaf].path}"
+      for chunk in form.sequence(where, value):
+        box = _copy_chunk(where, chunk, arrays[leaf])
+        if (leaf, box) not in missing:
+          raise form.error(where, f"chunk {box} is another shard's, or twice")
+        missing.remove((leaf, box))
+    reader.end()
+  if not marked:
+    raise form.error(path, f"it has no key {_SHARD_MARK!r}")
+  for leaf, box in sorted(missing):
+    raise form.error(path, f"{entries[leaf].path}: chunk {box} is missing")
+
+
+def _leaf_number(path: str, key: str, count: int) -> int:
+  if not key.isdecimal() or len(key) > 9 or int(key) >= count:
+    raise form.error(path, f"key {key[:40]!r} is no leaf number below {count}")
+  return int(key)
+
+
+def _copy_chunk(where: str, chunk: Any, array: np.ndarray) -> form.Box:
+  """Joins the pieces of a chunk and stores them in the array."""
+  packed, slices = form.sequence(where, chunk, 2)
+  box = form.read_slices(where, slices, array.shape)
+  pieces = form.read_pieces(where, packed)
+  size = sum(piece.size for piece in pieces)
+  if size != form.volume(box) or any(p.dtype != array.dtype for p in pieces):
+    raise form.error(
+      where,
+      f"chunk {box} of dtype {array.dtype} is filled with {size} elements of "
+      f"{sorted({str(piece.dtype) for piece in pieces})}",
+    )
+  flat = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+  if not np.isfinite(flat).all():
+    raise form.error(where, f"chunk {box} holds numbers that are not finite")
+  shape = [stop - start for start, stop in box]
+  array[tuple(slice(*bounds) for bounds in box)] = flat.reshape(shape)
+  return box

@@ -1,0 +1,132 @@
+"""Parameters in NumPy's `.npz`: dense ViTs of others, any tree of ours.
+
+A file holds one array per parameter, by path. Those of other ViT code are
+translated to ours on reading (`vit_names.py`); ours pass unchanged. As in
+big_vision, bfloat16 is stored as raw 2-byte items.
+
+A file may come from anywhere: nothing is unpickled, and before an array is
+read, its header, its size in the archive and the size of the file must agree.
+"""
+
+import math
+import os
+import zipfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+from vmoe_study.checkpoint import files
+from vmoe_study.checkpoint import tree as tree_lib
+from vmoe_study.checkpoint.errors import CheckpointError, brief
+from vmoe_study.checkpoint.foreign import vit_names
+
+PyTree = Any
+
+_MAX_RATIO = 100  # Uncompressed to compressed size of a whole file.
+_MAX_SMALL = 64 << 20  # A file may always expand to this.
+_BFLOAT16 = np.dtype("V2")
+
+
+def load_npz(path: str, hollow: bool = False) -> dict[str, Any]:
+  """Parameters with our names.
+
+  Args:
+    path: local path or any URL that fsspec opens.
+    hollow: read shapes alone, and return zeros that take no memory.
+
+  Returns:
+    Nested dictionaries of numpy arrays.
+
+  Raises:
+    CheckpointError: the file is missing, damaged, hostile, or holds something
+      else than arrays of numbers.
+    ValueError: fsspec does not know this kind of URL.
+  """
+  fs, local = files.locate(path)
+  try:
+    with fs.open(local, "rb") as stream:
+      arrays = dict(_read_arrays(stream, fs.size(local), hollow))
+    return tree_lib.unflatten(vit_names.to_ours(arrays))
+  except Exception as error:
+    # Damaged archives raise whatever their reader stumbled over.
+    raise CheckpointError(
+      f"{path}: {brief(error)}. It must be an .npz of numeric arrays that "
+      "NumPy wrote: fetch it again."
+    ) from error
+
+
+def save_npz(path: str, params: PyTree) -> None:
+  """Writes a tree, array by array; a failed write leaves no file behind.
+
+  Raises:
+    ValueError: fsspec does not know this kind of URL.
+  """
+  fs, local = files.locate(path)
+  fs.makedirs(fs._parent(local), exist_ok=True)
+  unfinished = f"{local}.unfinished"
+  try:
+    with fs.open(unfinished, "wb") as stream:
+      _write_arrays(stream, params)
+    fs.mv(unfinished, local)
+  finally:
+    if fs.exists(unfinished):
+      fs.rm(unfinished)
+
+
+def _write_arrays(stream: IO[bytes], params: PyTree) -> None:
+  with zipfile.ZipFile(stream, "w") as archive:
+    for name, leaf in tree_lib.flatten(params).items():
+      array = np.asarray(leaf)
+      if array.dtype == ml_dtypes.bfloat16:
+        array = array.view(_BFLOAT16)
+      with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _read_arrays(
+  stream: IO[bytes], size: int, hollow: bool
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Names and arrays of an archive of `size` bytes."""
+  with zipfile.ZipFile(stream) as archive:
+    members = archive.infolist()
+    if len({member.filename for member in members}) < len(members):
+      raise CheckpointError("two arrays have one name")
+    total = sum(member.file_size for member in members)
+    if total > max(_MAX_SMALL, _MAX_RATIO * size):
+      raise CheckpointError(
+        f"{size} bytes claim to expand to {total}, more than {_MAX_RATIO} times"
+      )
+    for member in members:
+      name, extension = os.path.splitext(member.filename)
+      if extension != ".npy":
+        raise CheckpointError(f"{member.filename!r} is not an array")
+      with archive.open(member) as content:
+        array = _check_header(content, member)
+      if not hollow:
+        with archive.open(member) as content:
+          array = np.lib.format.read_array(content, allow_pickle=False)
+      bfloat16 = array.dtype == _BFLOAT16
+      yield name, array.view(ml_dtypes.bfloat16) if bfloat16 else array
+
+
+def _check_header(content: IO[bytes], member: zipfile.ZipInfo) -> np.ndarray:
+  """The array, hollow; it fills its place in the archive and holds numbers."""
+  readers = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+  }
+  version = np.lib.format.read_magic(content)
+  if version not in readers:
+    raise CheckpointError(f"{member.filename!r} has version {version}")
+  shape, _, dtype = readers[version](content)
+  if dtype.kind not in "biuf" and dtype != _BFLOAT16:
+    raise CheckpointError(f"{member.filename!r} has dtype {dtype}")
+  nbytes = math.prod(shape) * dtype.itemsize
+  if min(shape, default=0) < 0 or content.tell() + nbytes != member.file_size:
+    raise CheckpointError(
+      f"{member.filename!r} claims {dtype}{shape}, but has {member.file_size} "
+      "bytes"
+    )
+  return tree_lib.hollow(shape, dtype)

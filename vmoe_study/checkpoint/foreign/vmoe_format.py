@@ -1,0 +1,187 @@
+"""The vocabulary of public V-MoE checkpoints: slices, array entries, pieces.
+
+MessagePack extension types, their payloads packed once more:
+
+  1  array     (shape, dtype name, bytes in C order)
+  4  form      (shape, dtype name, weak type, {})
+  5  slice     (start, stop, step)
+  6  slices    a type-5 payload for every axis
+  8  entry     (type-4 payload, [type-6 payload of every chunk], [its shard])
+"""
+
+import io
+import math
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from vmoe_study.checkpoint.errors import CheckpointError
+from vmoe_study.checkpoint.foreign.msgpack_reader import Ext, Reader
+
+_ARRAY, _SLICES, _ENTRY = 1, 6, 8
+_CHUNKED_MARK = "__msgpack_chunked_array__"  # Flax's map of a large array.
+_MAX_CHUNKS = 4096  # Of one array.
+_MAX_RANK = 8
+_DTYPES = {
+  np.dtype(dtype).name: np.dtype(dtype)
+  for dtype in (
+    *("float16", "float32", "float64", ml_dtypes.bfloat16, "bool"),
+    *("int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64"),
+  )
+}
+
+Box = tuple[tuple[int, int], ...]
+"""Start and stop of a chunk along every axis."""
+
+
+class Entry(NamedTuple):
+  """What the index says of one array: chunks, and the shards that have them."""
+
+  path: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  shards: dict[Box, int]
+
+  @property
+  def nbytes(self) -> int:
+    """Size of the whole array."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+
+def error(where: str, problem: str) -> CheckpointError:
+  """What is wrong in which file, and of which array."""
+  return CheckpointError(
+    f"{where}: {problem}. The checkpoint is damaged or of another format: "
+    "fetch its files again."
+  )
+
+
+def read_entry(file: str, path: str, leaf: Any) -> Entry:
+  """Interprets a leaf of the index and checks that its chunks tile it."""
+  where = f"{file}: {path}"
+  packed, slices, shards = sequence(where, _payload(where, leaf, _ENTRY), 3)
+  shape, dtype = sequence(where, _unpack(where, packed), 4)[:2]
+  dims = sequence(where, shape)
+  if len(dims) > _MAX_RANK or not all(in_range(n, 1, 2**63) for n in dims):
+    raise error(where, f"{shape!r} is not the shape of an array")
+  slices, shards = sequence(where, slices), sequence(where, shards)
+  if len(slices) != len(shards) or len(slices) > _MAX_CHUNKS:
+    raise error(
+      where,
+      f"{len(slices)} chunks lie in {len(shards)} shards: there must be one "
+      f"shard for each, and at most {_MAX_CHUNKS}",
+    )
+  boxes = [_box(where, _unpack(where, item), dims) for item in slices]
+  _check_tiling(where, dims, boxes)
+  places = dict(zip(boxes, shards, strict=True))
+  return Entry(path, tuple(dims), _dtype(where, dtype), places)
+
+
+def read_slices(where: str, value: Any, shape: tuple[int, ...]) -> Box:
+  """Interprets the slices of a chunk in a data file."""
+  return _box(where, _payload(where, value, _SLICES), shape)
+
+
+def read_pieces(where: str, value: Any) -> list[np.ndarray]:
+  """The flat arrays that make a chunk, in order."""
+  pieces = []
+  for item in sequence(where, value):
+    if isinstance(item, dict) and item.get(_CHUNKED_MARK) is True:
+      pieces += read_pieces(where, _chunks(where, item.get("chunks")))
+    else:
+      pieces.append(_array(where, item))
+  return pieces
+
+
+def sequence(where: str, value: Any, length: int | None = None) -> list:
+  """The value, if it is a list (of that length)."""
+  if not isinstance(value, list) or length not in (None, len(value)):
+    count = "" if length is None else f" of {length}"
+    raise error(where, f"{str(value)[:40]!r} is not a list{count}")
+  return value
+
+
+def in_range(value: Any, low: int, high: int) -> bool:
+  """Whether the value is an integer, low <= value < high."""
+  integer = isinstance(value, int) and not isinstance(value, bool)
+  return integer and low <= value < high
+
+
+def volume(box: Box) -> int:
+  """Elements in a chunk."""
+  return math.prod(stop - start for start, stop in box)
+
+
+def _box(where: str, slices: Any, shape: list[int] | tuple[int, ...]) -> Box:
+  box = []
+  slices = sequence(where, slices, len(shape))
+  for packed, size in zip(slices, shape, strict=True):
+    start, stop, step = sequence(where, _unpack(where, packed), 3)
+    start = 0 if start is None else start
+    stop = size if stop is None else stop
+    inside = in_range(start, 0, size) and in_range(stop, 1, size + 1)
+    if not inside or start >= stop or step not in (None, 1):
+      raise error(
+        where, f"{start}:{stop}:{step} is no slice of an axis of {size}"
+      )
+    box.append((start, stop))
+  return tuple(box)
+
+
+def _check_tiling(where: str, shape: list[int], boxes: list[Box]) -> None:
+  """Every element of the array is in exactly one chunk."""
+  covered, size = sum(map(volume, boxes)), math.prod(shape)
+  if covered != size:
+    raise error(
+      where, f"its chunks hold {covered} elements, shape {shape} has {size}"
+    )
+  bounds = np.array(boxes, np.int64).reshape(len(boxes), len(shape), 2)
+  for i in range(1, len(boxes)):
+    start = np.maximum(bounds[:i, :, 0], bounds[i : i + 1, :, 0])
+    stop = np.minimum(bounds[:i, :, 1], bounds[i : i + 1, :, 1])
+    if np.any(np.all(start < stop, axis=1)):
+      raise error(where, f"chunk {boxes[i]} overlaps another chunk")
+
+
+def _chunks(where: str, value: Any) -> list:
+  """Flax writes a tuple as a map from "0", "1", ..."""
+  if not isinstance(value, dict):
+    return sequence(where, value)
+  names = [str(i) for i in range(len(value))]
+  if value.keys() != set(names):
+    raise error(where, f"chunks are named {sorted(value)[:4]}, not 0, 1, ...")
+  return [value[name] for name in names]
+
+
+def _array(where: str, value: Any) -> np.ndarray:
+  content = _payload(where, value, _ARRAY)
+  shape, dtype, data = sequence(where, content, 3)
+  dims = sequence(where, shape)
+  dtype = _dtype(where, dtype)
+  valid = all(in_range(n, 1, 2**63) for n in dims) and isinstance(data, bytes)
+  if not valid or math.prod(dims) * dtype.itemsize != len(data):
+    raise error(where, f"an array of {dtype}{shape} does not fit its bytes")
+  return np.frombuffer(data, dtype)
+
+
+def _dtype(where: str, name: Any) -> np.dtype:
+  if not isinstance(name, str) or name not in _DTYPES:
+    raise error(where, f"dtype {str(name)[:40]!r} is none of {list(_DTYPES)}")
+  return _DTYPES[name]
+
+
+def _payload(where: str, value: Any, code: int) -> Any:
+  if not isinstance(value, Ext) or value.code != code:
+    raise error(where, f"a value of extension type {code} was expected")
+  return _unpack(where, value.data)
+
+
+def _unpack(where: str, data: Any) -> Any:
+  if not isinstance(data, bytes):
+    raise error(where, f"{str(data)[:40]!r} is not packed bytes")
+  reader = Reader(io.BytesIO(data), len(data), where)
+  value = reader.value()
+  reader.end()
+  return value

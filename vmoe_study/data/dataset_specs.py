@@ -1,0 +1,102 @@
+"""Ready recipes: the field's data sets under the names that TFDS gives them.
+
+A recipe says which splits train, select and test, how many classes there are,
+and under which key the labels stand. Where a set has no validation split, the
+last part of its training split serves as one.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+  """How one TFDS data set is used.
+
+  Attributes:
+    splits: TFDS split expressions for "train", "val" and "test".
+    num_classes: the number of classes.
+    label_key: the feature that holds the label or labels.
+    manual: files the data set cannot be built without, to be put in the
+      manual folder; empty where TFDS can download everything.
+  """
+
+  splits: dict[str, str]
+  num_classes: int
+  label_key: str = "label"
+  manual: tuple[str, ...] = ()
+
+
+def _held_out(percent: int, test: str = "test") -> dict[str, str]:
+  """The last `percent` of the training split selects, `test` tests."""
+  keep = 100 - percent
+  return {"train": f"train[:{keep}%]", "val": f"train[{keep}%:]", "test": test}
+
+
+def _given(val: str = "validation", test: str = "test") -> dict[str, str]:
+  """The data set's own splits."""
+  return {"train": "train", "val": val, "test": test}
+
+
+# For sets that come in one piece: 60% train, 20% select, 20% test.
+_ONE_PIECE = {
+  "train": "train[:60%]",
+  "val": "train[60%:80%]",
+  "test": "train[80%:]",
+}
+
+_IMAGENET_TRAIN = "ILSVRC2012_img_train.tar"
+_IMAGENET_VAL = "ILSVRC2012_img_val.tar"
+
+_FASHION = tuple(
+  f"{split}-{kind}-ubyte.gz"
+  for split in ("train", "t10k")
+  for kind in ("images-idx3", "labels-idx1")
+)
+_EMOJI = (
+  "fonts/truetype/noto/NotoColorEmoji.ttf",
+  "unicode/emoji/emoji-test.txt",
+)
+
+DATASETS: dict[str, DatasetSpec] = {
+  # Built from local files.
+  "digits": DatasetSpec(_held_out(10), 10),
+  "fashion_mnist": DatasetSpec(_held_out(10), 10, manual=_FASHION),
+  "emoji": DatasetSpec(_held_out(10), 99, manual=_EMOJI),
+  # ImageNet and its other test sets.
+  "imagenet2012": DatasetSpec(
+    _held_out(1, "validation"), 1000, manual=(_IMAGENET_TRAIN, _IMAGENET_VAL)
+  ),
+  "imagenet2012_subset/1pct": DatasetSpec(
+    _held_out(10, "validation"), 1000, manual=(_IMAGENET_TRAIN, _IMAGENET_VAL)
+  ),
+  "imagenet2012_subset/10pct": DatasetSpec(
+    _held_out(10, "validation"), 1000, manual=(_IMAGENET_TRAIN, _IMAGENET_VAL)
+  ),
+  "imagenet2012_real": DatasetSpec(
+    {"test": "validation"}, 1000, "real_label", manual=(_IMAGENET_VAL,)
+  ),
+  "imagenet_v2/matched-frequency": DatasetSpec({"test": "test"}, 1000),
+  "imagenet_a": DatasetSpec({"test": "test"}, 1000),
+  "imagenet_r": DatasetSpec({"test": "test"}, 1000),
+  "imagenet_sketch": DatasetSpec({"test": "test"}, 1000),
+  # Transfer and few-shot sets.
+  "caltech101": DatasetSpec(_held_out(10), 102),
+  "caltech_birds2011": DatasetSpec(_held_out(10), 200),
+  "cars196": DatasetSpec(_held_out(10), 196),
+  "cifar10": DatasetSpec(_held_out(10), 10),
+  "cifar100": DatasetSpec(_held_out(10), 100),
+  "colorectal_histology": DatasetSpec(_ONE_PIECE, 8),
+  "dtd": DatasetSpec(_given(), 47),
+  "eurosat/rgb": DatasetSpec(_ONE_PIECE, 10),
+  "food101": DatasetSpec(_held_out(10, "validation"), 101),
+  "oxford_flowers102": DatasetSpec(_given(), 102),
+  "oxford_iiit_pet": DatasetSpec(_held_out(10), 37),
+  "patch_camelyon": DatasetSpec(_given(), 2),
+  "places365_small": DatasetSpec(_held_out(1, "validation"), 365),
+  "resisc45": DatasetSpec(_ONE_PIECE, 45, manual=("NWPU-RESISC45.rar",)),
+  "stanford_dogs": DatasetSpec(_held_out(10), 120),
+  "stl10": DatasetSpec(_held_out(10), 10),
+  "sun397/tfds": DatasetSpec(_given(), 397),
+  "svhn_cropped": DatasetSpec(_held_out(10), 10),
+  "uc_merced": DatasetSpec(_ONE_PIECE, 21),
+}

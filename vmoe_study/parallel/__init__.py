@@ -1,0 +1,1 @@
+"""Many devices and processes as one: mesh, sharding rules, hosts."""

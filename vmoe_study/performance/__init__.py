@@ -1,0 +1,1 @@
+"""How fast the computation is and could be: plans, rooflines, benchmarks."""

@@ -1,0 +1,316 @@
+"""From a `Config` to an assembled run: data, model, state, step, evaluators.
+
+This is the one place where models, data, training and evaluation meet.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from vmoe_study.config import Config, FewshotSpec, check_batches
+from vmoe_study.data.mixup import mixup
+from vmoe_study.data.pipeline import (
+  DataSpec,
+  EvalInput,
+  TrainInput,
+  eval_input,
+  train_input,
+)
+from vmoe_study.data.sources import open_source
+from vmoe_study.evaluation.classification import ClassificationEvaluator
+from vmoe_study.evaluation.fewshot import FewshotEvaluator, FewshotTask
+from vmoe_study.nn.vit import VisionTransformer
+from vmoe_study.parallel import sharding
+from vmoe_study.routing.exchange import Exchange
+from vmoe_study.training import loss as losses
+from vmoe_study.training.optimizer import make_optimizer, make_schedule
+from vmoe_study.training.state import TrainState
+from vmoe_study.training.step import make_gradient, make_train_step
+
+
+class Model:
+  """A configured Vision Transformer on a mesh, without data or optimizer."""
+
+  def __init__(
+    self,
+    config: Config,
+    image_shape: tuple[int, int, int],
+    mesh: Mesh | None = None,
+  ):
+    """Checks that the model can be built, computing shapes only.
+
+    Args:
+      config: of the run.
+      image_shape: height, width and channels.
+      mesh: devices; by default all, arranged as the config says.
+
+    Raises:
+      ValueError: if image, patches, groups, experts or devices do not fit.
+    """
+    self.mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
+    check_batches(config, self.mesh.size)
+    self.config = config
+    self.image_shape = image_shape
+    self.module = VisionTransformer(
+      **config.model.arguments(),
+      exchange=Exchange(self.mesh if self.mesh.size > 1 else None),
+    )
+    self.evaluation_module = self.module.clone(moe=config.evaluation_moe)
+    self.params_shape = jax.eval_shape(self._init, jax.random.key(0))
+    self.rules = sharding.parameter_rules(
+      config.mesh, has_experts=config.model.is_routed
+    )
+    self.params_sharding = sharding.tree_shardings(
+      self.mesh, self.rules, self.params_shape
+    )
+
+  def params_template(self) -> Any:
+    """Shapes, dtypes and shardings of the parameters."""
+    return _template(self.params_shape, self.params_sharding)
+
+  def init(self) -> Any:
+    """Fresh parameters; each device computes and holds its own part only."""
+    init = jax.jit(self._init, out_shardings=self.params_sharding)
+    return init(jax.random.key(self.config.seed))
+
+  def _init(
+    self, key: jax.Array, image_shape: tuple[int, int, int] | None = None
+  ) -> Any:
+    batch = self.mesh.size * self.config.group_images
+    images = jnp.zeros((batch, *(image_shape or self.image_shape)))
+    return self.module.init(key, images)["params"]
+
+  def check_images(self, where: str, shape: tuple[int, int, int]) -> None:
+    """Checks that images of another shape than `image_shape` will do.
+
+    Raises:
+      ValueError: parameters depend on the shape, such as learned positions.
+    """
+    if shape == self.image_shape:
+      return
+    init = functools.partial(self._init, image_shape=shape)
+    wanted = jax.eval_shape(init, jax.random.key(0))
+    if wanted != self.params_shape:
+      raise ValueError(
+        f"{where}: its images are {_size(shape)}, those of the model "
+        f"{_size(self.image_shape)}, and its parameters depend on that "
+        "(positions that are learned, slots of a soft router). Resize in its "
+        "`ops`, or fine-tune a model of that size from this one with "
+        "`initialize`."
+      )
+
+  @functools.cached_property
+  def predict(self):
+    """Compiled: (params, images) to logits, without noise or dropout."""
+    return jax.jit(lambda params, images: self._apply(params, images)[0])
+
+  @functools.cached_property
+  def features(self):
+    """Compiled: (params, images) to the representation before the head."""
+    return jax.jit(
+      lambda params, images: self._apply(params, images)[1].features,
+      out_shardings=sharding.by_batch(self.mesh),
+    )
+
+  def _apply(self, params, images):
+    return self.evaluation_module.apply({"params": params}, images)
+
+  def loss(self, params: Any, batch: Any, key: jax.Array):
+    """Training loss of a batch and its metrics; `key` makes all noise."""
+    spec = self.config.train
+    dropout, router = jax.random.split(key)
+    logits, outputs = self.module.apply(
+      {"params": params},
+      batch["image"],
+      deterministic=False,
+      rngs={"dropout": dropout, "router": router},
+    )
+    main = losses.LOSSES[spec.loss](logits, batch["label"]).mean()
+    auxiliary = losses.auxiliary_loss(outputs.aux)
+    loss = main + auxiliary
+    metrics = {"loss": loss, "main_loss": main, "auxiliary_loss": auxiliary}
+    return loss, metrics | losses.routing_metrics(outputs.aux)
+
+
+class Training:
+  """A model with its optimizer: state and compiled step."""
+
+  def __init__(self, model: Model, num_examples: int):
+    """Prepares a run over `num_examples` training images.
+
+    Raises:
+      ValueError: if schedule or weight decay do not fit the run.
+    """
+    spec = model.config.train
+    self.model = model
+    self.num_steps = spec.total_steps(num_examples)
+    self.schedule = make_schedule(spec.schedule, self.num_steps)
+    self.optimizer = make_optimizer(
+      spec.optimizer, self.schedule, model.params_shape
+    )
+    self.opt_shape = jax.eval_shape(self.optimizer.init, model.params_shape)
+    self.opt_sharding = self._opt_sharding()
+    self.gradient = make_gradient(
+      model.loss,
+      seed=model.config.seed,
+      augment=_mixup(spec.mixup),
+      accumulation=spec.accumulation,
+      chunk=model.config.group_images,
+    )
+    self.step = self._compiled_step()
+
+  def _opt_sharding(self) -> Any:
+    """Moments live where their parameters do; all else is replicated."""
+    return optax.tree_map_params(
+      self.optimizer,
+      lambda _, sharding_: sharding_,
+      self.opt_shape,
+      self.model.params_sharding,
+      transform_non_params=lambda _: sharding.replicated(self.model.mesh),
+    )
+
+  def _compiled_step(self):
+    model = self.model
+    step = make_train_step(self.gradient, self.optimizer)
+
+    def train_step(state, batch):
+      rate = self.schedule(state.step)
+      state, metrics = step(state, batch)
+      return state, metrics | {"learning_rate": rate}
+
+    shardings = self.state_sharding()
+    batch = sharding.by_batch(model.mesh)
+    return jax.jit(
+      train_step,
+      in_shardings=(shardings, batch),
+      out_shardings=(shardings, sharding.replicated(model.mesh)),
+      donate_argnums=0,
+    )
+
+  def state_sharding(self) -> TrainState:
+    """The sharding of every array of the state."""
+    scalar = sharding.replicated(self.model.mesh)
+    return TrainState(scalar, self.model.params_sharding, self.opt_sharding)
+
+  def state_template(self) -> TrainState:
+    """Shapes, dtypes and shardings of the state."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = TrainState(step, self.model.params_shape, self.opt_shape)
+    return _template(shapes, self.state_sharding())
+
+  def init(self, params: Any | None = None) -> TrainState:
+    """The state before the first step, from fresh or from these parameters."""
+    params = self.model.init() if params is None else params
+    init = jax.jit(self.optimizer.init, out_shardings=self.opt_sharding)
+    return self.state_at(0, params, init(params))
+
+  def state_at(self, step: int, params: Any, opt_state: Any) -> TrainState:
+    """The state after `step` steps."""
+    scalar = sharding.replicated(self.model.mesh)
+    step_array = jax.device_put(jnp.asarray(step, jnp.int32), scalar)
+    return TrainState(step_array, params, opt_state)
+
+
+def _mixup(alpha: float):
+  if not alpha:
+    return lambda batch, key: batch
+  return functools.partial(mixup, alpha=alpha)
+
+
+def open_train_input(config: Config) -> TrainInput:
+  """This host's slices of the training batches.
+
+  Raises:
+    MissingDataError: if the data set is not prepared.
+  """
+  mixture = [(spec.data, spec.weight) for spec in config.mixture.values()]
+  return train_input(
+    [(config.data, 1.0), *mixture],
+    batch_size=config.train.batch_size,
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    num_workers=config.train.num_workers,
+  )
+
+
+def make_evaluators(model: Model) -> list:
+  """The evaluators of a config, on this model's mesh."""
+  config = model.config
+  evaluators: list = [
+    ClassificationEvaluator(
+      name,
+      model.predict,
+      functools.partial(
+        _global_batches,
+        model.mesh,
+        _open(model, f"evaluations.{name}.data", spec.data, spec.batch_size),
+      ),
+      losses.LOSSES[config.train.loss],
+    )
+    for name, spec in config.evaluations.items()
+  ]
+  if config.fewshot:
+    tasks = [
+      _fewshot_task(model, name, spec) for name, spec in config.fewshot.items()
+    ]
+
+    def features(params, images):
+      images = sharding.to_global(model.mesh, images)
+      return sharding.to_local(model.features(params, images))
+
+    evaluators.append(
+      FewshotEvaluator("fewshot", features, tasks, config.shots, config.seed)
+    )
+  return evaluators
+
+
+def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
+  train = spec.train
+  source = open_source(train.name, train.split, train.data_dir, train.label_key)
+  return FewshotTask(
+    name,
+    source.labels(),
+    functools.partial(
+      _open, model, f"fewshot.{name}.train", train, spec.batch_size
+    ),
+    _open(model, f"fewshot.{name}.test", spec.test, spec.batch_size),
+    train.num_classes,
+  )
+
+
+def _open(
+  model: Model, where: str, data: DataSpec, batch_size: int, indices=None
+) -> EvalInput:
+  batches = eval_input(
+    data,
+    batch_size=batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    indices=indices,
+    num_workers=model.config.train.num_workers,
+  )
+  model.check_images(where, batches.image_shape)
+  return batches
+
+
+def _size(shape: tuple[int, int, int]) -> str:
+  height, width, channels = shape
+  return f"{height} x {width} x {channels}"
+
+
+def _global_batches(mesh: Mesh, batches: Iterable) -> Iterator:
+  return (sharding.to_global(mesh, batch) for batch in batches)
+
+
+def _template(shapes: Any, shardings: Any) -> Any:
+  return jax.tree.map(
+    lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d),
+    shapes,
+    shardings,
+  )

@@ -1,0 +1,177 @@
+"""Steps that were not finite: said, counted, and kept to be run again.
+
+On disk: WORKDIR/failures/step_N/ with `report.json` and, below N/, what the
+step was computed from: parameters, optimizer state, batch and config, in the
+format of checkpoints, with their fingerprints.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from vmoe_study.checkpoint.errors import CheckpointError
+from vmoe_study.checkpoint.store import CheckpointStore
+from vmoe_study.checkpoint.tree import flatten
+from vmoe_study.data.pipeline import TrainInput
+from vmoe_study.parallel import hosts
+from vmoe_study.run.experiment import Training
+from vmoe_study.training.health import TrainingFailure
+from vmoe_study.training.state import TrainState
+
+REPORT_FILE = "report.json"
+KEPT = 3  # Of one start of a run: each takes the space of a checkpoint.
+IN_A_ROW = 10  # So many steps skipped one after another end the run.
+_SHOWN = 8
+
+
+class Failures:
+  """What a run does about its steps that are not finite.
+
+  Attributes:
+    count: steps that failed since the start.
+  """
+
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    record: Mapping[str, Any],
+    training: Training,
+    data: TrainInput,
+  ):
+    """Touches no file.
+
+    Args:
+      workdir: of the run.
+      record: what the checkpoints of the run say of it.
+      training: whose steps may fail.
+      data: where their batches come from.
+    """
+    self.count = 0
+    self._workdir = epath.Path(workdir)
+    self._record, self._data = dict(record), data
+    self._action = training.model.config.train.health.on_nonfinite
+    self._row, self._last = 0, -1
+
+  def __call__(
+    self, step: int, state: TrainState, batch: Any, metrics: Mapping[str, Any]
+  ) -> None:
+    """Reports step `step`, keeps it, and stops the run if it shall stop.
+
+    Every process of a multi-host run calls it for the same steps.
+
+    Args:
+      step: from 0.
+      state: before the step.
+      batch: of the step.
+      metrics: of the step.
+
+    Raises:
+      TrainingFailure: unless the step is to be skipped.
+    """
+    report = describe(step, state.params, metrics)
+    report["examples"] = self._data.examples(step)
+    text = _sentence(report)
+    if self.count < KEPT:
+      text += self._keep(step, state, batch, report)
+    self.count += 1
+    self._row = self._row + 1 if step == self._last + 1 else 1
+    self._last = step
+    if self._action == "stop":
+      raise TrainingFailure(
+        f"{text} A lower learning rate, gradient clipping or "
+        "--config.train.health.on_nonfinite=skip with --allow-change may help."
+      )
+    if self._row == IN_A_ROW:
+      raise TrainingFailure(f"{text} These were {IN_A_ROW} steps in a row.")
+    logging.warning("%s The update is skipped (%d so far).", text, self.count)
+
+  def _keep(self, step, state, batch, report) -> str:
+    folder = self._workdir / "failures" / f"step_{step}"
+    try:
+      with hosts.raise_on_all_hosts():
+        store = CheckpointStore(folder)
+      if store.latest_step() is None:  # Else kept by an earlier start.
+        store.save(
+          step,
+          state.params,
+          state.opt_state,
+          self._record,
+          wait=True,
+          batch=batch,
+        )
+      store.close()
+      with hosts.raise_on_all_hosts():
+        if jax.process_index() == 0:
+          text = json.dumps(report, indent=1) + "\n"
+          (folder / REPORT_FILE).write_text(text)
+    except (OSError, CheckpointError, hosts.OtherHostError) as error:
+      return f" It could not be kept: {error}"
+    return (
+      f" Run it again: python -m vmoe_study replay --workdir={self._workdir} "
+      f"--step={step}."
+    )
+
+
+def describe(
+  step: int, params: Any, metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What was not finite in a step; JSON-able."""
+  metrics = jax.device_get(dict(metrics))
+  norms = metrics["gradient_norms"]
+  names = list(flatten(params))
+  bad = [names[i] for i in np.flatnonzero(~np.isfinite(norms))]
+  return {
+    "step": step,
+    "loss": str(metrics["loss"]),
+    "gradient_norm": str(metrics["gradient_norm"]),
+    "update_norm": str(metrics["update_norm"]),
+    "bad_gradients": sorted(bad),
+  }
+
+
+def _sentence(report: Mapping[str, Any]) -> str:
+  bad, examples = report["bad_gradients"], report["examples"]
+  shown = ", ".join(f"{name} {index}" for name, index in examples[:_SHOWN])
+  more = ", ..." if len(examples) > _SHOWN else ""
+  if bad:
+    which = (
+      f"{len(bad)} gradients are not finite, by name the first is {bad[0]}"
+    )
+  else:
+    which = "the gradients of all tensors are finite"
+  return (
+    f"step {report['step']}: the loss is {report['loss']}, the gradient's norm "
+    f"{report['gradient_norm']}, the update's {report['update_norm']}; "
+    f"{which}. The {len(examples)} images of the batch: {shown}{more}."
+  )
+
+
+def find(workdir: epath.PathLike, step: int | None) -> tuple[epath.Path, int]:
+  """The folder of a kept step, or of the newest; and its number.
+
+  Raises:
+    ValueError: there is none.
+  """
+  folder = epath.Path(workdir) / "failures"
+  paths = folder.iterdir() if folder.exists() else []
+  found = (re.fullmatch(r"step_(\d+)", path.name) for path in paths)
+  steps = sorted(
+    int(match[1])
+    for match in found
+    if match and (folder / match[0] / REPORT_FILE).exists()
+  )
+  if not steps or (step is not None and step not in steps):
+    wanted = "failed step" if step is None else f"step {step}"
+    raise ValueError(
+      f"{folder} keeps no {wanted}; there are {steps}. Give the --workdir of a "
+      "run that met a loss or gradient that was not finite, and one of these "
+      "steps."
+    )
+  step = steps[-1] if step is None else step
+  return folder / f"step_{step}", step

@@ -1,0 +1,130 @@
+"""The training step: gradient, update, replace.
+
+A step whose loss, gradient or update is not finite changes nothing, and stops
+the clock: it leaves `TrainState.step` at `failed(step)`, at which all later
+steps change nothing either. So the state in which a step failed is still there
+when the program, which is some steps ahead of its devices, learns of it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vmoe_study.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Metrics]]
+Gradient = Callable[[Any, Any, jax.Array], tuple[Metrics, Any]]
+
+
+def make_gradient(
+  loss_fn: LossFn,
+  *,
+  seed: int,
+  augment: Callable[[Any, jax.Array], Any] = lambda batch, key: batch,
+  accumulation: int = 1,
+  chunk: int = 1,
+) -> Gradient:
+  """A pure function from parameters, batch and step to metrics and gradient.
+
+  Random numbers are a function of (seed, step) alone.
+
+  Args:
+    loss_fn: (params, batch, key) to a mean loss over the batch and metrics,
+      "loss" among them.
+    seed: of all randomness in the step.
+    augment: (batch, key) to the batch that is trained on.
+    accumulation: how many parts the batch is computed in, one after another.
+      The result is that of the whole batch, but for the noise of routers and
+      dropout, which each part draws for itself.
+    chunk: consecutive images that must stay in one part.
+  """
+  gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def metrics_and_gradient(params: Any, batch: Any, step: jax.Array):
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    key, augment_key = jax.random.split(key)
+    batch = augment(batch, augment_key)
+    if accumulation == 1:
+      (_, metrics), grads = gradient(params, batch, key)
+      return metrics, grads
+    parts = _split(batch, accumulation, chunk)
+    return _mean_over(parts, gradient, params, key)
+
+  return metrics_and_gradient
+
+
+def make_train_step(
+  gradient: Gradient, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+  """A pure function from state and batch to the next state and metrics.
+
+  To the metrics it adds "gradient_norm", "update_norm", and "gradient_norms" of
+  every tensor in the order of `jax.tree.leaves`.
+
+  Args:
+    gradient: as of `make_gradient`.
+    optimizer: of the parameters.
+  """
+
+  def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    metrics, grads = gradient(state.params, batch, state.step)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    norms = jnp.stack([optax.tree.norm(g) for g in jax.tree.leaves(grads)])
+    metrics["gradient_norms"] = norms
+    metrics["gradient_norm"] = optax.tree.norm(norms)
+    metrics["update_norm"] = optax.tree.norm(updates)
+    finite = jnp.isfinite(metrics["loss"])
+    finite &= jnp.isfinite(metrics["gradient_norm"])
+    finite &= jnp.isfinite(metrics["update_norm"])
+    done = TrainState(state.step + 1, params, opt_state)
+    left = state.replace(step=jnp.minimum(state.step, failed(state.step)))
+    sound = finite & (state.step >= 0)
+    state = jax.tree.map(lambda a, b: jnp.where(sound, a, b), done, left)
+    return state, metrics
+
+  return train_step
+
+
+def failed(step: Any) -> Any:
+  """The `TrainState.step` that a failure at `step` leaves; its own inverse."""
+  return -1 - step
+
+
+def _split(batch, parts: int, chunk: int):
+  """(B, ...) to (parts, B / parts, ...), taking chunks in turn.
+
+  Every device keeps images of its own: nothing moves.
+  """
+
+  def split(x):
+    if x.shape[0] % (parts * chunk):
+      raise ValueError(
+        f"accumulation={parts}: the batch of {x.shape[0]} must be a multiple "
+        f"of accumulation x images per group = {parts * chunk}."
+      )
+    x = x.reshape(-1, parts, chunk, *x.shape[1:])
+    return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
+
+  return jax.tree.map(split, batch)
+
+
+def _mean_over(parts, gradient, params, key):
+  """Metrics and gradients, averaged over equal parts of the batch."""
+
+  def body(total, part_and_index):
+    part, index = part_and_index
+    (_, metrics), grads = gradient(params, part, jax.random.fold_in(key, index))
+    return jax.tree.map(jnp.add, total, (metrics, grads)), None
+
+  count = jax.tree.leaves(parts)[0].shape[0]
+  first = jax.tree.map(lambda x: x[0], parts)
+  shapes = jax.eval_shape(lambda: gradient(params, first, key))
+  (_, metrics), grads = shapes
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (metrics, grads))
+  total, _ = jax.lax.scan(body, zeros, (parts, jnp.arange(count)))
+  return jax.tree.map(lambda x: x / count, total)
