@@ -1,0 +1,34 @@
+"""The config file in the workdir of a run, and how two configs differ.
+
+Reading a finished run takes no more than this: the module imports neither JAX
+nor the config schema.
+"""
+
+from typing import Any
+
+CONFIG_FILE = "config.json"
+
+
+def describe_changes(old: Any, new: Any) -> list[str]:
+  """Lists how two nested dicts differ, as "field: old -> new".
+
+  >>> describe_changes({"train": {"keep": 1}}, {"train": {"keep": 2}})
+  ['train.keep: 1 -> 2']
+  """
+  before, after = _flatten(old), _flatten(new)
+  names = sorted(before.keys() | after.keys())
+  absent = "(absent)"
+  return [
+    f"{name}: {before.get(name, absent)} -> {after.get(name, absent)}"
+    for name in names
+    if before.get(name, absent) != after.get(name, absent)
+  ]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+  if not isinstance(value, dict) or not value:
+    return {prefix: value}
+  flat = {}
+  for key, item in value.items():
+    flat |= _flatten(item, f"{prefix}.{key}" if prefix else key)
+  return flat
