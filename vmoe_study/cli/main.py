@@ -11,7 +11,7 @@ import os
 import sys
 
 from vmoe_study import __version__
-from vmoe_study.cli.exit_codes import FAILED, USAGE_ERROR
+from vmoe_study.run.exit_codes import FAILED, USAGE_ERROR
 
 # Command -> its module and what it does.
 COMMANDS = {

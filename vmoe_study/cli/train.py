@@ -13,7 +13,6 @@ from vmoe_study.checkpoint.errors import CheckpointError
 from vmoe_study.checkpoint.load import absolute, complete_steps
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli import config_flags, report
-from vmoe_study.cli.exit_codes import PREEMPTED
 from vmoe_study.config import Config, parse
 from vmoe_study.data.prefetch import prefetch_to_device
 from vmoe_study.nn.cost import routing, training_flops
@@ -21,6 +20,7 @@ from vmoe_study.parallel import distributed, hosts
 from vmoe_study.parallel.sharding import to_global
 from vmoe_study.run import lock
 from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.run.exit_codes import PREEMPTED
 from vmoe_study.run.experiment import (
   Model,
   Training,
