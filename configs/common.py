@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from vmoe_study.cli.config_flags import with_placeholders
-from vmoe_study.config import complete
+from vmoe_study.config import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Arguments:
     capacity: capacity factor.
     k: experts per token, under token choice.
     group: images routed together.
-    bpr: batch priority, under token choice.
+    batch_priority: batch priority, under token choice.
     seed: of the run.
   """
 
@@ -27,7 +27,7 @@ class Arguments:
   capacity: float = 1.0
   k: int = 1
   group: int = 1
-  bpr: bool = False
+  batch_priority: bool = False
   seed: int = 0
 
 
@@ -81,7 +81,10 @@ def moe(
   if args.router != "dense":
     options = {"num_experts": num_experts, "capacity_factor": args.capacity}
   if args.router.endswith("_token_choice"):
-    options |= {"num_selected_experts": args.k, "batch_priority": args.bpr}
+    options |= {
+      "num_selected_experts": args.k,
+      "batch_priority": args.batch_priority,
+    }
     options["importance_loss_weight"] = 0.005
     if not args.router.startswith("sparsity"):
       options["load_loss_weight"] = 0.005
@@ -96,7 +99,7 @@ def moe(
 
 def config_dict(**sections) -> ConfigDict:
   """The config with all defaults written out, checked and locked."""
-  return ConfigDict(with_placeholders(complete(sections))).lock()
+  return ConfigDict(with_placeholders(parse(sections).to_dict())).lock()
 
 
 def _read(name: str, value: str, kind: type) -> Any:

@@ -20,7 +20,7 @@ the fine-tuning of configs/finetune.py, for fewer steps. Arguments:
   batch      images per step; 64
   rate       peak learning rate; 0.001, or 0.003 with `start`
 and those of configs/pretrain.py that describe the model: router, backbone,
-recipe, capacity, k, group, bpr, experts, seed.
+recipe, capacity, k, group, batch_priority, experts, seed.
 
 Hardware: any; README.md has a run on two CPU cores. Expected: nothing that
 could be published here, for it depends on the images.

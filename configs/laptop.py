@@ -21,7 +21,7 @@ table `laptop_untuned` keeps 0.005, so that token choice has no more trials than
 the others. Two epochs are what the time of the whole grid allows.
 
 Arguments, as NAME=VALUE with commas between:
-  router, capacity, k, group, bpr, seed   as in every recipe
+  router, capacity, k, group, batch_priority, seed   as in every recipe
   epochs     passes over the training images
   rate       peak learning rate
   balance    weight of the importance and of the load loss, for token choice

@@ -90,8 +90,16 @@ def _sweep(**common: Any) -> Iterator[Row]:
   """Six routers at both costs and in both groups, and the dense model."""
   yield pretrain(router="dense", **common)
   for group, cost in itertools.product((1, 8), (1, 2)):
-    for router, bpr in itertools.product(TOKEN_CHOICE, ("false", "true")):
-      yield pretrain(router=router, k=cost, group=group, bpr=bpr, **common)
+    for router, batch_priority in itertools.product(
+      TOKEN_CHOICE, ("false", "true")
+    ):
+      yield pretrain(
+        router=router,
+        k=cost,
+        group=group,
+        batch_priority=batch_priority,
+        **common,
+      )
     for router in EXPERT_CHOICE:
       yield pretrain(router=router, capacity=cost, group=group, **common)
   for cost in (1, 2):
@@ -133,7 +141,7 @@ def _backbones() -> Iterator[Row]:
 # Of 2308.00951, Table 9: arguments, then by backbone JFT and 10-shot accuracy.
 _TC = {"router": "softmax_token_choice", "group": 8}
 _EC = {"router": "softmax_expert_choice"}
-_BPR = {**_TC, "bpr": "true"}
+_BATCH_PRIORITY = {**_TC, "batch_priority": "true"}
 _B32, _B16, _S16 = "B/32", "B/16", "S/16"
 _SOFT_MOE_9 = (
   (
@@ -141,15 +149,15 @@ _SOFT_MOE_9 = (
     {_B32: (48.0, 63.4), _B16: (52.0, 71.8), _S16: (47.9, 60.8)},
   ),
   (
-    {**_BPR, "k": 1, "capacity": 1},
+    {**_BATCH_PRIORITY, "k": 1, "capacity": 1},
     {_B32: (49.7, 66.2), _B16: (53.7, 74.4), _S16: (51.2, 68.9)},
   ),
   (
-    {**_BPR, "k": 2, "capacity": 1},
+    {**_BATCH_PRIORITY, "k": 2, "capacity": 1},
     {_B32: (50.2, 67.4), _B16: (53.9, 74.7)},
   ),
   (
-    {**_BPR, "k": 2, "capacity": 2},
+    {**_BATCH_PRIORITY, "k": 2, "capacity": 2},
     {_B32: (51.0, 69.5), _B16: (54.4, 75.7)},
   ),
   (
@@ -168,7 +176,7 @@ _SOFT_MOE_9 = (
 _SOFT_MOE_9_CAPACITY_UNKNOWN = (
   ({**_TC, "k": 1}, {_S16: (50.1, 64.5)}),
   ({**_TC, "k": 2}, {_S16: (52.5, 71.0)}),
-  ({**_BPR, "k": 2}, {_S16: (52.8, 71.4)}),
+  ({**_BATCH_PRIORITY, "k": 2}, {_S16: (52.8, 71.4)}),
 )
 
 
@@ -222,7 +230,13 @@ LAPTOP_RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
 LAPTOP_BALANCES = ("0", "0.0005", "0.005", "0.05")
 
 
-_ROUTING = {"router": "", "k": 1, "capacity": 1, "group": 1, "bpr": "false"}
+_ROUTING = {
+  "router": "",
+  "k": 1,
+  "capacity": 1,
+  "group": 1,
+  "batch_priority": "false",
+}
 
 
 def _routing(row: Row) -> tuple[Any, ...]:

@@ -316,6 +316,24 @@ class Config:
         "could differ from training. Set 0."
       )
 
+  def to_dict(self) -> dict[str, Any]:
+    """The completed config: nested dicts with every default written out.
+
+    `parse` turns it back into an equal `Config`. A record of it does not depend
+    on the defaults of the version that made it, and every field can be
+    overridden on the command line.
+    """
+    config = dataclasses.asdict(self)
+    model, moe = config["model"], config["model"]["moe"]
+    model["fields"] = {
+      name: value
+      for name, value in options.defaults(VisionTransformer).items()
+      if name in ModelSpec.names()
+    } | model["fields"]
+    if self.model.is_routed:
+      moe["options"] = ROUTERS[moe["router"]].default_options() | moe["options"]
+    return config
+
   @property
   def evaluation_moe(self) -> MoeOptions:
     """The routed blocks as they are evaluated; with the same parameters."""
@@ -327,7 +345,7 @@ class Config:
 
   @property
   def group_images(self) -> int:
-    """Images that a batch must not tear apart."""
+    """Images per routing group; 1 without routed blocks."""
     return self.model.moe.group_images if self.model.is_routed else 1
 
 
@@ -340,26 +358,6 @@ def parse(values: Mapping[str, Any]) -> Config:
   config = options.build(Config, "config", values)
   if problems := [f"config: {problem}" for problem in config.problems()]:
     raise options.OptionsError(problems)
-  return config
-
-
-def complete(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The same config with every default written out.
-
-  So that a record of it does not depend on the defaults of the day, and every
-  field can be overridden on the command line.
-
-  Raises:
-    ValueError: for whatever is wrong with it.
-  """
-  config = dataclasses.asdict(parse(values))
-  model, moe = config["model"], config["model"]["moe"]
-  model["fields"] = {
-    name: value
-    for name, value in options.defaults(VisionTransformer).items()
-    if name in ModelSpec.names()
-  } | model["fields"]
-  moe["options"] = ROUTERS[moe["router"]].default_options() | moe["options"]
   return config
 
 

@@ -102,7 +102,7 @@ def test_round_trip(saved, states):
   assert restored.step == STEPS[-1]
   assert _same(restored.params, states[STEPS[-1]][0])
   assert _same(restored.opt_state, states[STEPS[-1]][1])
-  assert restored.config == _config(STEPS[-1])
+  assert restored.metadata == _config(STEPS[-1])
   assert jax.tree.structure(restored.opt_state) == jax.tree.structure(
     states[STEPS[-1]][1]
   )
@@ -123,7 +123,7 @@ def test_parameters_open_without_optimizer_or_template(saved, states):
   assert _same(params, states[step][0])
   params, _, _ = load_lib.load_params(saved, STEPS[0], states[STEPS[0]][0])
   assert _same(params, states[STEPS[0]][0])
-  assert load_lib.load_config(saved) == (_config(STEPS[-1]), STEPS[-1])
+  assert load_lib.load_metadata(saved) == (_config(STEPS[-1]), STEPS[-1])
 
 
 def test_a_state_without_arrays_is_allowed(tmp_path, states):

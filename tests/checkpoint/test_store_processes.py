@@ -62,7 +62,7 @@ if jax.process_index() == 1:
 from jax.experimental import multihost_utils
 multihost_utils.sync_global_devices("damaged")
 restored = store.restore(params={"w": w}, opt_state=None)
-assert (restored.step, restored.config) == (1, {"step": 1})
+assert (restored.step, restored.metadata) == (1, {"step": 1})
 for shard in restored.params["w"].addressable_shards:
   np.testing.assert_array_equal(shard.data, values[shard.index])
 store.save(2, {"w": 2 * w}, None, {"step": 2})

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from configs import digits, pretrain
-from vmoe_study.checkpoint.load import load_config, load_params
+from vmoe_study.checkpoint.load import load_metadata, load_params
 from vmoe_study.cli.config_flags import load_file
 from vmoe_study.cli.main import main
 from vmoe_study.config import check_batches, fit_to_devices, parse
@@ -118,7 +118,7 @@ def test_groups_are_free_to_change(measure):
 
 
 def test_images_of_any_size_will_do_without_learned_positions(finished):
-  record, _ = load_config(workdir_lib.checkpoints(finished))
+  record, _ = load_metadata(workdir_lib.checkpoints(finished))
   config = parse(record["config"])
   for posemb in ("learned", "sincos2d"):
     fields = {**config.model.fields, "posemb": posemb}

@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 import sys
 
-from vmoe_study.checkpoint.load import load_config
+from vmoe_study.checkpoint.load import load_metadata
 from vmoe_study.cli.main import main
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def test_both_stop_at_the_step_and_keep_it(tmp_path):
   )
   assert run.returncode == 1, run.stderr[-4000:]
   assert "error: step 1: the loss is nan" in run.stderr
-  record, step = load_config(workdir / "failures" / "step_1")
+  record, step = load_metadata(workdir / "failures" / "step_1")
   assert step == 1 and record["config"]["mesh"]["expert"] == 2
   # One process, with as many devices, runs it again.
   assert main(["replay", f"--workdir={workdir}"]) == 0

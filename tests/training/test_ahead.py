@@ -31,7 +31,7 @@ def compiled():
 
 def start():
   params = {"w": jnp.arange(3.0)}
-  return TrainState(jnp.int32(0), params, OPTIMIZER.init(params))
+  return TrainState.create(0, params, OPTIMIZER.init(params))
 
 
 def batch(step, bad):

@@ -4,9 +4,11 @@ import os
 import signal
 
 import jax.numpy as jnp
+import numpy as np
 
-from vmoe_study.training.health import DECISIVE, HealthSpec
-from vmoe_study.training.loop import Cadence, train
+from vmoe_study.training.ahead import StepsAhead
+from vmoe_study.training.health import DECISIVE, HealthSpec, RouterWatch
+from vmoe_study.training.loop import Hooks, Timetable, train
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.preemption import Preemption
 from vmoe_study.training.state import TrainState
@@ -22,34 +24,31 @@ class Batches:
     self.number += 1
     if self.number == self.preempted_at:
       os.kill(os.getpid(), signal.SIGTERM)
-    return self.number
+    return np.zeros(1)
 
 
 def run(tmp_path, preempted_at):
   saved = []
+  steps = StepsAhead(
+    lambda s, batch: (
+      s.replace(step=s.step + 1),
+      dict.fromkeys(DECISIVE, s.params),
+    ),
+    TrainState.create(0, jnp.zeros(()), ()),
+    RouterWatch(HealthSpec()),
+    lambda *_: None,
+  )
   handler = signal.getsignal(signal.SIGTERM)
-  try:
-    state = train(
-      TrainState(jnp.int32(0), jnp.zeros(()), ()),
-      lambda s, batch: (
-        s.replace(step=s.step + 1),
-        dict.fromkeys(DECISIVE, s.params),
-      ),
-      Batches(preempted_at),
-      start_step=0,
-      skipped=0,
-      num_steps=9,
-      batch_size=1,
-      cadence=Cadence(report=2, evaluate=0, save=4),
+  with Preemption() as stop:
+    hooks = Hooks(
       evaluators=[],
       save=lambda step, state, _: saved.append((step, int(state.step))),
-      stop=Preemption(),
+      stop=stop,
       writer=MetricsWriter(tmp_path),
-      health=HealthSpec(),
-      on_failure=lambda *_: None,
     )
-  finally:
-    signal.signal(signal.SIGTERM, handler)
+    timetable = Timetable(num_steps=9, report=2, evaluate=0, save=4)
+    state = train(steps, Batches(preempted_at), timetable, hooks)
+  assert signal.getsignal(signal.SIGTERM) == handler
   return int(state.step), saved
 
 

@@ -1,4 +1,4 @@
-"""Reading checkpoints, verified: whole steps, parameters alone, the config.
+"""Reading checkpoints, verified: whole steps, parameters alone, metadata.
 
 A step is read with Orbax's handlers, not its manager: they wait for no other
 host, so that a failure on one host can be told to all before any goes on.
@@ -40,7 +40,7 @@ def load_params(
       numpy arrays, on any machine whatever devices the checkpoint came from.
 
   Returns:
-    Parameters, config, step.
+    Parameters, metadata, step.
 
   Raises:
     ValueError: names, shapes or dtypes differ from the template's.
@@ -48,8 +48,10 @@ def load_params(
   """
   directory = absolute(directory)
   template = AS_NUMPY if template is None else template
-  found, trees, config = restore_trees(directory, step, {"params": template})
-  return trees["params"], config, found
+  found, trees, metadata = restore_trees(
+    directory, step, {"params": template}
+  )
+  return trees["params"], metadata, found
 
 
 def load_shapes(
@@ -63,7 +65,7 @@ def load_shapes(
     CheckpointError: there is no checkpoint, or its manifest is damaged.
   """
   directory = absolute(directory)
-  step = load_config(directory)[1]
+  step = load_metadata(directory)[1]
   saved = read_manifest(directory / str(step))["items"].get(item, {})
   leaves = {
     path: tree_lib.hollow(leaf["shape"], jnp.dtype(leaf["dtype"]))
@@ -72,16 +74,16 @@ def load_shapes(
   return tree_lib.unflatten(leaves), step
 
 
-def load_config(
+def load_metadata(
   directory: epath.PathLike, step: int | None = None
 ) -> tuple[dict[str, Any], int]:
-  """The config of the newest (or given) step with an intact manifest; step.
+  """Metadata of the newest (or given) step with an intact manifest; step.
 
   Raises:
     CheckpointError: there is no checkpoint, or none with an intact manifest.
   """
-  found, _, config = restore_trees(absolute(directory), step, {})
-  return config, found
+  found, _, metadata = restore_trees(absolute(directory), step, {})
+  return metadata, found
 
 
 def restore_trees(
@@ -91,7 +93,7 @@ def restore_trees(
 
   Returns:
     Step, one tree for every template (`AS_NUMPY` for one in host memory),
-    config.
+    metadata.
 
   Raises:
     ValueError: names, shapes or dtypes differ from a template's.

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: config, arrays, fingerprints.
+"""The manifest of a checkpoint: metadata, arrays, fingerprints.
 
 A plain JSON item beside the arrays. It carries a digest of itself, so that a
 flipped byte in it is seen too, and fingerprints of every array, because the
@@ -18,14 +18,14 @@ _FORMAT = 1
 _SHOWN = 8
 
 
-def build(items: Mapping[str, Any], config: Mapping[str, Any]) -> dict:
+def build(items: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict:
   """The manifest of trees of arrays, by item name, with its digest.
 
   Every process of a multi-host run takes part; all get the same manifest.
   """
   manifest = {
     "format": _FORMAT,
-    "config": json.loads(json.dumps(config)),
+    "config": json.loads(json.dumps(metadata)),  # Its name in format 1.
     "items": {name: describe(tree) for name, tree in items.items()},
   }
   return manifest | {"digest": _digest(manifest)}

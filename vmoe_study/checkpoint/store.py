@@ -3,7 +3,7 @@
 A thin layer over Orbax, which writes arrays in parallel from every host and
 makes a step visible only when it is complete. What is added here: parameters
 and optimizer state are separate items, so that a model opens without its
-optimizer; the config travels along; and every array is compared with its
+optimizer; metadata, with the config, travel along; and every array is compared with its
 fingerprint (`manifest.py`), so that a damaged step is reported and the newest
 intact one used instead.
 
@@ -36,7 +36,7 @@ class Restored(NamedTuple):
   step: int
   params: PyTree
   opt_state: PyTree
-  config: dict[str, Any]
+  metadata: dict[str, Any]
 
 
 class CheckpointStore:
@@ -87,7 +87,7 @@ class CheckpointStore:
     step: int,
     params: PyTree,
     opt_state: PyTree,
-    config: dict[str, Any],
+    metadata: dict[str, Any],
     wait: bool = False,
     **more: PyTree,
   ) -> None:
@@ -97,7 +97,7 @@ class CheckpointStore:
       step: larger than any step saved before.
       params: tree of arrays, on any mesh; may be donated after the call.
       opt_state: likewise; None or a tree without leaves if there is none.
-      config: JSON-able; comes back with the checkpoint.
+      metadata: JSON-able; returned when the checkpoint is restored.
       wait: return only when the checkpoint is complete.
       **more: further items, by name, as the batch of a step.
 
@@ -118,7 +118,7 @@ class CheckpointStore:
     items = {
       name: tree for name, tree in items.items() if jax.tree.leaves(tree)
     }
-    manifest = manifest_lib.build(items, config)
+    manifest = manifest_lib.build(items, metadata)
     args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     with self._reporting(f"saving step {step}"):
       self._manager.save(
@@ -145,10 +145,12 @@ class CheckpointStore:
     """
     self.wait()
     templates = {"params": params, "opt_state": opt_state}
-    found, trees, config = load.restore_trees(self._directory, step, templates)
+    found, trees, metadata = load.restore_trees(
+      self._directory, step, templates
+    )
     if step is None:
       self._set_aside(found)
-    return Restored(found, trees["params"], trees["opt_state"], config)
+    return Restored(found, trees["params"], trees["opt_state"], metadata)
 
   def wait(self) -> None:
     """Blocks until the save under way is complete.

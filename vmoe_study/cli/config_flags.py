@@ -1,175 +1,23 @@
-"""`--config=FILE.py:ARGUMENTS` and `--config.field=value`."""
+"""`--config=FILE.py:ARGUMENTS` and `--config.FIELD=VALUE` of a command."""
 
 import argparse
-import importlib.util
-import re
-import sys
-import types
-from collections.abc import Mapping, Sequence
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
-from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-from ml_collections.config_dict import placeholder
-from ml_collections.config_flags import config_path
-
-from vmoe_study.nn.router import ROUTERS
-from vmoe_study.options import check_names
-
-_ROUTER = "--config.model.moe.router="
-# What people call the types of fields.
-_TYPES = {ConfigDict: "a dict, as {'a': 1}", tuple: "a tuple, as (1, 5)"}
+PREFIX = "--config."
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-  """Adds `--config`; overrides of its fields reach `load` as they are."""
+def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
+  """Adds `--config`; overrides of its fields arrive as `args.overrides`."""
+  instead = "" if required else " in place of the checkpoint's config"
   parser.add_argument(
     "--config",
-    required=True,
+    required=required,
     metavar="FILE.py[:ARGUMENTS]",
-    help="a config file, and arguments for its get_config, such as "
+    help=f"a config file{instead}, and arguments for its get_config, such as "
     "configs/digits.py:router=soft,capacity=2; change any field with "
     "--config.FIELD=VALUE",
   )
 
 
-def load(args: argparse.Namespace) -> dict[str, Any]:
-  """`load_file` of the words that `add_config` understood."""
-  return load_file(args.config, args.overrides)
-
-
-def load_file(config: str, overrides: Sequence[str]) -> dict[str, Any]:
-  """The config with its overrides, as plain dicts that JSON can hold.
-
-  Args:
-    config: "FILE.py" or "FILE.py:ARGUMENTS".
-    overrides: "--config.FIELD=VALUE".
-
-  Raises:
-    ValueError: if the file, an argument or an override is wrong.
-  """
-  return _override(_get_config(config), overrides)
-
-
-def _get_config(config: str) -> ConfigDict:
-  """What the file's function says to these arguments."""
-  path, *arguments = config.split(":", 1)
-  if not Path(path).is_file():
-    raise ValueError(
-      f"--config={config}: there is no file {path}. Give the path of a "
-      "config file; those of this project are in configs/."
-    )
-  try:
-    return load_module(path).get_config(*arguments)
-  except (ValueError, OSError) as error:
-    raise ValueError(f"--config={config}: {error}") from error
-  except Exception as error:  # The file may do anything.
-    kind = type(error).__name__
-    raise ValueError(f"--config={config}: {kind}: {error}") from error
-
-
-def load_module(file: str) -> types.ModuleType:
-  """Runs a Python file, which may import from the folder that its own is in."""
-  name = f"_file_{Path(file).stem}"
-  loader = SourceFileLoader(name, file)
-  spec = importlib.util.spec_from_file_location(name, file, loader=loader)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[name] = module  # Dataclasses look themselves up there.
-  sys.path.insert(0, str(Path(file).resolve().parent.parent))
-  try:
-    loader.exec_module(module)
-  finally:
-    sys.path.pop(0)
-  return module
-
-
-def override(
-  values: Mapping[str, Any], overrides: Sequence[str]
-) -> dict[str, Any]:
-  """A config, as plain dicts, with some of its fields changed.
-
-  Args:
-    values: with every field that may be changed.
-    overrides: "--config.FIELD=VALUE".
-
-  Raises:
-    ValueError: if an override is wrong.
-  """
-  return _override(ConfigDict(with_placeholders(values)), overrides)
-
-
-def _override(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
-  before = config.to_dict()
-  for word in overrides:
-    _check_field(config, word.partition("=")[0].removeprefix("--config."))
-  found = _parse(config, overrides)
-  if any(word.startswith(_ROUTER) for word in overrides):
-    _check_router(before, found)
-  return found
-
-
-def _check_field(config: ConfigDict, path: str) -> None:
-  """Raises ValueError if there is no such field, and says which there are."""
-  try:
-    names = config_path.split(path)
-  except ValueError:
-    names = path.split(".")
-  node, where = config, "config"
-  for name in names:
-    if not isinstance(name, str):
-      return  # An index.
-    check_names(where, [name], node if isinstance(node, ConfigDict) else ())
-    node, where = node[name], f"{where}.{name}"
-
-
-def _check_router(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-  """Refuses a new router that would run with the defaults of the old one."""
-  old, new = before["model"]["moe"]["router"], after["model"]["moe"]["router"]
-  if old == new or not {old, new} <= ROUTERS.keys():
-    return
-  defaults, own = (ROUTERS[name].default_options() for name in (old, new))
-  options = after["model"]["moe"].get("options", {})
-  left = [
-    f"{name}={value!r}"
-    for name, value in options.items()
-    if name in defaults and defaults[name] == value != own.get(name)
-  ]
-  if left:
-    raise ValueError(
-      f"{_ROUTER}{new}: the options of {old!r} are still in the config, "
-      f"{', '.join(left)} among them. Choose the router by the argument of the "
-      f"config file, as in --config=FILE.py:router={new}: it sets options too."
-    )
-
-
-def _parse(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
-  values = flags.FlagValues()
-  words = ["", *overrides]
-  try:
-    holder = config_flags.DEFINE_config_dict(
-      "config", config, flag_values=values, sys_argv=words
-    )
-    values(words)
-  except flags.IllegalFlagValueError as error:
-    raise ValueError(_illegal(config, str(error), overrides)) from error
-  except (flags.Error, AttributeError, KeyError, TypeError) as error:
-    reason = " ".join(str(error.args[0]).split())
-    raise ValueError(f"{' '.join(overrides)}: {reason}") from error
-  return holder.value.to_dict()
-
-
-def _illegal(config: ConfigDict, reason: str, overrides: Sequence[str]) -> str:
-  """Says more than absl does: "flag --config.FIELD=VALUE: ..."."""
-  flag = re.match("flag (--[^=]*)", reason)[1]
-  given = " ".join(word for word in overrides if word.startswith(f"{flag}="))
-  kind = config_path.get_type(flag.removeprefix("--config."), config)
-  return f"{given}: must be {_TYPES.get(kind, kind.__name__)}."
-
-
-def with_placeholders(value: Any) -> Any:
-  """A field that is None can be overridden by anything."""
-  if isinstance(value, Mapping):
-    return {key: with_placeholders(item) for key, item in value.items()}
-  return placeholder(object) if value is None else value
+def overrides(words: list[str]) -> list[str]:
+  """ "FIELD=VALUE" of every "--config.FIELD=VALUE"."""
+  return [word.removeprefix(PREFIX) for word in words]

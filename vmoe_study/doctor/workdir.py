@@ -10,7 +10,6 @@ import jax
 
 from vmoe_study.checkpoint import load, manifest
 from vmoe_study.config import TrainSpec
-from vmoe_study.data.remote import REMEDY, check_reachable
 from vmoe_study.doctor.finding import (
   NOTE,
   OK,
@@ -19,6 +18,7 @@ from vmoe_study.doctor.finding import (
   Finding,
   attempt,
 )
+from vmoe_study.files.location import REMEDY, check_reachable
 from vmoe_study.run import workdir as workdir_lib
 
 GIB = 2**30
@@ -46,7 +46,7 @@ def _check_remote(workdir: str) -> None:
     probe.unlink()
   except Exception as error:  # of TensorFlow, which knows no OSError
     raise OSError(
-      f"{workdir} cannot be written to: {error}; {REMEDY}"
+      f"{workdir} cannot be written to: {error}. {REMEDY}"
     ) from error
 
 
@@ -88,7 +88,7 @@ def check_resume(
 ) -> list[Finding]:
   """The newest checkpoint fits the model; `templates` are shapes by item."""
   directory, subject = _checkpoints(workdir), "resume"
-  found, problems = attempt(subject, load.load_config, directory)
+  found, problems = attempt(subject, load.load_metadata, directory)
   if problems:
     return problems
   _, step = found

@@ -1,11 +1,12 @@
-"""Steps run ahead of the devices, and are known to be sound some steps later.
+"""Runs steps ahead of the devices and checks their outcome a few steps later.
 
-Because a failed step freezes the state (`train.step`), a failure that is
-noticed late can still be dealt with as if it had been noticed at once: the
-steps after it have changed nothing, and are run again.
+A failed step freezes the state (`training.step`). A failure that is noticed
+late can therefore be handled as if it had been noticed at once: the steps after
+it have changed nothing and are run again.
 """
 
 import collections
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,9 +16,9 @@ import numpy as np
 from vmoe_study.training.health import is_finite, is_watched
 from vmoe_study.training.state import TrainState
 
-# Steps that may wait for the devices: enough to keep them busy, and few enough
-# for memory, as each holds a batch, and for JAX's CPU collectives, which lock
-# up when more than 31 programs wait.
+# Steps that may wait for the devices: enough to keep them busy, few enough for
+# memory (each holds a batch) and for JAX's CPU collectives, which deadlock when
+# more than 31 programs wait.
 STEPS_AHEAD = 8
 
 Metrics = Mapping[str, Any]
@@ -28,9 +29,10 @@ class StepsAhead:
   """Runs the training step, at most `STEPS_AHEAD` ahead of its outcome.
 
   Attributes:
-    state: after the steps started; settled only after `settle`.
-    metrics: on devices, of the last step that is known to have finished.
-    skipped: how many steps were left out.
+    state: after all steps started; final only after `settle`.
+    metrics: device arrays of the last step that is known to have finished.
+    skipped: how many steps were skipped.
+    watch: see `__init__`.
   """
 
   def __init__(
@@ -41,25 +43,26 @@ class StepsAhead:
     on_failure: Callable[[int, TrainState, Any, Metrics], None],
     skipped: int = 0,
   ):
-    """Prepares to run steps from this state on.
+    """Prepares to run steps, starting from `state`.
 
     Args:
       train_step: compiled; donates the state.
-      state: to start from.
-      watch: is given number and watched metrics of every sound step.
-      on_failure: is given number, state before, batch and metrics of a step
-        that was not finite; raises to stop, else the step is left out.
-      skipped: steps that were left out before.
+      state: the initial state.
+      watch: called with number and watched metrics of every sound step.
+      on_failure: called with number, state before the step, batch and metrics
+        of a step that was not finite. Raises to stop the run; otherwise the
+        step is skipped.
+      skipped: steps skipped before the start.
     """
     self.state = state
     self.metrics: Metrics = {}
     self.skipped = skipped
     self._train_step = train_step
-    self._watch, self._on_failure = watch, on_failure
+    self.watch, self._on_failure = watch, on_failure
     self._waiting: collections.deque = collections.deque()
 
   def run(self, step: int, batch: Any) -> None:
-    """Starts step `step`, from 0, and waits for one that is far behind it."""
+    """Starts step `step` (from 0); waits for the oldest if too many wait."""
     self._start(step, batch)
     if len(self._waiting) > STEPS_AHEAD:
       self._finish()
@@ -78,13 +81,13 @@ class StepsAhead:
     watched = {k: v for k, v in self.metrics.items() if is_watched(k)}
     watched = jax.device_get(watched)
     if is_finite(watched):
-      self._watch(step + 1, watched)
+      self.watch(step + 1, watched)
     else:
       self._on_failure(step, self._at(step), batch, self.metrics)
-      self._leave_out(step)
+      self._skip(step)
 
-  def _leave_out(self, step: int) -> None:
-    """Unfreezes the state, and runs the steps again that found it frozen."""
+  def _skip(self, step: int) -> None:
+    """Unfreezes the state and runs the steps again that found it frozen."""
     self.skipped += 1
     frozen, self._waiting = self._waiting, collections.deque()
     self.state = self._at(step + 1)
@@ -92,5 +95,8 @@ class StepsAhead:
       self._start(later, batch)
 
   def _at(self, step: int) -> TrainState:
-    sharding = self.state.step.sharding
-    return self.state.replace(step=jax.device_put(np.int32(step), sharding))
+    """The sound state that is about to run `step`."""
+    put = functools.partial(jax.device_put, device=self.state.step.sharding)
+    return self.state.replace(
+      step=put(np.int32(step)), failed=put(np.bool_(False))
+    )

@@ -11,8 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from vmoe_study.training.ahead import Metrics, StepsAhead, TrainStep
-from vmoe_study.training.health import HealthSpec, RouterWatch
+from vmoe_study.training.ahead import StepsAhead
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.state import TrainState
 
@@ -24,98 +23,100 @@ class Evaluator(Protocol):
     """Yields names and values of metrics."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Cadence:
-  """How often things happen, in steps; 0 for never but at the end.
-
-  Attributes:
-    report: write training metrics and progress.
-    evaluate: run all evaluators.
-    save: write a checkpoint.
-  """
-
-  report: int
-  evaluate: int
-  save: int
-
-
-class Batches(Protocol):
-  """Device batches, fetched ahead."""
+class BatchStream(Protocol):
+  """An iterator of device batches that knows how long it was waited for."""
 
   wait_seconds: float
 
   def __next__(self) -> Any: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Timetable:
+  """When things happen, in steps; an interval of 0 means at the end only.
+
+  Attributes:
+    num_steps: length of the run.
+    report: interval of training metrics and progress.
+    evaluate: interval of evaluations.
+    save: interval of checkpoints.
+  """
+
+  num_steps: int
+  report: int
+  evaluate: int
+  save: int
+
+  def is_due(self, step: int, interval: int) -> bool:
+    """Whether something with this interval happens after `step` steps."""
+    at_end = step == self.num_steps
+    return at_end or (interval > 0 and step % interval == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+  """What the loop calls.
+
+  Attributes:
+    evaluators: run one after another at every evaluation.
+    save: writes a checkpoint, given step, state and number of skipped steps.
+    stop: whether to save and stop after a step.
+    writer: of all metrics.
+  """
+
+  evaluators: Sequence[Evaluator]
+  save: Callable[[int, TrainState, int], None]
+  stop: Callable[[int], bool]
+  writer: MetricsWriter
+
+
 def train(
-  state: TrainState,
-  train_step: TrainStep,
-  batches: Batches,
-  *,
-  start_step: int,
-  skipped: int,
-  num_steps: int,
-  batch_size: int,
-  cadence: Cadence,
-  evaluators: Sequence[Evaluator],
-  save: Callable[[int, TrainState, int], None],
-  stop: Callable[[int], bool],
-  writer: MetricsWriter,
-  health: HealthSpec,
-  on_failure: Callable[[int, TrainState, Any, Metrics], None],
+  steps: StepsAhead, batches: BatchStream, timetable: Timetable, hooks: Hooks
 ) -> TrainState:
-  """Trains from `start_step` to `num_steps`.
+  """Trains from the step of `steps.state` to the end of the timetable.
 
   Args:
-    state: after `start_step` steps; its buffers are donated.
-    train_step: compiled; batch n of `batches` is for step `start_step` + n.
-    batches: an iterator that knows how long it was waited for.
-    start_step: what is done already.
-    skipped: how many of these steps were left out.
-    num_steps: when to stop.
-    batch_size: images per step, for the report.
-    cadence: how often to report, evaluate and save.
-    evaluators: run in turn.
-    save: writes a checkpoint, given step, state and steps left out.
-    stop: whether to save and stop after a step.
-    writer: of the metrics.
-    health: when to warn of routers, or to stop because of them.
-    on_failure: see `StepsAhead`.
+    steps: the compiled step with the state to start from; batch n of `batches`
+      is for the n-th step that it runs.
+    batches: device batches.
+    timetable: when to report, evaluate, save and end.
+    hooks: what is called then.
 
   Returns:
-    The state after `num_steps` steps, or fewer if it was stopped.
+    The state after `timetable.num_steps` steps, or fewer if it was stopped.
 
   Raises:
-    TrainingFailure: routers have collapsed, or as `on_failure` does.
+    TrainingFailure: routers have collapsed, or as `steps.on_failure` raises.
   """
-  watch = RouterWatch(health)
-  ahead = StepsAhead(train_step, state, watch, on_failure, skipped)
-  reporter = _Reporter(writer, batches, start_step, num_steps, batch_size)
-  for step in range(start_step, num_steps + 1):
+  start_step = int(steps.state.step)
+  reporter = _Reporter(hooks.writer, batches, start_step, timetable.num_steps)
+  for step in range(start_step, timetable.num_steps + 1):
     if step > start_step:
-      if _due(step, cadence.evaluate, num_steps):
-        ahead.settle()
+      if timetable.is_due(step, timetable.evaluate):
+        steps.settle()
         with reporter.paused():
-          evaluate(evaluators, ahead.state.params, step, writer)
-      stopping = stop(step)
-      if stopping or _due(step, cadence.save, num_steps):
-        ahead.settle()
+          evaluate(hooks.evaluators, steps.state.params, step, hooks.writer)
+      stopping = hooks.stop(step)
+      if stopping or timetable.is_due(step, timetable.save):
+        steps.settle()
         with reporter.paused():
-          save(step, ahead.state, ahead.skipped)
-      if stopping or step == num_steps:
+          hooks.save(step, steps.state, steps.skipped)
+      if stopping or step == timetable.num_steps:
         break
-    ahead.run(step, next(batches))
-    if _due(step + 1, cadence.report, num_steps):
-      ahead.settle()
-      more = {"skipped_steps": ahead.skipped, **watch.metrics()}
-      reporter.report(step + 1, {**ahead.metrics, **more})
-  return ahead.state
+    batch = next(batches)
+    reporter.count(batch)
+    steps.run(step, batch)
+    if timetable.is_due(step + 1, timetable.report):
+      steps.settle()
+      more = {"skipped_steps": steps.skipped, **steps.watch.metrics()}
+      reporter.report(step + 1, {**steps.metrics, **more})
+  return steps.state
 
 
 def evaluate(
   evaluators: Sequence[Evaluator], params: Any, step: int, writer: MetricsWriter
 ) -> dict[str, float]:
-  """Runs evaluators and writes what they found."""
+  """Runs evaluators, writes their metrics and returns them."""
   found = {}
   for evaluator in evaluators:
     start = time.perf_counter()
@@ -129,17 +130,13 @@ def evaluate(
   return found
 
 
-def _due(step: int, every: int, last: int) -> bool:
-  return step == last or (every > 0 and step % every == 0)
-
-
 class _Reporter:
-  """Writes training metrics with speed, time to go and data waiting time."""
+  """Writes training metrics with speed, data waiting time and time to go."""
 
-  def __init__(self, writer, batches, start_step, num_steps, batch_size):
-    self._writer, self._batches = writer, batches
-    self._num_steps, self._batch_size = num_steps, batch_size
-    self._step, self._waited, self._training = start_step, 0.0, 0.0
+  def __init__(self, writer, batches, start_step, num_steps):
+    self._writer, self._batches, self._num_steps = writer, batches, num_steps
+    self._step, self._images = start_step, 0
+    self._waited, self._training = 0.0, 0.0
     self._resumed = time.perf_counter()
 
   @contextlib.contextmanager
@@ -149,14 +146,19 @@ class _Reporter:
     yield
     self._resumed = time.perf_counter()
 
+  def count(self, batch: Any) -> None:
+    """Counts the images of a training batch."""
+    self._images += len(jax.tree.leaves(batch)[0])
+
   def report(self, step: int, metrics: dict[str, Any]) -> None:
     scalars = {k: v for k, v in metrics.items() if np.ndim(v) == 0}
     metrics = {k: float(v) for k, v in jax.device_get(scalars).items()}
     seconds = self._training + time.perf_counter() - self._resumed
     steps, self._step = step - self._step, step
     waited, self._waited = self._waited, self._batches.wait_seconds
+    images, self._images = self._images, 0
     speed = {
-      "images_per_second": steps * self._batch_size / seconds,
+      "images_per_second": images / seconds,
       "data_wait_share": (self._waited - waited) / seconds,
       "seconds": seconds,
     }

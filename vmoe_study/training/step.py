@@ -1,9 +1,9 @@
 """The training step: gradient, update, replace.
 
-A step whose loss, gradient or update is not finite changes nothing, and stops
-the clock: it leaves `TrainState.step` at `failed(step)`, at which all later
-steps change nothing either. So the state in which a step failed is still there
-when the program, which is some steps ahead of its devices, learns of it.
+A step whose loss, gradient or update is not finite changes nothing but
+`TrainState.failed`, and a failed state is frozen: later steps leave it as it
+is. The program runs a few steps ahead of its devices, so the state that failed
+is still available when the program learns of the failure.
 """
 
 from collections.abc import Callable
@@ -81,18 +81,15 @@ def make_train_step(
     finite = jnp.isfinite(metrics["loss"])
     finite &= jnp.isfinite(metrics["gradient_norm"])
     finite &= jnp.isfinite(metrics["update_norm"])
-    done = TrainState(state.step + 1, params, opt_state)
-    left = state.replace(step=jnp.minimum(state.step, failed(state.step)))
-    sound = finite & (state.step >= 0)
-    state = jax.tree.map(lambda a, b: jnp.where(sound, a, b), done, left)
+    sound = finite & ~state.failed
+    updated = TrainState(state.step + 1, params, opt_state, ~sound)
+    frozen = state.replace(failed=~sound)
+    state = jax.tree.map(
+      lambda new, old: jnp.where(sound, new, old), updated, frozen
+    )
     return state, metrics
 
   return train_step
-
-
-def failed(step: Any) -> Any:
-  """The `TrainState.step` that a failure at `step` leaves; its own inverse."""
-  return -1 - step
 
 
 def _split(batch, parts: int, chunk: int):

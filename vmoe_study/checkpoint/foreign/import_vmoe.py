@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vmoe_study.checkpoint import files as files_lib
 from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint.errors import CheckpointError
 from vmoe_study.checkpoint.foreign import vmoe_format as form
 from vmoe_study.checkpoint.foreign.msgpack_reader import Reader
+from vmoe_study.files.location import locate
 
 _SHARD_MARK = "__msgpack_array_chunk_a87ca2__"
 _VERSIONS = (None, "20220622")
@@ -66,7 +66,7 @@ class _Files:
   """The files of one checkpoint on any file system."""
 
   def __init__(self, prefix: str):
-    self._fs, path = files_lib.locate(prefix)
+    self._fs, path = locate(prefix)
     self.index = f"{path}.index"
     self._data = f"{path}.data"
 

@@ -17,10 +17,11 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-from vmoe_study.checkpoint import files
 from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint.errors import CheckpointError, brief
 from vmoe_study.checkpoint.foreign import vit_names
+from vmoe_study.files.atomic import open_atomically
+from vmoe_study.files.location import locate
 
 PyTree = Any
 
@@ -44,7 +45,7 @@ def load_npz(path: str, hollow: bool = False) -> dict[str, Any]:
       else than arrays of numbers.
     ValueError: fsspec does not know this kind of URL.
   """
-  fs, local = files.locate(path)
+  fs, local = locate(path)
   try:
     with fs.open(local, "rb") as stream:
       arrays = dict(_read_arrays(stream, fs.size(local), hollow))
@@ -63,16 +64,8 @@ def save_npz(path: str, params: PyTree) -> None:
   Raises:
     ValueError: fsspec does not know this kind of URL.
   """
-  fs, local = files.locate(path)
-  fs.makedirs(fs._parent(local), exist_ok=True)
-  unfinished = f"{local}.unfinished"
-  try:
-    with fs.open(unfinished, "wb") as stream:
-      _write_arrays(stream, params)
-    fs.mv(unfinished, local)
-  finally:
-    if fs.exists(unfinished):
-      fs.rm(unfinished)
+  with open_atomically(os.path.expanduser(path)) as stream:
+    _write_arrays(stream, params)
 
 
 def _write_arrays(stream: IO[bytes], params: PyTree) -> None:

@@ -9,15 +9,15 @@ MessagePack extension types, their payloads packed once more:
   8  entry     (type-4 payload, [type-6 payload of every chunk], [its shard])
 """
 
-import io
 import math
 from typing import Any, NamedTuple
 
 import ml_dtypes
+import msgpack
 import numpy as np
 
 from vmoe_study.checkpoint.errors import CheckpointError
-from vmoe_study.checkpoint.foreign.msgpack_reader import Ext, Reader
+from vmoe_study.checkpoint.foreign.msgpack_reader import unpack
 
 _ARRAY, _SLICES, _ENTRY = 1, 6, 8
 _CHUNKED_MARK = "__msgpack_chunked_array__"  # Flax's map of a large array.
@@ -173,7 +173,7 @@ def _dtype(where: str, name: Any) -> np.dtype:
 
 
 def _payload(where: str, value: Any, code: int) -> Any:
-  if not isinstance(value, Ext) or value.code != code:
+  if not isinstance(value, msgpack.ExtType) or value.code != code:
     raise error(where, f"a value of extension type {code} was expected")
   return _unpack(where, value.data)
 
@@ -181,7 +181,4 @@ def _payload(where: str, value: Any, code: int) -> Any:
 def _unpack(where: str, data: Any) -> Any:
   if not isinstance(data, bytes):
     raise error(where, f"{str(data)[:40]!r} is not packed bytes")
-  reader = Reader(io.BytesIO(data), len(data), where)
-  value = reader.value()
-  reader.end()
-  return value
+  return unpack(data, where)

@@ -1,0 +1,189 @@
+"""Config files: `FILE.py:ARGUMENTS` and overrides `FIELD=VALUE`, read once.
+
+A config file is a Python file with a function `get_config(arguments)` that
+returns a `ConfigDict`, as ml_collections has it. Here it becomes a `Config`.
+"""
+
+import importlib.util
+import re
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_dict import placeholder
+from ml_collections.config_flags import config_path
+
+from vmoe_study.config import Config, parse
+from vmoe_study.nn.router import ROUTERS
+from vmoe_study.options import check_names
+
+PACKAGE = Path(__file__).parents[1]
+# Where `configs/` is: in the clone that the package was imported from, or in
+# the installed package.
+BUNDLES = PACKAGE.parent, PACKAGE / "_bundled"
+FLAG = "--config."
+_ROUTER = "model.moe.router="
+# What people call the types of fields.
+_TYPES = {ConfigDict: "a dict, as {'a': 1}", tuple: "a tuple, as (1, 5)"}
+
+
+def load_config(config: str, overrides: Sequence[str] = ()) -> Config:
+  """Reads a config file.
+
+  Args:
+    config: "FILE.py" or "FILE.py:ARGUMENTS". A path that begins with `configs/`
+      and does not exist here is one of this project's own config files.
+    overrides: "FIELD=VALUE", as in "train.num_epochs=2.0".
+
+  Raises:
+    ValueError: the file, an argument or an override is wrong. An
+      `OptionsError` names everything that is wrong with the fields.
+
+  >>> config = load_config("configs/digits.py:router=soft", ["seed=1"])
+  >>> config.model.moe.router, config.seed
+  ('soft', 1)
+  """
+  return parse(_override(_get_config(config), overrides))
+
+
+def override_config(config: Config, overrides: Sequence[str]) -> Config:
+  """The config with some fields changed.
+
+  Args:
+    config: of a run.
+    overrides: "FIELD=VALUE".
+
+  Raises:
+    ValueError: an override, or the config that it makes, is wrong.
+  """
+  if not overrides:
+    return config
+  values = ConfigDict(with_placeholders(config.to_dict()))
+  return parse(_override(values, overrides))
+
+
+def _get_config(config: str) -> ConfigDict:
+  """Calls the file's `get_config` with the arguments."""
+  path, *arguments = config.split(":", 1)
+  file = find_file(path)
+  if file is None:
+    raise ValueError(
+      f"--config={config}: there is no file {path}. Give the path of a config "
+      "file; those of this project are in configs/."
+    )
+  try:
+    return load_module(file).get_config(*arguments)
+  except (ValueError, OSError) as error:
+    raise ValueError(f"--config={config}: {error}") from error
+  except Exception as error:  # The file may do anything.
+    kind = type(error).__name__
+    raise ValueError(f"--config={config}: {kind}: {error}") from error
+
+
+def find_file(path: str) -> str | None:
+  """The path of a config file, here or among this project's own."""
+  if Path(path).is_file():
+    return path
+  if Path(path).parts[:1] != ("configs",):
+    return None
+  found = [folder / path for folder in BUNDLES if (folder / path).is_file()]
+  return str(found[0]) if found else None
+
+
+def load_module(file: str) -> types.ModuleType:
+  """Runs a Python file.
+
+  While it runs, the folder above its own is importable: files of `configs/`
+  import each other as `configs.NAME`.
+  """
+  name = f"_file_{Path(file).stem}"
+  loader = SourceFileLoader(name, file)
+  spec = importlib.util.spec_from_file_location(name, file, loader=loader)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module  # Dataclasses look themselves up there.
+  sys.path.insert(0, str(Path(file).resolve().parent.parent))
+  try:
+    loader.exec_module(module)
+  finally:
+    sys.path.pop(0)
+  return module
+
+
+def _override(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
+  before = config.to_dict()
+  for word in overrides:
+    _check_field(config, word.partition("=")[0])
+  found = _parse(config, [f"{FLAG}{word}" for word in overrides])
+  if any(word.startswith(_ROUTER) for word in overrides):
+    _check_router(before, found)
+  return found
+
+
+def _check_field(config: ConfigDict, path: str) -> None:
+  """Raises ValueError if there is no such field, and says which there are."""
+  try:
+    names = config_path.split(path)
+  except ValueError:
+    names = path.split(".")
+  node, where = config, "config"
+  for name in names:
+    if not isinstance(name, str):
+      return  # An index.
+    check_names(where, [name], node if isinstance(node, ConfigDict) else ())
+    node, where = node[name], f"{where}.{name}"
+
+
+def _check_router(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+  """Refuses a new router that would run with the defaults of the old one."""
+  old, new = before["model"]["moe"]["router"], after["model"]["moe"]["router"]
+  if old == new or not {old, new} <= ROUTERS.keys():
+    return
+  defaults, own = (ROUTERS[name].default_options() for name in (old, new))
+  options = after["model"]["moe"].get("options", {})
+  left = [
+    f"{name}={value!r}"
+    for name, value in options.items()
+    if name in defaults and defaults[name] == value != own.get(name)
+  ]
+  if left:
+    raise ValueError(
+      f"{FLAG}{_ROUTER}{new}: the options of {old!r} are still in the config, "
+      f"{', '.join(left)} among them. Choose the router by the argument of the "
+      f"config file, as in --config=FILE.py:router={new}: it sets options too."
+    )
+
+
+def _parse(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
+  values = flags.FlagValues()
+  words = ["", *overrides]
+  try:
+    holder = config_flags.DEFINE_config_dict(
+      "config", config, flag_values=values, sys_argv=words
+    )
+    values(words)
+  except flags.IllegalFlagValueError as error:
+    raise ValueError(_illegal(config, str(error), overrides)) from error
+  except (flags.Error, AttributeError, KeyError, TypeError) as error:
+    reason = " ".join(str(error.args[0]).split())
+    raise ValueError(f"{' '.join(overrides)}: {reason}") from error
+  return holder.value.to_dict()
+
+
+def _illegal(config: ConfigDict, reason: str, overrides: Sequence[str]) -> str:
+  """Says more than absl does: "flag --config.FIELD=VALUE: ..."."""
+  flag = re.match("flag (--[^=]*)", reason)[1]
+  given = " ".join(word for word in overrides if word.startswith(f"{flag}="))
+  kind = config_path.get_type(flag.removeprefix(FLAG), config)
+  return f"{given}: must be {_TYPES.get(kind, kind.__name__)}."
+
+
+def with_placeholders(value: Any) -> Any:
+  """A field that is None can be overridden by anything."""
+  if isinstance(value, Mapping):
+    return {key: with_placeholders(item) for key, item in value.items()}
+  return placeholder(object) if value is None else value
