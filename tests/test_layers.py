@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1] / PACKAGE
 CONFIGS = ROOT.parent / "configs"
 # From the ground up. A room is a folder or a module of the package.
 FLOORS = [
-  {"options", "routing"},
+  {"files", "options", "routing"},
   {"data", "nn", "parallel"},
   {"checkpoint", "evaluation", "training"},
   {"config"},
@@ -28,10 +28,13 @@ STRANGERS = [
   ("data", "nn"),
   ("data", "parallel"),
   ("evaluation", "nn"),
+  ("files", "options"),
   ("nn", "data"),
+  ("nn", "files"),
   ("nn", "parallel"),
   ("parallel", "data"),
   ("parallel", "nn"),
+  ("routing", "files"),
   ("routing", "options"),
   ("study", "inspection"),
   ("training", "nn"),

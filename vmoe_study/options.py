@@ -39,14 +39,18 @@ def check_names(where: str, given: Iterable[str], valid: Iterable[str]) -> None:
   valid = sorted(valid)
   problems = []
   for name in sorted(set(given) - set(valid)):
-    close = difflib.get_close_matches(name, valid, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
     problems.append(
-      f"{where}: unknown name {name!r}.{hint} Valid names: "
-      f"{', '.join(valid) or 'none'}."
+      f"{where}: unknown name {name!r}.{did_you_mean(name, valid)} "
+      f"Valid names: {', '.join(valid) or 'none'}."
     )
   if problems:
     raise OptionsError(problems)
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+  """A sentence that proposes the most similar name; "" if none is similar."""
+  close = difflib.get_close_matches(name, list(valid), n=1)
+  return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def check_type(where: str, value: Any, hint: Any) -> None:

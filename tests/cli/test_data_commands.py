@@ -76,7 +76,7 @@ def test_bench_needs_data(tmp_path):
 )
 def test_a_mistyped_name_is_not_sent_to_prepare(name, meant, tmp_path):
   args = parse(bench_input, f"--name={name}", f"--data_dir={tmp_path}")
-  with pytest.raises(FileNotFoundError, match=f"did you mean '{meant}'"):
+  with pytest.raises(FileNotFoundError, match=f"Did you mean '{meant}'"):
     bench_input.run(args)
 
 

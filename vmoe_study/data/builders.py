@@ -5,7 +5,6 @@ ours for the sets of `datasets/`, TFDS's for the rest.
 """
 
 import contextlib
-import difflib
 import importlib
 import os
 import re
@@ -15,7 +14,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
 from vmoe_study.data.dataset_specs import DATASETS
-from vmoe_study.data.remote import REMEDY, check_reachable
+from vmoe_study.files.location import REMEDY, check_reachable
+from vmoe_study.options import did_you_mean
 
 PACKAGE = "vmoe_study.data.datasets"
 OURS = {
@@ -72,11 +72,10 @@ def _names() -> list[str]:
 
 
 def _unknown(name: str) -> MissingDataError:
-  close = difflib.get_close_matches(_base(name), _names(), n=1)
-  hint = f" (did you mean {close[0]!r}?)" if close else ""
   return MissingDataError(
-    f"no builder is known for data set {name!r}{hint}; this package"
-    f" builds {', '.join(OURS)}; TFDS lists its own with `tfds.list_builders()`"
+    f"no builder is known for data set {name!r}."
+    f"{did_you_mean(_base(name), _names())} This package builds "
+    f"{', '.join(OURS)}; TFDS lists its own with `tfds.list_builders()`."
   )
 
 
@@ -172,7 +171,7 @@ def open_prepared(
   except Exception as error:  # of TensorFlow, which knows no OSError
     if "://" not in where:
       raise
-    raise OSError(f"{where}: {error}; {REMEDY}") from error
+    raise OSError(f"{where}: {error}. {REMEDY}") from error
 
 
 def _build_automatic(data_dir: str | None) -> tfds.core.DatasetBuilder:

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import os
 import struct
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,9 @@ import google_crc32c
 import numpy as np
 from absl import logging
 from grain.sources import ArrayRecordDataSource
+
+from vmoe_study.files.atomic import write_atomically
+from vmoe_study.files.location import locate
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
@@ -86,28 +88,6 @@ def cache_dir() -> Path:
   return Path(root) / "vmoe_study"
 
 
-def write_atomically(path: Path, array: np.ndarray) -> None:
-  """Writes the raw bytes of `array`; readers see all of it or nothing."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-    file.write(array.tobytes())
-  os.replace(file.name, path)
-
-
-def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-  """The file system of a path or URL, and the path on it.
-
-  Raises:
-    ValueError: no installed package opens this kind of URL.
-  """
-  try:
-    return fsspec.core.url_to_fs(url)
-  except ImportError as error:
-    raise ValueError(
-      f"{url}: {error}; for gs:// that is `pip install gcsfs`"
-    ) from error
-
-
 def digest(text: str) -> str:
   """A file name's worth of the SHA-256 of `text`."""
   return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -118,7 +98,7 @@ def file_key(url: str) -> str:
 
   A file that was prepared again gets a new key.
   """
-  filesystem, path = open_filesystem(url)
+  filesystem, path = locate(url)
   return digest(f"{url} {filesystem.ukey(path)}")
 
 
@@ -126,7 +106,7 @@ def sidecar(url: str) -> Path:
   """Returns the offset index of a TFRecord file, made on first use."""
   target = cache_dir() / "offsets" / f"{file_key(url)}.i64"
   if not target.exists():
-    write_atomically(target, scan_offsets(*open_filesystem(url)))
+    write_atomically(target, scan_offsets(*locate(url)).tobytes())
   return target
 
 
@@ -203,7 +183,7 @@ class TfRecords(Records):
         f"{where}: the file ends before this record does: it was cut short;"
         " fetch or prepare it again"
       )
-    filesystem, path = open_filesystem(self._spans[shard].filename)
+    filesystem, path = locate(self._spans[shard].filename)
     raw = filesystem.cat_file(path, start=int(span[0]), end=int(span[1]))
     length = _length(raw[:HEADER_BYTES], where)
     data = raw[HEADER_BYTES : HEADER_BYTES + length]

@@ -19,8 +19,8 @@ from vmoe_study.data.records import (
   TfRecords,
   cache_dir,
   digest,
-  write_atomically,
 )
+from vmoe_study.files.atomic import write_atomically
 
 LABELS_BLOCK = 1000  # read by one thread
 
@@ -121,7 +121,7 @@ class TfdsSource:
     key = digest(f"{self.records.key()} {self.label_key}")
     cached = cache_dir() / "labels" / f"{key}.i64"
     if not cached.exists():
-      write_atomically(cached, self._read_labels())
+      write_atomically(cached, self._read_labels().tobytes())
     return np.fromfile(cached, np.int64)
 
   def _read_labels(self) -> np.ndarray:

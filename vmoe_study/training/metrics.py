@@ -16,6 +16,7 @@ from clu import metric_writers
 from etils import epath
 
 from vmoe_study.checkpoint.errors import brief
+from vmoe_study.files.atomic import write_atomically
 from vmoe_study.parallel import hosts
 
 FILE_NAME = "metrics.jsonl"
@@ -51,9 +52,7 @@ class MetricsWriter:
     if self._active:
       rows = read_metrics(workdir) if start_step else ()
       rows = [row for row in rows if row["step"] <= start_step]
-      part = self._path.with_suffix(".part")
-      part.write_text("".join(map(_line, rows)))
-      part.replace(self._path)
+      write_atomically(self._path, "".join(map(_line, rows)))
       self._summaries = metric_writers.SummaryWriter(str(workdir))
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:

@@ -1,0 +1,46 @@
+"""Paths and URLs, and remote stores that do not answer."""
+
+import socket
+
+import pytest
+
+from vmoe_study.files import location
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+  for name in location.PROXY_VARIABLES:
+    monkeypatch.delenv(name, raising=False)
+
+
+def test_a_store_that_refuses_connections_is_named(monkeypatch):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  monkeypatch.setitem(location.ENDPOINTS, "gs", ("localhost", port))
+  message = r"gs://bucket/tfds: no connection to localhost .*Check the network"
+  with pytest.raises(OSError, match=message):
+    location.check_reachable("gs://bucket/tfds")
+  monkeypatch.setenv("https_proxy", "http://localhost:1")
+  location.check_reachable("gs://bucket/tfds")  # The proxy may reach it.
+
+
+def test_an_open_port_and_local_paths_pass(monkeypatch):
+  with socket.create_server(("localhost", 0)) as server:
+    monkeypatch.setitem(location.ENDPOINTS, "gs", server.getsockname())
+    location.check_reachable("gs://bucket")
+  for path in ("/some/folder", "memory://folder", "C:/folder"):
+    location.check_reachable(path)
+
+
+def test_paths_and_urls(tmp_path):
+  fs, path = location.locate(str(tmp_path / "file"))
+  assert (fs.protocol[0], path) == ("file", str(tmp_path / "file"))
+  fs, path = location.locate("memory://folder/file")
+  assert (fs.protocol, path) == ("memory", "/folder/file")
+
+
+@pytest.mark.parametrize("url", ["dask://x", "nonsense://x"])
+def test_a_url_that_nothing_opens(url):
+  with pytest.raises(ValueError, match=f"{url}.*Give a local path"):
+    location.locate(url)

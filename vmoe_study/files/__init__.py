@@ -1,0 +1,1 @@
+"""Files on local disks and remote stores: finding them, writing them whole."""

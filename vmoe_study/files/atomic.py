@@ -1,0 +1,51 @@
+"""Writing a file as a whole: readers never see a part of it."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from typing import IO
+
+from fsspec.implementations.local import LocalFileSystem
+
+from vmoe_study.files.location import locate
+
+Path = str | os.PathLike[str]
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+  """Creates or replaces a file, and the folders that lead to it.
+
+  Args:
+    path: a local path, or a URL that fsspec opens.
+    content: bytes, or text to be stored as UTF-8.
+
+  Raises:
+    OSError: it cannot be written; a file that was there is unchanged.
+    ValueError: fsspec does not know this kind of URL.
+  """
+  with open_atomically(path) as file:
+    file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def open_atomically(path: Path) -> Iterator[IO[bytes]]:
+  """Opens a binary file that becomes `path` when the block ends.
+
+  If the block raises, the file is removed, and `path` is unchanged. For large
+  content that is written piece by piece; see `write_atomically`.
+  """
+  path = os.fspath(path)
+  # An absolute path, as fsspec would expand a leading "~".
+  fs, target = locate(path if "://" in path else os.path.abspath(path))
+  fs.makedirs(os.path.dirname(target), exist_ok=True)
+  unfinished = f"{target}.{uuid.uuid4().hex}.part"
+  try:
+    with fs.open(unfinished, "wb") as file:
+      yield file
+    # fsspec's `mv` would put a local file into a folder of that name.
+    move = os.replace if isinstance(fs, LocalFileSystem) else fs.mv
+    move(unfinished, target)
+  finally:
+    if fs.exists(unfinished):
+      fs.rm(unfinished)
