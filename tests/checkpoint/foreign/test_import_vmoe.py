@@ -189,7 +189,7 @@ def _set(position, value):
     (_set(0, [writer.ext(1, ((6,), "float32", b"\0" * 20))]), "does not fit"),
     (_set(0, [writer.ext(1, ((6,), "object", b"\0" * 48))]), "is none of"),
     (_set(0, [writer.ext(1, ((2**40, 2**40), "float32", b""))]), "not fit"),
-    (_set(0, [msgpack.ExtType(1, b"\xdd\xff\xff\xff\xff")]), "claims length"),
+    (_set(0, [msgpack.ExtType(1, b"\xdd\xff\xff\xff\xff")]), "exceeds max"),
     (_set(0, [msgpack.ExtType(3, b"\x01")]), "type 1 was expected"),
     (_set(0, ["text"]), "type 1 was expected"),
     (_set(1, [0, 1]), "type 6 was expected"),

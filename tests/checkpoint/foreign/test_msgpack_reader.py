@@ -1,8 +1,7 @@
-"""The MessagePack reader against the msgpack package, and against hostility."""
+"""The MessagePack reader: what msgpack writes, and damaged or hostile files."""
 
 import contextlib
 import io
-import struct
 import tracemalloc
 
 import msgpack
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmoe_study.checkpoint.errors import CheckpointError
-from vmoe_study.checkpoint.foreign.msgpack_reader import Ext, Reader
+from vmoe_study.checkpoint.foreign.msgpack_reader import Reader, unpack
 
 scalars = (
   st.none()
@@ -20,7 +19,7 @@ scalars = (
   | st.floats(allow_nan=False)
   | st.text()
   | st.binary()
-  | st.builds(Ext, st.integers(0, 127), st.binary(max_size=40))
+  | st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=40))
 )
 values = st.recursive(
   scalars,
@@ -39,27 +38,47 @@ def _read(data):
   return value
 
 
-def _pack(value):
-  if isinstance(value, Ext):
-    return msgpack.ExtType(*value)
-  if isinstance(value, list):
-    return [_pack(item) for item in value]
-  if isinstance(value, dict):
-    return {key: _pack(item) for key, item in value.items()}
-  return value
-
-
 @fuzz
 @given(values)
 def test_reads_what_msgpack_writes(value):
-  assert _read(msgpack.packb(_pack(value))) == value
+  assert _read(msgpack.packb(value)) == value
 
 
 @pytest.mark.parametrize("size", [15, 16, 31, 32, 255, 256, 65535, 65536])
 def test_every_form_of_length(size):
-  keys = {str(i): None for i in range(size)}
-  for value in ("x" * size, b"x" * size, [1] * size, keys, Ext(1, b"x" * size)):
-    assert _read(msgpack.packb(_pack(value))) == value
+  data = b"x" * size
+  for value in ("x" * size, data, msgpack.ExtType(1, data)):
+    assert _read(msgpack.packb(value)) == value
+
+
+@pytest.mark.parametrize("size", [15, 16, 4096, 4097])
+def test_lists_and_maps_have_at_most_4096_items(size):
+  for value in ([1] * size, {str(i): None for i in range(size)}):
+    if size <= 4096:
+      assert _read(msgpack.packb(value)) == value
+    else:
+      with pytest.raises(CheckpointError, match="4097 exceeds max"):
+        _read(msgpack.packb(value))
+
+
+def test_a_map_is_read_key_by_key():
+  packed = msgpack.packb({"a": [1], "b": 2})
+  reader = Reader(io.BytesIO(packed), len(packed), "file")
+  assert [(key, reader.value()) for key in reader.map_keys()] == [
+    ("a", [1]),
+    ("b", 2),
+  ]
+  reader.end()
+  for data, message in (
+    (b"\xc0", "not MessagePack"),
+    (b"\x82\xa1a\xc0\xa1a\xc0", "'a' of a map is not a string or occurs twice"),
+    (b"\x81\x01\xc0", "'1' of a map is not a string"),
+    (b"\xdf\xff\xff\xff\xff", "more than 200000 values|exceeds"),
+  ):
+    reader = Reader(io.BytesIO(data), len(data), "file")
+    with pytest.raises(CheckpointError, match=message):
+      for _ in reader.map_keys():
+        reader.value()
 
 
 @fuzz
@@ -74,7 +93,7 @@ def test_any_bytes_give_a_value_or_our_error(data):
 @fuzz
 @given(values, st.data())
 def test_shortened_or_changed_files_give_a_value_or_our_error(value, data):
-  packed = bytearray(msgpack.packb(_pack(value)))
+  packed = bytearray(msgpack.packb(value))
   position = data.draw(st.integers(0, len(packed) - 1))
   with pytest.raises(CheckpointError):
     _read(bytes(packed[:position]))
@@ -86,29 +105,34 @@ def test_shortened_or_changed_files_give_a_value_or_our_error(value, data):
 @pytest.mark.parametrize(
   "data,message",
   [
-    (b"\xdd\xff\xff\xff\xff", "array claims length 4294967295, but 0 bytes"),
-    (b"\xdf\xff\xff\xff\xff" + b"\xc0" * 9, "map claims length"),
-    (b"\xdb\x7f\xff\xff\xff", "str claims length"),
-    (b"\xc6\xff\xff\xff\xff", "bin claims length"),
-    (b"\xc9\xff\xff\xff\xff\x01", "ext claims length"),
+    (b"\xdd\xff\xff\xff\xff", "4294967295 exceeds max_array_len"),
+    (b"\xdf\xff\xff\xff\xff" + b"\xc0" * 9, "4294967295 exceeds max_map_len"),
+    (b"\xdb\x7f\xff\xff\xff", "early|incomplete|exceeds"),
+    (b"\xc6\xff\xff\xff\xff", "early|incomplete|exceeds"),
+    (b"\xc9\xff\xff\xff\xff\x01", "exceeds max_ext_len"),
     (b"\x91" * 5000, "nested more than 64 deep"),
+    (b"\x91" * 66 + b"\xc0", "nested more than 64 deep"),
     (b"\x81\xa1a" * 5000, "nested more than 64 deep"),
-    (b"\xdd" + struct.pack(">I", 500_000) + b"\x80" * 500_000, "more than"),
-    (b"\xc1", "begins no value"),
-    (b"\xa2\xff\xfe", "not UTF-8"),
-    (b"\x82\xa1a\xc0\xa1a\xc0", "'a' of a map is no string or comes twice"),
-    (b"\x81\x01\xc0", "'1' of a map is no string"),
-    (b"\x81\x90\xc0", "of a map is no string"),
+    (b"\xdc\x10\x00" * 1024, "early|incomplete|nested"),
+    (b"\xdc\x10\x00" + (b"\xdc\x10\x00" + b"\x80" * 4096) * 50, "more than"),
+    (b"\xc1", "not MessagePack"),
+    (b"\xa2\xff\xfe", "utf-8"),
+    (b"\x82\xa1a\xc0\xa1a\xc0", "'a' of a map is not a string or occurs twice"),
+    (b"\x81\xc4\x01a\xc0", "of a map is not a string"),
+    (b"\x81\x01\xc0", "int.* is not allowed for map key"),
+    (b"\x81\x90\xc0", "list.* is not allowed for map key"),
     (b"\xc0\xc0", "1 bytes follow"),
-    (b"", "ends early"),
+    (b"", "ends early|incomplete"),
   ],
 )
-def test_hostile_files_are_refused_in_little_memory(data, message):
+@pytest.mark.parametrize("read", ["file", "payload"])
+def test_hostile_files_are_refused_in_little_memory(read, data, message):
   tracemalloc.start()
   try:
-    with pytest.raises(CheckpointError, match=message):
-      _read(data)
+    with pytest.raises(CheckpointError, match=message) as caught:
+      _read(data) if read == "file" else unpack(data, "file")
     _, peak = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()
-  assert peak < 100e6
+  assert str(caught.value).startswith("file: ")
+  assert peak < 40e6

@@ -1,13 +1,13 @@
 """MessagePack from untrusted files: the msgpack package, with limits.
 
-msgpack decodes; it neither unpickles nor runs anything. This module bounds what
-a file can make it allocate, whatever lengths the file claims: strings and bytes
-by the file's size, lists and maps by `_MAX_LENGTH` items each and `_MAX_VALUES`
-together. Extension values are returned as `msgpack.ExtType`, uninterpreted.
-Stricter than the format: map keys are strings, and each occurs once.
+msgpack decodes and runs nothing. This module bounds what a file can make it
+allocate, whatever lengths the file claims: strings and bytes by the file's
+size, lists and maps by `_MAX_LENGTH` items each and `_MAX_VALUES` in all
+complete ones. Extension values are returned as `msgpack.ExtType`, undecoded.
+Stricter than the format: map keys must be strings, and different ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, BinaryIO
 
 import msgpack
@@ -16,8 +16,8 @@ from vmoe_study.checkpoint.errors import CheckpointError, brief
 
 _MAX_DEPTH = 64
 _MAX_VALUES = 200_000
-# A list allocates its claimed length at once, and msgpack nests up to 1024 of
-# them: 34 MB for a file of 3 kB.
+# msgpack allocates the claimed length of a list at once and nests 1024 of them
+# before it stops: up to 34 MB of empty lists, 250 MB of short strings in them.
 _MAX_LENGTH = 4096
 
 
@@ -69,7 +69,7 @@ def unpack(data: bytes, name: str) -> Any:
 
 
 class _Decoder:
-  """Limits of one file: options and errors of msgpack, and a count of values."""
+  """The limits of one file: msgpack's options and errors, a count of values."""
 
   def __init__(self, name: str):
     self._name = name
@@ -84,8 +84,8 @@ class _Decoder:
       "object_pairs_hook": self._map,
     }
 
-  def decode(self, read: Any) -> Any:
-    """What `read` returns; its errors become CheckpointError."""
+  def decode(self, read: Callable[[], Any]) -> Any:
+    """The value that `read` returns; its errors become CheckpointError."""
     try:
       value = read()
     except msgpack.OutOfData as error:
@@ -105,11 +105,11 @@ class _Decoder:
     if self._count > _MAX_VALUES:
       raise self.error(f"it holds more than {_MAX_VALUES} values")
 
-  def check_key(self, key: Any, seen: Any) -> None:
+  def check_key(self, key: Any, seen: Container[str]) -> None:
     """Checks that the next key of a map is a new string."""
     if not isinstance(key, str) or key in seen:
       raise self.error(
-        f"key {str(key)[:40]!r} of a map is no string or comes twice"
+        f"key {str(key)[:40]!r} of a map is not a string or occurs twice"
       )
 
   def error(self, problem: str) -> CheckpointError:
