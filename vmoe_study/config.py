@@ -16,7 +16,7 @@ from vmoe_study.data.pipeline import DataSpec
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.router import ROUTERS, SparseRouter, make_router
 from vmoe_study.nn.vit import SIZES, VisionTransformer, moe_blocks, variant
-from vmoe_study.parallel.sharding import MeshSpec
+from vmoe_study.parallel.mesh import MeshSpec
 from vmoe_study.training.health import HealthSpec
 from vmoe_study.training.optimizer import (
   OptimizerSpec,

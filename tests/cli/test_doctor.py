@@ -19,7 +19,7 @@ from vmoe_study.config import TrainSpec, parse
 from vmoe_study.data.pipeline import train_input
 from vmoe_study.doctor.examine import Examination
 from vmoe_study.doctor.workdir import checkpoints_at_once
-from vmoe_study.parallel.sharding import make_mesh
+from vmoe_study.parallel.mesh import make_mesh
 from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.experiment import Model, Training
 

@@ -11,6 +11,7 @@ import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import numpy as np
 from vmoe_study.parallel import sharding
+from vmoe_study.parallel.mesh import AXES
 from vmoe_study.evaluation import fewshot
 
 rng = np.random.default_rng(0)
@@ -30,7 +31,7 @@ def share(images, labels, size=16, hosts=2):
 
 # Devices of the two processes take turns, as they do on TPUs.
 devices = np.array(jax.devices())[[0, 2, 1, 3]].reshape(4, 1)
-mesh = jax.sharding.Mesh(devices, sharding.AXES)
+mesh = jax.sharding.Mesh(devices, AXES)
 
 def features(scale, images):
   whole = sharding.to_global(mesh, images)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vmoe_study.parallel import sharding
+from vmoe_study.parallel.mesh import make_mesh
 from vmoe_study.run.experiment import Model, Training
 
 from .tiny import ROUTERS, STEPS, assert_only_exchanges, batch, config
@@ -37,7 +38,7 @@ def run(router, replica, expert, fsdp=False):
   """Losses, first gradients, last state and program of a run on a mesh."""
   made = config(router, replica, expert, fsdp=fsdp)
   devices = jax.devices()[: replica * expert]
-  mesh = sharding.make_mesh(made.mesh, devices)
+  mesh = make_mesh(made.mesh, devices)
   training = Training(Model(made, (8, 8, 1), mesh), num_examples=1000)
   batches = [
     jax.device_put(batch(number), sharding.by_batch(mesh))

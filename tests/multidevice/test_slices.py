@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip("libtpu")
 
 from vmoe_study.parallel import sharding
+from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 from vmoe_study.performance import plan as planning
 from vmoe_study.run.experiment import Model, Training
 
@@ -20,7 +21,7 @@ def chips():
 def compiled(chips, router, expert):
   """The step on all chips, `expert` of which share the experts out."""
   made = config(router, len(chips) // expert, expert)
-  mesh = sharding.make_mesh(made.mesh, chips)
+  mesh = make_mesh(made.mesh, chips)
   training = Training(Model(made, (8, 8, 1), mesh), num_examples=1000)
   images = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -38,7 +39,7 @@ def test_one_all_to_all_each_way_and_no_all_gather(chips, router):
 
 @pytest.mark.parametrize("expert", [1, 2, 4, 8, 16])
 def test_rows_of_a_batch_belong_to_the_hosts_in_turn(chips, expert):
-  mesh = sharding.make_mesh(sharding.MeshSpec(-1, expert), chips)
+  mesh = make_mesh(MeshSpec(-1, expert), chips)
   hosts = [chip.process_index for chip in mesh.devices.flat]
   assert hosts == [host for host in range(4) for _ in range(4)]
 
@@ -46,5 +47,5 @@ def test_rows_of_a_batch_belong_to_the_hosts_in_turn(chips, expert):
 def test_every_mesh_is_possible_on_every_slice():
   chips = planning.open_target("v6e:4x4").devices
   for expert in (1, 2, 4, 8, 16):
-    mesh = sharding.make_mesh(sharding.MeshSpec(-1, expert), chips)
+    mesh = make_mesh(MeshSpec(-1, expert), chips)
     assert mesh.shape == {"replica": 16 // expert, "expert": expert}

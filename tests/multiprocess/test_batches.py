@@ -9,16 +9,17 @@ import pytest
 
 SCRIPT = """
 import argparse, sys
-from vmoe_study.parallel import distributed
+from vmoe_study.cli import process_flags
 
 parser = argparse.ArgumentParser()
-distributed.add_arguments(parser)
+process_flags.add_arguments(parser)
 args = parser.parse_args()
-distributed.initialize(args)
-distributed.initialize(args)  # Once more changes nothing.
+process_flags.initialize(args)
+process_flags.initialize(args)  # Once more changes nothing.
 
 import jax, numpy as np
 from vmoe_study.parallel import sharding
+from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 
 count, index = jax.process_count(), jax.process_index()
 assert count == args.num_processes
@@ -28,7 +29,7 @@ if count > 1:
   assert [d.process_index for d in devices[:2]] == [0, 1]
 rows = np.arange(16, dtype=np.float32).reshape(16, 1)
 for expert in (1, 2, 4):
-  mesh = sharding.make_mesh(sharding.MeshSpec(-1, expert), devices)
+  mesh = make_mesh(MeshSpec(-1, expert), devices)
   whole = sharding.to_global(mesh, np.split(rows, count)[index])
   spread = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
   np.testing.assert_array_equal(spread(whole), rows)

@@ -8,17 +8,18 @@ import sys
 import jax
 import pytest
 
+from vmoe_study.cli import process_flags
 from vmoe_study.parallel import distributed
 
 
 def parse(*arguments):
   parser = argparse.ArgumentParser()
-  distributed.add_arguments(parser)
+  process_flags.add_arguments(parser)
   return parser.parse_args(arguments)
 
 
 def test_without_a_cluster_a_process_is_alone():
-  distributed.initialize(parse())
+  distributed.initialize()
   assert jax.process_count() == 1
 
 
@@ -35,7 +36,7 @@ def test_without_a_cluster_a_process_is_alone():
 )
 def test_options_that_cannot_be_are_errors(arguments, message):
   with pytest.raises(ValueError, match=message):
-    distributed.initialize(parse(*arguments))
+    process_flags.initialize(parse(*arguments))
 
 
 @pytest.mark.parametrize(
@@ -54,28 +55,26 @@ def test_too_late_to_join_is_no_reason_to_go_alone(
   with pytest.raises(
     ValueError, match=rf"{variable}={value}.*a program of its"
   ):
-    distributed.initialize(parse())
+    distributed.initialize()
 
 
 def test_one_process_of_a_launcher_is_alone(monkeypatch):
   monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
   monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-  distributed.initialize(parse())
+  distributed.initialize()
 
 
 def test_options_that_come_too_late_are_an_error():
   jax.devices()
   options = ["--coordinator=a:1", "--num-processes=2", "--process-id=0"]
-  with pytest.raises(ValueError, match="--num-processes=2.*a program of its"):
-    distributed.initialize(parse(*options))
+  with pytest.raises(ValueError, match="num_processes=2.*a program of its"):
+    process_flags.initialize(parse(*options))
 
 
 def test_a_launcher_that_jax_does_not_know_is_an_error():
   """Its environment names several processes, and not how to find them."""
   script = (
-    "import argparse; from vmoe_study import distributed;"
-    "parser = argparse.ArgumentParser(); distributed.add_arguments(parser);"
-    "distributed.initialize(parser.parse_args([]))"
+    "from vmoe_study.parallel import distributed; distributed.initialize()"
   )
   done = subprocess.run(
     [sys.executable, "-c", script],
@@ -83,7 +82,7 @@ def test_a_launcher_that_jax_does_not_know_is_an_error():
     capture_output=True,
     text=True,
   )
-  assert "Give --coordinator" in done.stderr
+  assert "Give coordinator" in done.stderr
 
 
 def test_a_cluster_that_cannot_be_joined_is_no_reason_to_go_alone(monkeypatch):
@@ -92,4 +91,4 @@ def test_a_cluster_that_cannot_be_joined_is_no_reason_to_go_alone(monkeypatch):
 
   monkeypatch.setattr(jax.distributed, "initialize", refuse)
   with pytest.raises(RuntimeError, match="refused"):
-    distributed.initialize(parse())
+    distributed.initialize()

@@ -19,6 +19,7 @@ from vmoe_study.cli.main import main
 from vmoe_study.config import InitializeSpec, parse
 from vmoe_study.nn.router import ROUTERS
 from vmoe_study.parallel import sharding
+from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.experiment import (
   Model,
@@ -27,7 +28,7 @@ from vmoe_study.run.experiment import (
   open_train_input,
 )
 from vmoe_study.run.initialize import initial_params
-from vmoe_study.training.metrics import read_metrics
+from vmoe_study.training.metrics_file import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 REFERENCE = ROOT / "tests" / "data" / "reference"
@@ -58,8 +59,8 @@ def make_model(size=8, moe=None, classes=10, devices=1, expert=1, **changes):
     "data": data,
     "train": {"batch_size": 16, "num_steps": 1},
   }
-  spec = sharding.MeshSpec(expert=expert)
-  mesh = sharding.make_mesh(spec, jax.devices()[:devices])
+  spec = MeshSpec(expert=expert)
+  mesh = make_mesh(spec, jax.devices()[:devices])
   return Model(parse(config), (size, size, 1), mesh)
 
 
@@ -262,7 +263,7 @@ def imported(photographs, size, **moe):
 
 
 def four_devices():
-  return sharding.make_mesh(sharding.MeshSpec(expert=4), jax.devices()[:4])
+  return make_mesh(MeshSpec(expert=4), jax.devices()[:4])
 
 
 def test_imported_model_gives_the_published_logits(photographs):

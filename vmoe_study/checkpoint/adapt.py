@@ -1,7 +1,8 @@
-"""Starting a model from the parameters of another one.
+"""Adapting the parameters of one model to another.
 
-Source and target are trees with the names of our models. Steps compose: resize
-the positions, upcycle the dense MLPs, then take what matches.
+Source and template are trees with our parameter names. The steps compose:
+resize the position embeddings, turn dense MLPs into experts, then copy what has
+the same path and shape.
 """
 
 import dataclasses
@@ -15,21 +16,25 @@ import scipy.ndimage
 from jaxtyping import Float
 
 from vmoe_study.checkpoint import tree as tree_lib
+from vmoe_study.nn.parameter_names import (
+  POSITIONS,
+  dense_path,
+  in_moe,
+  in_router,
+)
 
 PyTree = Any
-
-_POSITIONS = "Encoder/posembed_input/pos_embedding"
 
 
 @dataclasses.dataclass(frozen=True)
 class MatchReport:
-  """What became of every leaf, by path.
+  """How a source fits a model, by parameter path.
 
   Attributes:
-    used: taken from the source.
-    unused: in the source, not in the model.
-    missing: in the model, not in the source; keep their initial values.
-    mismatched: in both, with (source, model) shapes that differ; keep their
+    used: copied from the source.
+    unused: in the source only.
+    missing: in the model only; these keep their initial values.
+    mismatched: in both, with different (source, model) shapes; these keep their
       initial values.
   """
 
@@ -40,7 +45,7 @@ class MatchReport:
 
   @property
   def complete(self) -> bool:
-    """Whether source and model agree leaf by leaf."""
+    """Whether source and model have the same paths and shapes."""
     return not (self.unused or self.missing or self.mismatched)
 
   def __str__(self) -> str:
@@ -60,7 +65,7 @@ class MatchReport:
 
 
 def compare(source: PyTree, template: PyTree) -> MatchReport:
-  """What `match_params` would do with every leaf, by name and shape alone."""
+  """The report of `match_params`, from paths and shapes alone."""
   given, wanted = tree_lib.flatten(source), tree_lib.flatten(template)
   shared = [path for path in wanted if path in given]
   used = [path for path in shared if given[path].shape == wanted[path].shape]
@@ -79,14 +84,15 @@ def compare(source: PyTree, template: PyTree) -> MatchReport:
 def match_params(
   source: PyTree, template: PyTree
 ) -> tuple[PyTree, MatchReport]:
-  """Fills a model's parameters from a source, where path and shape agree.
+  """Copies the source's parameters where path and shape agree.
 
   Args:
     source: nested dictionaries of arrays.
-    template: the model's initial parameters; their dtypes and shardings hold.
+    template: the model's initial parameters, which determine dtypes and
+      shardings.
 
   Returns:
-    A tree like the template, and what was used.
+    A tree like the template, and a report of what was copied.
   """
   given, wanted = tree_lib.flatten(source), tree_lib.flatten(template)
   report = compare(source, template)
@@ -100,28 +106,28 @@ def match_params(
 
 
 def upcycle(dense: PyTree, template: PyTree) -> PyTree:
-  """Every expert starts from the dense MLP in its place (2212.05055).
+  """Sparse upcycling (2212.05055): each expert is a copy of the dense MLP.
 
   Args:
     dense: parameters of a dense model.
-    template: initial parameters of a model with MoE blocks, at the same paths
-      otherwise; its routers are taken.
+    template: initial parameters of a model with routed blocks that otherwise
+      has the same paths. Its routers are copied.
 
   Returns:
-    The dense tree with each `Mlp` of a MoE block replaced by `Moe`.
+    The dense tree with `Moe` in place of the `Mlp` of each routed block.
 
   Raises:
-    ValueError: a MoE block has no dense MLP to start from.
+    ValueError: a routed block has no dense MLP of the same size to start from.
   """
   leaves = tree_lib.flatten(dense)
   upcycled = dict(leaves)
   for path, leaf in tree_lib.flatten(template).items():
-    if "/Moe/" not in path:
+    if not in_moe(path):
       continue
-    if "/Moe/Router/" in path:
+    if in_router(path):
       upcycled[path] = leaf
       continue
-    origin = path.replace("/Moe/", "/")
+    origin = dense_path(path)
     if origin not in leaves or leaves[origin].shape != leaf.shape[1:]:
       raise ValueError(
         f"{path} of shape {leaf.shape} cannot start from {origin}: every "
@@ -134,36 +140,37 @@ def upcycle(dense: PyTree, template: PyTree) -> PyTree:
 
 
 def resize_positions(source: PyTree, template: PyTree) -> PyTree:
-  """Fits learned position embeddings to the model's number of tokens.
+  """Resizes learned position embeddings to the model's number of tokens.
 
-  The square grid is interpolated linearly, corners on corners; the position of
-  a class token stays as it is. Trees without learned positions, or of the same
-  length, come back unchanged.
+  The square grid is interpolated linearly with its corners aligned. The
+  position of a class token is kept. The source is returned unchanged if either
+  tree has no learned positions, or both have the same number.
 
   Raises:
-    ValueError: a grid is not square, or just one side has a class token.
+    ValueError: a grid is not square, or only one tree has a class token.
   """
   given, wanted = tree_lib.flatten(source), tree_lib.flatten(template)
-  if _POSITIONS not in given or _POSITIONS not in wanted:
+  if POSITIONS not in given or POSITIONS not in wanted:
     return source
-  positions, length = np.asarray(given[_POSITIONS]), wanted[_POSITIONS].shape[1]
+  positions, length = np.asarray(given[POSITIONS]), wanted[POSITIONS].shape[1]
   if positions.shape[1] == length:
     return source
-  return tree_lib.unflatten(given | {_POSITIONS: _resize(positions, length)})
+  return tree_lib.unflatten(given | {POSITIONS: _resize(positions, length)})
 
 
 def _resize(
   positions: Float[np.ndarray, "1 L D"], length: int
 ) -> Float[np.ndarray, "1 M D"]:
-  old, new = _grid(positions.shape[1]), _grid(length)
-  if old[1] != new[1]:
+  (side, token), (new_side, new_token) = map(
+    _grid, (positions.shape[1], length)
+  )
+  if token != new_token:
     raise ValueError(
-      f"{_POSITIONS}: {positions.shape[1]} positions cannot become {length}: "
+      f"{POSITIONS}: {positions.shape[1]} positions cannot become {length}: "
       "only one of the two has a class token. Choose the same pool for both."
     )
-  side, token = old
   grid = positions[0, token:].reshape(side, side, -1)
-  scale = new[0] / side
+  scale = new_side / side
   grid = scipy.ndimage.zoom(grid, (scale, scale, 1), order=1)
   grid = grid.reshape(1, -1, grid.shape[-1]).astype(positions.dtype)
   return np.concatenate([positions[:, :token], grid], axis=1)
@@ -176,13 +183,13 @@ def _grid(length: int) -> tuple[int, int]:
     if side and side * side == length - token:
       return side, token
   raise ValueError(
-    f"{_POSITIONS}: {length} positions are no square grid with or without a "
-    "class token. Only square images can be resized."
+    f"{POSITIONS}: {length} positions are no square grid with or without a "
+    "class token. Only positions of square images can be resized."
   )
 
 
 def _like(values: Any, leaf: Any) -> Any:
-  """The values with dtype and place of a leaf of the model."""
+  """The values with the dtype and sharding of a leaf of the model."""
   values = np.asarray(values).astype(leaf.dtype)
   if isinstance(leaf, jax.Array):
     return jax.device_put(values, leaf.sharding)

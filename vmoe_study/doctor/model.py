@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
 
 from vmoe_study.config import (
   Config,
@@ -15,7 +14,7 @@ from vmoe_study.config import (
 )
 from vmoe_study.doctor.finding import NOTE, OK, SKIPPED, Finding, attempt
 from vmoe_study.nn import cost
-from vmoe_study.parallel.sharding import AXES
+from vmoe_study.parallel.mesh import make_abstract_mesh
 from vmoe_study.run import initialize
 from vmoe_study.run.experiment import Model
 from vmoe_study.training.optimizer import make_optimizer, make_schedule
@@ -50,12 +49,7 @@ def make_model(
   """
   if attempt("", check_batches, config, num_devices)[1]:
     config, num_devices = fit_to_devices(config, 1), 1
-  shape = config.mesh.shape(num_devices)
-  mesh = AbstractMesh(
-    tuple(shape[axis] for axis in AXES),
-    AXES,
-    axis_types=(AxisType.Auto,) * len(AXES),
-  )
+  mesh = make_abstract_mesh(config.mesh, num_devices)
   model, problems = attempt("model", Model, config, image_shape, mesh)
   return model, problems or [Finding(OK, "model", _describe(model))]
 

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from vmoe_study.inspection.measure import Measure, is_correct, layer_names
+from vmoe_study.nn import parameter_names as names
 from vmoe_study.nn.vit import VisionTransformer
 
 
@@ -23,7 +24,9 @@ def silence(params: Any, keep: Mapping[str, Float[Array, "E"]]) -> Any:
   flat = flatten_dict(params, sep="/")
   for layer, factors in keep.items():
     for name in ("kernel", "bias"):
-      path = f"Encoder/{layer}/Moe/Mlp/Dense_1/{name}"
+      path = (
+        f"{names.ENCODER}/{layer}/{names.EXPERTS}/{names.MLP_OUTPUT}/{name}"
+      )
       ones = (1,) * (flat[path].ndim - 1)
       flat[path] = flat[path] * factors.reshape(-1, *ones)
   return unflatten_dict(flat, sep="/")

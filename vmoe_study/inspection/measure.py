@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Float
 
+from vmoe_study.nn import parameter_names as names
 from vmoe_study.nn.router import Router, RouterLogits, make_router
 from vmoe_study.nn.vit import VisionTransformer, moe_blocks
 from vmoe_study.routing.plan import RoutingPlan
@@ -73,7 +74,7 @@ def layer_names(module: VisionTransformer) -> tuple[str, ...]:
   if module.moe is None or module.moe.router == "dense":
     return ()
   blocks = moe_blocks(module.moe.blocks, module.depth)
-  return tuple(f"encoderblock_{block}" for block in blocks)
+  return tuple(map(names.block_name, blocks))
 
 
 def routed(
@@ -90,7 +91,8 @@ def routed(
   )
   found = {}
   for layer in layer_names(module):
-    caught = variables["intermediates"]["Encoder"][layer]["Moe"]["Router"]
+    block = variables["intermediates"][names.ENCODER][layer]
+    caught = block[names.MOE][names.ROUTER]
     router = make_router(module.moe.router, **module.moe.options)
     plan, _ = router.route(caught["logits"][0])
     found[layer] = plan, caught["logits"][0]

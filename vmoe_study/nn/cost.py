@@ -1,19 +1,19 @@
 """FLOPs and active parameters of a model, by arithmetic.
 
-FLOPs are those of the matrix products that the definition of the model asks
-for, two per multiply-add: not norms, activations, softmaxes or transport; not
-what a form of plan or rematerialisation adds. Experts compute on all of their
-slots, whether full or empty.
+FLOPs are those of the matrix products in the model's definition, two per
+multiply-add. Norms, activations, softmaxes and transport do not count, nor does
+what a plan form or rematerialisation adds. Experts compute on all of their
+slots, full or empty.
 """
 
 import dataclasses
 from typing import Any
 
-import jax
+from flax.traverse_util import flatten_dict
 
+from vmoe_study.nn.parameter_names import in_experts
 from vmoe_study.nn.router import SoftRouter, make_router
 from vmoe_study.nn.vit import VisionTransformer, moe_blocks
-from vmoe_study.parallel.sharding import EXPERT_PATH, path_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +21,12 @@ class Routing:
   """Sizes of the MoE blocks of a model.
 
   Attributes:
-    num_blocks: that are MoE.
+    num_blocks: number of MoE blocks.
     num_experts: E.
-    slots_per_token: E * C / S, with capacity C as rounded and S tokens per
-      group.
+    slots_per_token: E * C / S, with the rounded capacity C.
     slots_per_group: E * C.
-    experts_per_token: how many experts a token passes, on average and if all
-      slots are full: slots_per_token, but under token choice K at most.
+    experts_per_token: mean number of experts that process a token when all
+      slots are full: slots_per_token, and with token choice at most K.
     soft: whether dispatch and combine are matrix products by definition.
   """
 
@@ -39,7 +38,7 @@ class Routing:
   soft: bool
 
   def describe(self) -> str:
-    """One line that shows what rounding made of the capacity factor."""
+    """One line that shows the effect of rounding the capacity."""
     return (
       f"{self.num_blocks} MoE blocks of {self.num_experts} experts, "
       f"{self.slots_per_group} slots per group, "
@@ -50,7 +49,7 @@ class Routing:
 def tokens_per_image(
   module: VisionTransformer, image_shape: tuple[int, int, int]
 ) -> int:
-  """L, class token included."""
+  """L, including the class token."""
   height, width, _ = image_shape
   patches = (height // module.patch_size) * (width // module.patch_size)
   return patches + (module.pool == "token")
@@ -59,7 +58,7 @@ def tokens_per_image(
 def routing(
   module: VisionTransformer, image_shape: tuple[int, int, int]
 ) -> Routing | None:
-  """The sizes of the MoE blocks; None if there are none."""
+  """The sizes of the MoE blocks, or None for a dense model."""
   moe = module.moe
   if moe is None or moe.router == "dense":
     return None
@@ -68,15 +67,15 @@ def routing(
   slots = router.num_experts * router.capacity(group_size)
   per_token = slots / group_size
   soft = isinstance(router, SoftRouter)
-  most = per_token
+  limit = per_token
   if not soft and router.choice.tokens_choose:
-    most = router.choice.num_selected_experts
+    limit = router.choice.num_selected_experts
   return Routing(
     num_blocks=len(moe_blocks(moe.blocks, module.depth)),
     num_experts=router.num_experts,
     slots_per_token=per_token,
     slots_per_group=slots,
-    experts_per_token=min(per_token, most),
+    experts_per_token=min(per_token, limit),
     soft=soft,
   )
 
@@ -84,7 +83,7 @@ def routing(
 def forward_flops(
   module: VisionTransformer, image_shape: tuple[int, int, int]
 ) -> dict[str, float]:
-  """FLOPs of one image, by part of the model."""
+  """FLOPs of a forward pass of one image, by part of the model."""
   length, width = tokens_per_image(module, image_shape), module.width
   patches = length - (module.pool == "token")
   pixels = module.patch_size**2 * image_shape[2]
@@ -114,29 +113,29 @@ def forward_flops(
 def training_flops(
   module: VisionTransformer, image_shape: tuple[int, int, int]
 ) -> float:
-  """FLOPs of one image forward and backward.
+  """FLOPs of a forward and backward pass of one image.
 
-  Each product has two gradients as expensive as itself, but for the patches:
-  no gradient in the image is asked for.
+  The gradient of a matrix product costs two products of the same size, one for
+  each factor. The patch embedding needs one only, as images have no gradient.
   """
   parts = forward_flops(module, image_shape)
   return 3 * sum(parts.values()) - parts["patches"]
 
 
 def parameter_counts(params: Any, moe: Routing | None) -> tuple[int, int]:
-  """Parameters in all, and those that one token meets.
+  """The number of all parameters, and of those that are active for a token.
 
-  A token meets everything but the experts that it does not pass: of E experts
-  in a block, `experts_per_token` count.
+  Active are all parameters except those of experts that do not process the
+  token: of the E experts of a block, `experts_per_token` count.
 
   Args:
-    params: the tree of parameters or their shapes.
-    moe: sizes of the MoE blocks of their model.
+    params: nested dictionaries of arrays or shapes.
+    moe: sizes of the model's MoE blocks, or None for a dense model.
   """
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  experts = sum(p.size for n, p in leaves if EXPERT_PATH.search(path_name(n)))
-  total = sum(p.size for _, p in leaves)
+  leaves = flatten_dict(params, sep="/")
+  total = sum(leaf.size for leaf in leaves.values())
   if moe is None:
     return total, total
-  met = experts * moe.experts_per_token / moe.num_experts
-  return total, total - experts + round(met)
+  experts = sum(leaf.size for path, leaf in leaves.items() if in_experts(path))
+  active_experts = experts * moe.experts_per_token / moe.num_experts
+  return total, total - experts + round(active_experts)

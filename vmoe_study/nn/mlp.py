@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from vmoe_study.nn import parameter_names as names
+
 
 class Mlp(nn.Module):
   """Two dense layers with a GELU between them.
@@ -32,7 +34,7 @@ class Mlp(nn.Module):
       dtype=self.dtype,
     )
     drop = nn.Dropout(self.dropout_rate, deterministic=deterministic)
-    x = dense(self.mlp_dim, name="Dense_0")(x)
+    x = dense(self.mlp_dim, name=names.MLP_INPUT)(x)
     x = drop(jax.nn.gelu(x))
-    x = dense(width, name="Dense_1")(x)
+    x = dense(width, name=names.MLP_OUTPUT)(x)
     return drop(x)

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from vmoe_study.nn import parameter_names as names
 from vmoe_study.nn.mlp import Mlp
 from vmoe_study.nn.router import make_router
 from vmoe_study.options import check_least
@@ -59,7 +60,7 @@ class Moe(nn.Module):
   ) -> tuple[Float[Array, "B L D"], RoutingAux]:
     tokens = group_images(x, self.moe.group_images)
     router = make_router(self.moe.router, **self.moe.options)
-    router = router.clone(name="Router", parent=self)
+    router = router.clone(name=names.ROUTER, parent=self)
     logits = router.logits(tokens, deterministic)
 
     tokens = tokens.astype(self.dtype)
@@ -69,7 +70,7 @@ class Moe(nn.Module):
       self.dropout_rate,
       self.dtype,
       shared_init=self.moe.shared_expert_init,
-      name="Mlp",
+      name=names.MLP,
     )
     outputs = experts(inputs, deterministic)
     tokens = self.exchange.receive(plan, outputs)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vmoe_study.nn.checked import CheckedModule
+from vmoe_study.nn.parameter_names import SLOT_EMBEDDING
 from vmoe_study.options import check_least, check_names, check_type, defaults
 from vmoe_study.routing import balance
 from vmoe_study.routing.affinity import (
@@ -216,7 +217,9 @@ class SoftRouter(Router):
     self, x: Float[Array, "G S D"], deterministic: bool
   ) -> RouterLogits:
     shape = x.shape[-1], self.num_experts, self.capacity(x.shape[1])
-    mu = self.param("mu", nn.initializers.lecun_normal(), shape, jnp.float32)
+    mu = self.param(
+      SLOT_EMBEDDING, nn.initializers.lecun_normal(), shape, jnp.float32
+    )
     scale = self.param("scale", nn.initializers.ones, (), jnp.float32)
     clean = slot_logits(x, mu, scale)
     noise = self._noise(clean.shape, self.noise_std, deterministic)

@@ -1,7 +1,6 @@
 """Vision Transformers, dense (2010.11929) or with MoE blocks (2106.05974).
 
-Modules are named as in the public V-MoE code (`Encoder/encoderblock_1/Moe/Mlp/
-Dense_0`, ...), so that its checkpoints map by path.
+Modules are named as `nn.parameter_names` says.
 """
 
 import re
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vmoe_study.nn import parameter_names as names
 from vmoe_study.nn.checked import CheckedModule
 from vmoe_study.nn.mlp import Mlp
 from vmoe_study.nn.moe import Moe, MoeOptions
@@ -121,14 +121,14 @@ class EncoderBlock(nn.Module):
     self, x: Float[Array, "B L D"], deterministic: bool
   ) -> tuple[Float[Array, "B L D"], dict[str, RoutingAux]]:
     y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
-    y = _attention(self, self.dtype, "SelfAttention")(y)
+    y = _attention(self, self.dtype, names.ATTENTION)(y)
     x = x + nn.Dropout(self.dropout_rate, deterministic=deterministic)(y)
 
     y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_1")(x)
     mlp = self.mlp_dim, self.dropout_rate, self.dtype
     if self.moe is None:
-      return x + Mlp(*mlp, name="Mlp")(y, deterministic), {}
-    moe = Moe(self.moe, *mlp, self.exchange, name="Moe")
+      return x + Mlp(*mlp, name=names.MLP)(y, deterministic), {}
+    moe = Moe(self.moe, *mlp, self.exchange, name=names.MOE)
     y, aux = moe(y, deterministic)
     return x + y, {str(self.name): aux}
 
@@ -157,7 +157,7 @@ class Encoder(nn.Module):
     self, x: Float[Array, "B L D"], deterministic: bool
   ) -> tuple[Float[Array, "B L D"], dict[str, RoutingAux]]:
     if self.posemb == "learned":
-      x = AddPositions(name="posembed_input")(x)
+      x = AddPositions(name=names.ADD_POSITIONS)(x)
     else:
       positions = sincos2d(*self.grid, x.shape[-1])
       class_token = ((x.shape[1] - len(positions), 0), (0, 0))
@@ -170,8 +170,7 @@ class Encoder(nn.Module):
     aux: dict[str, RoutingAux] = {}
     for i in range(self.depth):
       moe = self.moe if i in blocks else None
-      name = f"encoderblock_{i}"
-      block = block_class(moe=moe, name=name, **self.block)
+      block = block_class(moe=moe, name=names.block_name(i), **self.block)
       x, block_aux = block(x, deterministic)
       aux |= block_aux
     return nn.LayerNorm(dtype=jnp.float32, name="encoder_norm")(x), aux
@@ -194,7 +193,7 @@ class AddPositions(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
     init = nn.initializers.normal(0.02)
-    embedding = self.param("pos_embedding", init, (1, *x.shape[1:]))
+    embedding = self.param(names.POSITION_EMBEDDING, init, (1, *x.shape[1:]))
     return x + embedding.astype(x.dtype)
 
 
@@ -234,7 +233,7 @@ class MapHead(nn.Module):
     probe = jnp.tile(probe, (x.shape[0], 1, 1))
     x = _attention(self, "float32", "MultiHeadDotProductAttention")(probe, x)
     y = nn.LayerNorm(dtype=jnp.float32, name="LayerNorm")(x)
-    return (x + Mlp(self.mlp_dim, name="Mlp")(y))[:, 0]
+    return (x + Mlp(self.mlp_dim, name=names.MLP)(y))[:, 0]
 
 
 def _attention(module: nn.Module, dtype: str, name: str) -> nn.Module:
@@ -297,7 +296,8 @@ class VisionTransformer(CheckedModule):
     x, grid = self._patches(images)
     if self.pool == "token":
       zeros = nn.initializers.zeros
-      token = self.param("cls", zeros, (1, 1, self.width)).astype(x.dtype)
+      token = self.param(names.CLASS_TOKEN, zeros, (1, 1, self.width))
+      token = token.astype(x.dtype)
       x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1)
     x, aux = self._encoder(grid)(x, deterministic)
     features = self._features(x)
@@ -305,7 +305,7 @@ class VisionTransformer(CheckedModule):
       self.num_classes,
       kernel_init=nn.initializers.zeros,
       bias_init=nn.initializers.constant(self.head_bias_init),
-      name="head",
+      name=names.HEAD,
     )(features)
     return logits, VitOutputs(features, aux)
 
@@ -323,7 +323,7 @@ class VisionTransformer(CheckedModule):
       strides=(patch, patch),
       padding="VALID",
       dtype=self.dtype,
-      name="embedding",
+      name=names.EMBEDDING,
     )
     grid = height // patch, width // patch
     return embed(images).reshape(len(images), -1, self.width), grid
@@ -349,15 +349,15 @@ class VisionTransformer(CheckedModule):
       posemb=self.posemb,
       grid=grid,
       remat=self.remat,
-      name="Encoder",
+      name=names.ENCODER,
     )
 
   def _features(self, x: Array) -> Array:
     if self.pool == "map":
-      head = MapHead(self.mlp_dim, self.num_heads, self.qk_norm, name="MapHead")
-      x = head(x)
+      sizes = self.mlp_dim, self.num_heads
+      x = MapHead(*sizes, self.qk_norm, name=names.MAP_HEAD)(x)
     else:
       x = x[:, 0] if self.pool == "token" else x.mean(axis=1)
     if self.representation_size:
-      x = jnp.tanh(nn.Dense(self.representation_size, name="pre_logits")(x))
+      x = jnp.tanh(nn.Dense(self.representation_size, name=names.PRE_LOGITS)(x))
     return x

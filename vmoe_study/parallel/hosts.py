@@ -1,4 +1,4 @@
-"""What fails on one host fails on all: none is left waiting for another."""
+"""An error on one host is raised on all: no host waits for one that failed."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,18 +9,19 @@ from jax.experimental import multihost_utils
 
 
 class OtherHostError(Exception):
-  """Another host of this run has failed; its own log says how."""
+  """Another host of this run failed; its log has the error."""
 
 
 @contextlib.contextmanager
 def raise_on_all_hosts() -> Iterator[None]:
-  """Lets no host go on from a block that has failed on one of them.
+  """Raises on every host if the block fails on any host.
 
-  Every process of a run enters the block, and leaves it when all have left it.
+  Every process of a run must enter the block. None leaves it before all have
+  reached its end.
 
   Raises:
-    Exception: what this process met.
-    OtherHostError: another process met something.
+    Exception: the block raised it in this process.
+    OtherHostError: the block failed in another process.
   """
   failure = None
   try:

@@ -22,7 +22,7 @@ from vmoe_study.config import Config, check_batches
 from vmoe_study.nn import cost
 from vmoe_study.nn.router import ROUTERS, SparseRouter
 from vmoe_study.parallel import sharding
-from vmoe_study.parallel.sharding import MeshSpec
+from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 from vmoe_study.performance import hlo, roofline
 from vmoe_study.performance.chips import Slice, parse_slice
 from vmoe_study.routing.plan import best_plan_form
@@ -107,7 +107,7 @@ def plan(
   Raises:
     ValueError: if the config cannot run on so many chips.
   """
-  mesh = sharding.make_mesh(config.mesh, target.devices)
+  mesh = make_mesh(config.mesh, target.devices)
   model = Model(config, image_shape, mesh)
   if _plan_form(config) == "auto":
     slots = cost.routing(model.module, image_shape).slots_per_group

@@ -24,8 +24,10 @@ from vmoe_study.data.pipeline import (
 from vmoe_study.data.sources import open_source
 from vmoe_study.evaluation.classification import ClassificationEvaluator
 from vmoe_study.evaluation.fewshot import FewshotEvaluator, FewshotTask
+from vmoe_study.nn.parameter_names import EXPERT_PATTERN
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.parallel import sharding
+from vmoe_study.parallel.mesh import make_mesh
 from vmoe_study.routing.exchange import Exchange
 from vmoe_study.training import loss as losses
 from vmoe_study.training.optimizer import make_optimizer, make_schedule
@@ -52,7 +54,7 @@ class Model:
     Raises:
       ValueError: if image, patches, groups, experts or devices do not fit.
     """
-    self.mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
+    self.mesh = make_mesh(config.mesh) if mesh is None else mesh
     check_batches(config, self.mesh.size)
     self.config = config
     self.image_shape = image_shape
@@ -62,11 +64,12 @@ class Model:
     )
     self.evaluation_module = self.module.clone(moe=config.evaluation_moe)
     self.params_shape = jax.eval_shape(self._init, jax.random.key(0))
-    self.rules = sharding.parameter_rules(
-      config.mesh, has_experts=config.model.is_routed
-    )
+    experts = EXPERT_PATTERN if config.model.is_routed else None
     self.params_sharding = sharding.tree_shardings(
-      self.mesh, self.rules, self.params_shape
+      self.mesh,
+      sharding.parameter_rules(experts, config.mesh.fsdp),
+      self.params_shape,
+      EXPERT_PATTERN,
     )
 
   def params_template(self) -> Any:
@@ -195,25 +198,37 @@ class Training:
   def state_sharding(self) -> TrainState:
     """The sharding of every array of the state."""
     scalar = sharding.replicated(self.model.mesh)
-    return TrainState(scalar, self.model.params_sharding, self.opt_sharding)
+    return TrainState(
+      step=scalar,
+      params=self.model.params_sharding,
+      opt_state=self.opt_sharding,
+      failed=scalar,
+    )
 
   def state_template(self) -> TrainState:
     """Shapes, dtypes and shardings of the state."""
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = TrainState(step, self.model.params_shape, self.opt_shape)
+    shapes = TrainState(
+      step=jax.ShapeDtypeStruct((), jnp.int32),
+      params=self.model.params_shape,
+      opt_state=self.opt_shape,
+      failed=jax.ShapeDtypeStruct((), jnp.bool_),
+    )
     return _template(shapes, self.state_sharding())
 
   def init(self, params: Any | None = None) -> TrainState:
-    """The state before the first step, from fresh or from these parameters."""
+    """The state before the first step; by default with random parameters."""
     params = self.model.init() if params is None else params
     init = jax.jit(self.optimizer.init, out_shardings=self.opt_sharding)
     return self.state_at(0, params, init(params))
 
   def state_at(self, step: int, params: Any, opt_state: Any) -> TrainState:
-    """The state after `step` steps."""
+    """The sound state after `step` steps."""
+    state = TrainState.create(step, params, opt_state)
     scalar = sharding.replicated(self.model.mesh)
-    step_array = jax.device_put(jnp.asarray(step, jnp.int32), scalar)
-    return TrainState(step_array, params, opt_state)
+    return state.replace(
+      step=jax.device_put(state.step, scalar),
+      failed=jax.device_put(state.failed, scalar),
+    )
 
 
 def _mixup(alpha: float):

@@ -1,13 +1,12 @@
-"""Starting points: the parameters of a fresh run, from random or from others.
+"""The parameters that a fresh run starts from: random, or those of a source.
 
-Fine-tuning and sparse upcycling are the same operation: the source is read to
-host memory, its positions are resized to the model's, its dense MLPs become
-experts where the model has experts and the source has none, and then every
-array must find its place. Only a head of other classes is left behind. The
-capacity of sparse routers has no parameters and is free to change.
+Fine-tuning and sparse upcycling are the same operation. Position embeddings are
+resized to the model's, and dense MLPs become experts if the model has experts
+and the source has none. Then all parameters must agree by path and shape,
+except a head for other classes, which starts anew. The capacity of sparse
+routers may change, as it has no parameters.
 
-Every host reads the whole source to its memory, whatever part of it its devices
-keep.
+Every host reads the whole source to memory, whichever part its devices hold.
 """
 
 from typing import Any
@@ -24,19 +23,26 @@ from vmoe_study.checkpoint.foreign.import_vmoe import (
 from vmoe_study.checkpoint.foreign.npz import load_npz
 from vmoe_study.checkpoint.load import load_params, load_shapes
 from vmoe_study.config import InitializeSpec
+from vmoe_study.nn.parameter_names import (
+  HEAD,
+  PRE_LOGITS,
+  in_head,
+  in_moe,
+  in_router,
+)
 from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.experiment import Model
 
 
 def initial_params(spec: InitializeSpec, model: Model) -> Any:
-  """Parameters for the first step, each array where the model wants it.
+  """The parameters before the first step, with the model's shardings.
 
-  A head for another number of classes, or after a representation layer that
-  the model does not have, is replaced by the model's own, which is zero but
-  for `head_bias_init`. Routers of upcycled models start at random.
+  The head is the model's own, zero except for `head_bias_init`, if the source's
+  has another number of classes or follows a representation layer that the model
+  does not have. Routers of upcycled models are random.
 
   Raises:
-    ValueError: source and model differ in more than that.
+    ValueError: source and model differ in any other way.
     CheckpointError: the source is missing or damaged.
   """
   if spec.kind == "random":
@@ -48,25 +54,32 @@ def initial_params(spec: InitializeSpec, model: Model) -> Any:
 
 
 def match_source(
-  spec: InitializeSpec, source: dict[str, Any], wanted: Any
+  spec: InitializeSpec, source: dict[str, Any], template: Any
 ) -> tuple[dict[str, Any], adapt.MatchReport]:
-  """The source's parameters, changed to those of the model.
+  """Adapts the parameters of a source to the model.
 
   Args:
-    spec: where they are from.
-    source: parameters, or zeros in their place (`source_shapes`).
-    wanted: arrays or shapes of the model's parameters.
+    spec: names the source in error messages.
+    source: parameters, or the placeholders of `source_shapes`.
+    template: arrays or shapes of the model's parameters.
+
+  Returns:
+    The adapted parameters, and a report of how they fit.
 
   Raises:
-    ValueError: source and model differ in more than `initial_params` allows.
+    ValueError: source and model differ more than `initial_params` allows.
   """
-  source = adapt.resize_positions(_without_old_head(source, wanted), wanted)
-  fresh = ["head/"]
-  if _has_experts(wanted) and not _has_experts(source):
-    source = _without_routers(adapt.upcycle(source, wanted))
-    fresh.append("/Moe/Router/")
-  report = adapt.compare(source, wanted)
-  missing = [p for p in report.missing if not any(part in p for part in fresh)]
+  source = _without_old_head(source, template)
+  source = adapt.resize_positions(source, template)
+  upcycles = _has_experts(template) and not _has_experts(source)
+  if upcycles:
+    source = _without_routers(adapt.upcycle(source, template))
+  report = adapt.compare(source, template)
+  missing = [
+    path
+    for path in report.missing
+    if not (in_head(path) or (upcycles and in_router(path)))
+  ]
   if report.unused or report.mismatched or missing:
     raise ValueError(
       f"initialize.path={spec.path!r} does not fit the model: {report}\nAll "
@@ -78,7 +91,7 @@ def match_source(
 
 
 def _place(initial: jax.Array, found: Any) -> jax.Array:
-  """What was found, where the model wants it; or else the initial values."""
+  """A parameter of the source, or else the initial one, with its sharding."""
   if isinstance(found, jax.ShapeDtypeStruct):
     return initial
   return jax.device_put(found, initial.sharding)
@@ -96,7 +109,7 @@ def read_source(spec: InitializeSpec) -> dict[str, Any]:
 
 
 def source_shapes(spec: InitializeSpec) -> dict[str, Any]:
-  """What `read_source` would return, as zeros that take no memory.
+  """The tree of `read_source` with placeholders, which take no memory.
 
   Raises:
     CheckpointError: the source is missing or damaged.
@@ -108,21 +121,21 @@ def source_shapes(spec: InitializeSpec) -> dict[str, Any]:
   return load_npz(spec.path, hollow=True)
 
 
-def _without_old_head(source: dict[str, Any], wanted: Any) -> dict[str, Any]:
-  """Leaves out a head that the model cannot use, and what it stood on."""
-  old = {"pre_logits"} & (source.keys() - wanted.keys())
-  classes = [tree.get("head", {}).get("bias") for tree in (source, wanted)]
-  if old or classes[0] is None or classes[0].shape != classes[1].shape:
-    old |= {"head"}
-  return {name: tree for name, tree in source.items() if name not in old}
+def _without_old_head(source: dict[str, Any], template: Any) -> dict[str, Any]:
+  """Removes what the model cannot use: head and representation layer."""
+  removed = {PRE_LOGITS} & (source.keys() - template.keys())
+  old, new = (tree.get(HEAD, {}).get("bias") for tree in (source, template))
+  if removed or old is None or old.shape != new.shape:
+    removed |= {HEAD}
+  return {name: tree for name, tree in source.items() if name not in removed}
 
 
 def _without_routers(source: dict[str, Any]) -> dict[str, Any]:
   leaves = tree_lib.flatten(source)
   return tree_lib.unflatten(
-    {path: x for path, x in leaves.items() if "/Moe/Router/" not in path}
+    {path: leaf for path, leaf in leaves.items() if not in_router(path)}
   )
 
 
 def _has_experts(params: Any) -> bool:
-  return any("/Moe/" in path for path in tree_lib.flatten(params))
+  return any(map(in_moe, tree_lib.flatten(params)))

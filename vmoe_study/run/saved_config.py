@@ -7,6 +7,18 @@ nor the config schema.
 from typing import Any
 
 CONFIG_FILE = "config.json"
+# What `--allow-change` lets a resumed run change: where and how it runs and how
+# often it reports, but nothing that changes the numbers.
+HARMLESS = (
+  "mesh.",
+  "train.num_workers",
+  "train.report_every",
+  "train.evaluate_every",
+  "train.save_every",
+  "train.keep",
+  "train.on_save_error",
+  "train.health.",
+)
 
 
 def describe_changes(old: Any, new: Any) -> list[str]:

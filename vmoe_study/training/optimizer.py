@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from vmoe_study.options import check_least
+from vmoe_study.parallel.sharding import path_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _add_decayed_weights(rules, params) -> optax.GradientTransformation:
   used = set()
 
   def rate(path, _):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    name = path_name(path)
     for index, (pattern, value) in enumerate(rules):
       if re.search(pattern, name):
         used.add(index)

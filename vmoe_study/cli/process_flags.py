@@ -1,0 +1,25 @@
+"""`--coordinator`, `--num-processes`, `--process-id`: multi-process runs."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the options that name the other processes."""
+  group = parser.add_argument_group(
+    "several processes",
+    "needed only where TPU slices, SLURM or MPI do not tell",
+  )
+  group.add_argument(
+    "--coordinator", metavar="HOST:PORT", help="where process 0 listens"
+  )
+  group.add_argument("--num-processes", type=int, metavar="N")
+  group.add_argument(
+    "--process-id", type=int, metavar="ID", help="of this process, from 0"
+  )
+
+
+def initialize(args: argparse.Namespace) -> None:
+  """Connects the processes that the options name, before devices are used."""
+  from vmoe_study.parallel import distributed
+
+  distributed.initialize(args.coordinator, args.num_processes, args.process_id)
