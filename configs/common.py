@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from vmoe_study.cli.config_flags import with_placeholders
 from vmoe_study.config import parse
+from vmoe_study.run.config_file import with_placeholders
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ project on real images: training, evaluation and few-shot transfer.
     --config=configs/digits.py:router=sinkhorn_expert_choice,capacity=2
 
 Arguments: router (a name of the zoo, or "dense"), capacity (the factor), k
-(experts per token, for token choice), group (images routed together), batch_priority
-(batch priority, for token choice), seed.
+(experts per token, for token choice), group (images per routing group),
+batch_priority (for token choice), seed.
 Hardware: two CPU cores. Expected: at least 96% test accuracy for every router;
 the table in README.md was made with this file.
 """

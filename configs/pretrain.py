@@ -21,7 +21,7 @@ Arguments, as NAME=VALUE with commas between:
              evaluates at another one; V-MoE at 4, on imagenet1k
   k          experts per token, for token choice; 1 and 2 in the study
   group      images routed together; 1 or 8
-  batch_priority        batch priority, for token choice
+  batch_priority  for token choice
   experts    32 in the study
   data       jft, imagenet21k or imagenet1k
   fewshot    imagenet (10-shot is the headline number), many (nine data sets)

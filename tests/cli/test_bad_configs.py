@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from configs import digits
 from vmoe_study import __version__
-from vmoe_study.cli import train
 from vmoe_study.cli.main import COMMANDS, main
 from vmoe_study.config import parse
+from vmoe_study.run import train as train_lib
 from vmoe_study.run.experiment import Model, Training
 
 ROUTERS = ("softmax_token_choice", "sinkhorn_expert_choice", "soft", "dense")
@@ -73,7 +73,7 @@ def _no_training():
     raise ValueError("accepted")
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train, "open_train_input", stop)
+    patch.setattr(train_lib, "open_train_input", stop)
     yield
 
 

@@ -13,15 +13,15 @@ import pytest
 
 from configs import digits, pretrain
 from vmoe_study.checkpoint.load import load_metadata, load_params
-from vmoe_study.cli.config_flags import load_file
 from vmoe_study.cli.main import main
 from vmoe_study.config import check_batches, fit_to_devices, parse
 from vmoe_study.data.pipeline import DataSpec, eval_input
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.run.config_file import load_config
 from vmoe_study.run.experiment import Model
-from vmoe_study.training.metrics import read_metrics
+from vmoe_study.training.metrics_file import read_metrics
 
 SAMPLES = pathlib.Path(__file__).parents[1] / "data/reference/vmoe_checkpoint"
 TINY = [
@@ -70,12 +70,12 @@ def measure(finished, tmp_path_factory):
 
 def loss_at(workdir, factor):
   """Mean test loss, from the parameters alone."""
-  params, record, _ = load_params(workdir_lib.checkpoints(workdir))
-  model = record["config"]["model"]
+  params, metadata, _ = load_params(workdir_lib.checkpoints(workdir))
+  model = metadata["config"]["model"]
   moe = copy.deepcopy(model["moe"])
   moe["options"]["capacity_factor"] = factor
   module = VisionTransformer(**model["fields"], moe=MoeOptions(**moe))
-  data = DataSpec(**record["config"]["evaluations"]["test"]["data"])
+  data = DataSpec(**metadata["config"]["evaluations"]["test"]["data"])
   [batch] = eval_input(data, batch_size=359)
   logits, _ = jax.jit(module.apply)({"params": params}, batch["image"])
   return optax.softmax_cross_entropy(logits, batch["label"]).mean()
@@ -118,8 +118,8 @@ def test_groups_are_free_to_change(measure):
 
 
 def test_images_of_any_size_will_do_without_learned_positions(finished):
-  record, _ = load_metadata(workdir_lib.checkpoints(finished))
-  config = parse(record["config"])
+  metadata, _ = load_metadata(workdir_lib.checkpoints(finished))
+  config = parse(metadata["config"])
   for posemb in ("learned", "sincos2d"):
     fields = {**config.model.fields, "posemb": posemb}
     spec = dataclasses.replace(config.model, fields=fields)
@@ -135,11 +135,12 @@ def test_images_of_any_size_will_do_without_learned_positions(finished):
 
 
 def test_a_router_of_the_same_options_can_be_swapped():
-  router = "--config.model.moe.router"
-  swapped = load_file("configs/digits.py", [f"{router}=sinkhorn_expert_choice"])
-  assert parse(swapped).model.moe.router == "sinkhorn_expert_choice"
+  router = "model.moe.router"
+  other = "sinkhorn_expert_choice"
+  swapped = load_config("configs/digits.py", [f"{router}={other}"])
+  assert swapped.model.moe.router == other
   with pytest.raises(ValueError, match=r"noise_std=1.0.*py:router=soft"):
-    load_file("configs/digits.py", [f"{router}=soft"])
+    load_config("configs/digits.py", [f"{router}=soft"])
 
 
 @pytest.mark.parametrize(

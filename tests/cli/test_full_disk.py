@@ -8,9 +8,10 @@ import subprocess
 import pytest
 
 from vmoe_study.checkpoint.load import load_params
-from vmoe_study.cli import train as train_lib
+from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli.main import main
-from vmoe_study.training.metrics import MetricsWriter, read_metrics
+from vmoe_study.training.metrics import MetricsWriter
+from vmoe_study.training.metrics_file import read_metrics
 
 # Orbax leaves threads and coroutines behind when a write fails.
 pytestmark = pytest.mark.filterwarnings(
@@ -68,17 +69,17 @@ def fill(folder: pathlib.Path) -> pathlib.Path:
 @pytest.fixture
 def space(disk, monkeypatch):
   """How much there is when a step is saved: `space[step] = bool`."""
-  save, changes = train_lib._save, {}
+  save, changes = CheckpointStore.save, {}
 
-  def save_with_space(store, record, on_error, step, *saved):
+  def save_with_space(store, step, *saved):
     if changes.get(step) is False:
       store.wait()  # The steps before are complete.
       fill(disk)
     if changes.get(step):
       (disk / "ballast").unlink()
-    save(store, record, on_error, step, *saved)
+    save(store, step, *saved)
 
-  monkeypatch.setattr(train_lib, "_save", save_with_space)
+  monkeypatch.setattr(CheckpointStore, "save", save_with_space)
   yield changes
   gc.collect()  # Orbax leaves coroutines behind.
 

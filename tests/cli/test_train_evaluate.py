@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from vmoe_study.checkpoint.load import load_params
-from vmoe_study.cli import train as train_command
 from vmoe_study.cli.main import main
-from vmoe_study.training.metrics import read_metrics
+from vmoe_study.run import train as train_lib
+from vmoe_study.training.metrics_file import read_metrics
 
 ARGUMENTS = "router=softmax_token_choice,k=2"
 TINY = [
@@ -175,7 +175,7 @@ def test_help_lists_the_commands(capsys):
 def test_a_run_too_short_for_its_schedule_is_refused_before_its_model_is_built(
   tmp_path, capsys, monkeypatch
 ):
-  monkeypatch.delattr(train_command, "Model")
+  monkeypatch.delattr(train_lib, "Model")
   workdir = tmp_path / "work"
   words = ["--config=configs/digits.py", "--config.train.num_epochs=1"]
   assert main(["train", *words, f"--workdir={workdir}"]) == 2

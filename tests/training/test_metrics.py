@@ -2,7 +2,8 @@
 
 import json
 
-from vmoe_study.training.metrics import FILE_NAME, MetricsWriter, read_metrics
+from vmoe_study.training.metrics import MetricsWriter
+from vmoe_study.training.metrics_file import FILE_NAME, read_metrics
 
 
 def test_a_resumed_run_drops_what_it_will_compute_again(tmp_path):
@@ -21,13 +22,6 @@ def test_a_resumed_run_drops_what_it_will_compute_again(tmp_path):
   assert [row["step"] for row in rows] == [10, 20, 30]
   assert rows[-1]["train/loss"] == 3.0
   assert list(read_metrics(tmp_path)) == rows
-
-
-def test_tensorboard_files_are_written(tmp_path):
-  writer = MetricsWriter(tmp_path)
-  writer.write_scalars(1, {"a": 1.0})
-  writer.close()
-  assert list(tmp_path.glob("events.out.tfevents*"))
 
 
 def test_no_metrics_yet(tmp_path):

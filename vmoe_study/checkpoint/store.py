@@ -1,11 +1,11 @@
 """Checkpoints of a run: saved while it goes on, verified when restored.
 
 A thin layer over Orbax, which writes arrays in parallel from every host and
-makes a step visible only when it is complete. What is added here: parameters
-and optimizer state are separate items, so that a model opens without its
-optimizer; metadata, with the config, travel along; and every array is compared with its
-fingerprint (`manifest.py`), so that a damaged step is reported and the newest
-intact one used instead.
+makes a step visible only when it is complete. This layer adds three things:
+parameters and optimizer state are separate items, so that a model opens without
+its optimizer; metadata, with the config, are stored beside them; and every
+array is compared with its fingerprint (`manifest.py`), so that a damaged step
+is reported and the newest intact one is used instead.
 
 On disk: DIRECTORY/STEP/{params,opt_state,manifest}. A tree without leaves is
 not stored. A damaged step that a run had to step back over is renamed

@@ -1,6 +1,14 @@
 """`--config=FILE.py:ARGUMENTS` and `--config.FIELD=VALUE` of a command."""
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from vmoe_study.config import Config
+  from vmoe_study.run.checkpoint import Checkpoint
 
 PREFIX = "--config."
 
@@ -18,6 +26,25 @@ def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
   )
 
 
-def overrides(words: list[str]) -> list[str]:
-  """ "FIELD=VALUE" of every "--config.FIELD=VALUE"."""
+def overrides(words: Iterable[str]) -> list[str]:
+  """Strips the prefix: "FIELD=VALUE" of every "--config.FIELD=VALUE"."""
   return [word.removeprefix(PREFIX) for word in words]
+
+
+def load(args: argparse.Namespace) -> Config:
+  """Reads the config that the options of `add_config` name."""
+  from vmoe_study.run.config_file import load_config
+
+  return load_config(args.config, args.overrides)
+
+
+def open_checkpoint(args: argparse.Namespace) -> Checkpoint:
+  """Opens the checkpoint of `--workdir` and `--step`."""
+  from vmoe_study.run import checkpoint
+  from vmoe_study.run.config_file import load_config
+
+  config = args.config and load_config(args.config, args.overrides)
+  overrides = () if config else args.overrides
+  return checkpoint.open_checkpoint(
+    args.workdir, args.step, config=config, overrides=overrides
+  )

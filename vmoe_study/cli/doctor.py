@@ -12,6 +12,7 @@ import jax
 from vmoe_study.cli import config_flags
 from vmoe_study.doctor.examine import Examination
 from vmoe_study.doctor.finding import PROBLEM
+from vmoe_study.run.config_file import load_values
 
 WOULD_FAIL = 1
 
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
-  values = config_flags.load(args)
+  values = load_values(args.config, args.overrides)
   if args.devices is not None and args.devices < 1:
     raise ValueError(f"--devices={args.devices}: must be at least 1.")
   if args.devices:

@@ -14,10 +14,11 @@ from vmoe_study.checkpoint.foreign.architecture import (
 from vmoe_study.checkpoint.foreign.import_vmoe import read_vmoe
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli import config_flags
-from vmoe_study.config import ModelSpec, parse
+from vmoe_study.config import ModelSpec
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.run.metadata import Metadata
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
   source = read_vmoe(args.prefix)
   image_shape = _image_shape(source, args.image_size)
   if args.config:
-    config = config_flags.load(args)
-    spec = parse(config).model
+    found = config_flags.load(args)
+    config, spec = found.to_dict(), found.model
   else:
     config = {"name": "imported", "model": infer_model(source)}
     spec = _model_spec(config["model"])
@@ -67,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
       f"{args.prefix} does not fit the model: {report}\nEvery array must be "
       "used. Give the --config of a model with these shapes."
     )
-  record = {"config": config, "image_shape": image_shape}
+  metadata = Metadata(config, image_shape).to_dict()
   store = CheckpointStore(workdir_lib.checkpoints(args.out))
-  store.save(0, params, None, record, wait=True)
+  store.save(0, params, None, metadata, wait=True)
   store.close()
   print(f"{report}\nwritten to {args.out}")
   return 0

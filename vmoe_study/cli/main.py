@@ -11,6 +11,7 @@ import os
 import sys
 
 from vmoe_study import __version__
+from vmoe_study.cli import config_flags
 from vmoe_study.run.exit_codes import FAILED, USAGE_ERROR
 
 # Command -> its module and what it does.
@@ -18,14 +19,14 @@ COMMANDS = {
   "train": ("train", "train a model, or resume its training"),
   "replay": (
     "replay",
-    "run again a step whose loss or gradient was not finite",
+    "compute a step again whose loss or gradient was not finite",
   ),
   "evaluate": ("evaluate", "evaluate a checkpoint"),
   "inspect": ("inspect", "look inside the routers of a checkpoint"),
   "bench": ("bench", "measure input, layer or step on this machine"),
-  "doctor": ("doctor", "look for what would go wrong with a run"),
-  "plan": ("plan", "say what a run needs on a TPU slice, without one"),
-  "sweep": ("sweep", "run what is missing of a table of configs"),
+  "doctor": ("doctor", "check a run before it starts"),
+  "plan": ("plan", "estimate what a run needs on a TPU slice, without one"),
+  "sweep": ("sweep", "train every config of a table that is not finished"),
   "report": ("report", "tabulate finished runs"),
   "prepare": ("prepare", "build a data set"),
   "import-vmoe": ("import_vmoe", "convert a public V-MoE checkpoint"),
@@ -36,11 +37,11 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
   """Runs a command and returns its exit code.
 
-  What is wrong with the input is said in a paragraph on stderr, with exit code
-  2; `--debug` shows where it was found.
+  Invalid input ends with a message on stderr and exit code 2; `--debug` shows
+  the traceback.
   """
   argv = sys.argv[1:] if argv is None else argv
-  # TensorFlow, which only reads data here, would report on itself.
+  # TensorFlow, should a data set be built with it, logs a lot.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   parser = argparse.ArgumentParser(
@@ -53,43 +54,54 @@ def main(argv: list[str] | None = None) -> int:
   chosen = next((word for word in argv if word in COMMANDS), None)
   module = None
   for name, (file, summary) in COMMANDS.items():
-    sub = commands.add_parser(name, help=summary, description=summary)
+    sub = commands.add_parser(
+      name,
+      help=summary,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     sub.add_argument("--debug", action="store_true", help="show tracebacks")
     sub.set_defaults(parser=sub)
     if name == chosen:
       module = importlib.import_module(f"vmoe_study.cli.{file}")
       module.add_arguments(sub)
+      sub.description = module.__doc__
   args, overrides = parser.parse_known_args(argv)
-  unknown = [word for word in overrides if not word.startswith("--config.")]
+  unknown = [
+    word for word in overrides if not word.startswith(config_flags.PREFIX)
+  ]
   if unknown or (overrides and not hasattr(args, "config")):
     args.parser.error(
       f"unrecognized arguments: {' '.join(unknown or overrides)}"
     )
-  args.overrides = overrides
+  args.overrides = config_flags.overrides(overrides)
   return _run(module, args)
 
 
 def _run(module, args) -> int:
   _set_up_logging()
+  try:
+    return module.run(args)
+  except Exception as error:
+    code = _exit_code(error)
+    if args.debug or code is None:
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _exit_code(error: Exception) -> int | None:
+  """The exit code for an error that a message explains; else None."""
+  if isinstance(error, ValueError | OSError):
+    return USAGE_ERROR
+  # Imported only here: most commands run without them.
   from vmoe_study.checkpoint.errors import CheckpointError
-  from vmoe_study.data.builders import MissingDataError
   from vmoe_study.data.records import RecordError
   from vmoe_study.parallel.hosts import OtherHostError
   from vmoe_study.training.health import TrainingFailure
 
-  expected = ValueError, OSError, CheckpointError, MissingDataError, RecordError
-  try:
-    return module.run(args)
-  except expected as error:
-    if args.debug:
-      raise
-    print(f"error: {error}", file=sys.stderr)
+  if isinstance(error, CheckpointError | RecordError):
     return USAGE_ERROR
-  except (TrainingFailure, OtherHostError) as error:
-    if args.debug:
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    return FAILED
+  return FAILED if isinstance(error, TrainingFailure | OtherHostError) else None
 
 
 def _set_up_logging() -> None:

@@ -1,30 +1,26 @@
-"""Says what a run needs on a TPU slice, and how fast it can be, without one.
+"""Estimates what a run needs on a TPU slice and how fast it can be.
 
-Compiles the real training step of a config for the slice. No data set needs to
-be prepared, no TPU to be there. Times are a roofline at published peak figures
-(`analysis.chips`): a bound, not a promise.
+Compiles the real training step of a config for the slice. Neither a prepared
+data set nor a TPU is needed. Times are lower bounds, with every resource at its
+published peak (`performance.chips`).
 """
 
+from __future__ import annotations
+
 import argparse
-import json
 import math
 import re
-
-from absl import logging
-from etils import epath
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vmoe_study.cli import config_flags
-from vmoe_study.config import Config, parse
-from vmoe_study.data import builders
-from vmoe_study.data.augment import parse_ops
-from vmoe_study.data.sources import open_source
-from vmoe_study.performance import plan as planning
-from vmoe_study.study.render import markdown_table
 
-SIZING_OPS = ("resize", "central_crop", "inception_crop")
+if TYPE_CHECKING:
+  from vmoe_study.performance.estimate import ResourceEstimate
+
 GIB = 2**30
 LARGER = (
-  "Take a larger slice, or what is not set yet of --config.mesh.fsdp=true, "
+  "Use a larger slice, or set what is not set yet of --config.mesh.fsdp=true, "
   "--config.train.optimizer.moment_dtype=bfloat16, "
   "--config.model.fields.dtype=bfloat16, --config.model.fields.remat=full and "
   "--config.train.accumulation=2."
@@ -38,175 +34,142 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--topology",
     required=True,
     metavar="CHIP:SHAPE",
-    help="a slice, as v5e:4x4 or v5p:4x4x4",
+    help="a slice, such as v5e:4x4 or v5p:4x4x4",
   )
   parser.add_argument(
     "--sweep",
     action="store_true",
-    help="compare all meshes and forms of plan, and recommend the fastest",
+    help="compare all meshes and plan forms, and recommend the fastest",
   )
   parser.add_argument(
     "--image-shape",
     metavar="HxWxC",
-    help="by default what the data's operations or the data set say",
+    help="by default from the config's image operations or the data set",
   )
   parser.add_argument(
     "--num-examples",
     type=int,
-    help="training images, where the config counts epochs and the data set "
-    "is not prepared",
+    help="number of training images; needed if the config counts epochs and "
+    "the data set is not prepared",
   )
   parser.add_argument(
-    "--out", metavar="FILE", help="also write the report there, as JSON"
+    "--out", metavar="FILE", help="also write the estimate there, as JSON"
   )
 
 
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
-  config = parse(config_flags.load(args))
-  shape = _image_shape(config, args.image_shape)
-  num_examples = _num_examples(config, args.num_examples)
-  target = planning.open_target(args.topology)
+  import json
+
+  from etils import epath
+
+  from vmoe_study.performance import plan
+
+  config = config_flags.load(args)
+  sizes = {
+    "image_shape": _image_shape(args.image_shape),
+    "num_examples": args.num_examples,
+  }
   if args.sweep:
-    report = _sweep(config, target, shape, num_examples)
-    print(sweep_table(report["candidates"]))
-    print(_recommendation(report))
+    estimates = plan.compare_meshes(config, args.topology, **sizes)
+    best = plan.fastest(estimates)
+    print(sweep_table(estimates))
+    print(_recommendation(best))
+    result = (best or estimates[0]).to_dict()
+    result["candidates"] = [estimate.to_dict() for estimate in estimates]
   else:
-    report = planning.plan(config, target, shape, num_examples)
-    print(report_table(report))
-    if not report["fits"]:
+    estimate = plan.plan_run(config, args.topology, **sizes)
+    print(estimate_table(estimate))
+    if not estimate.fits:
       print(f"It does not fit. {LARGER} Or try --sweep.")
+    result = estimate.to_dict()
   if args.out:
-    epath.Path(args.out).write_text(json.dumps(report, indent=2) + "\n")
+    epath.Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
   return 0
 
 
-def _sweep(config: Config, target, shape, num_examples: int) -> planning.Report:
-  """The report of the fastest candidate, and of all candidates in it."""
-  configs = list(planning.variants(config, len(target.devices)))
-  if not configs:
-    planning.plan(config, target, shape, num_examples)  # Says what is wrong.
-  reports = []
-  for number, candidate in enumerate(configs, 1):
-    logging.info("plan %d of %d: %s", number, len(configs), candidate.mesh)
-    reports.append(planning.plan(candidate, target, shape, num_examples))
-  best = planning.fastest(reports)
-  return {**(best or reports[0]), "candidates": reports}
+def _image_shape(text: str | None) -> tuple[int, int, int] | None:
+  if text is None:
+    return None
+  if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[13]", text):
+    raise ValueError(
+      f"--image-shape={text}: must be HEIGHTxWIDTHxCHANNELS with 1 or 3 "
+      "channels. Write it as 224x224x3."
+    )
+  height, width, channels = map(int, text.split("x"))
+  return height, width, channels
 
 
-def report_table(report: planning.Report) -> str:
-  """A report as people read it: a Markdown table."""
+def estimate_table(estimate: ResourceEstimate) -> str:
+  """A Markdown table of one estimate."""
+  from vmoe_study.study.render import markdown_table
+
   rows = [
-    ("topology", f"{report['topology']}, {report['chips']} chips"),
-    ("mesh", _mesh(report)),
-    ("form of plan", report["plan_form"] or "-"),
-    ("images per step", f"{report['batch_size']:,}"),
-    ("parameters", f"{report['parameters']:,}"),
-    ("active per token", f"{report['active_parameters']:,}"),
-    ("fits", _yes_no(report["fits"])),
+    ("topology", f"{estimate.topology}, {estimate.chips} chips"),
+    ("mesh", _mesh(estimate)),
+    ("plan form", estimate.plan_form or "-"),
+    ("images per step", f"{estimate.batch_size:,}"),
+    ("parameters", f"{estimate.parameters:,}"),
+    ("active per token", f"{estimate.active_parameters:,}"),
+    ("fits", _yes_no(estimate.fits)),
   ]
-  memory = report["hbm_bytes"]
+  memory = estimate.hbm_bytes
   rows += [(f"HBM: {part}", _gib(size)) for part, size in memory.items()]
-  rows.append(("model FLOPs per chip", _tera(report["model_flops_per_chip"])))
-  if report["fits"]:
-    rows += _speed_rows(report)
-  return markdown_table(["per chip and step", report["config"]], rows)
+  rows.append(("model FLOPs per chip", _tera(estimate.model_flops_per_chip)))
+  if estimate.fits:
+    rows += _speed_rows(estimate)
+  return markdown_table(["per chip and step", estimate.config], rows)
 
 
-def _speed_rows(report: planning.Report) -> list[tuple[str, str]]:
-  rows = [("compiled FLOPs per chip", _tera(report["flops_per_chip"]))]
-  for kind, total in report["collectives"].items():
-    size = f"{_figure(total['bytes'] / 1e6)} MB"
-    rows.append((kind, f"{total['count']:,} of {size} together"))
-  for resource, seconds in report["step_seconds"].items():
-    bound = " (binds)" if resource == report["bound"] else ""
-    rows.append((f"{resource} time", f"{_figure(1e3 * seconds)} ms{bound}"))
+def _speed_rows(estimate: ResourceEstimate) -> list[tuple[str, str]]:
+  rows = [("compiled FLOPs per chip", _tera(estimate.flops_per_chip))]
+  for kind, total in estimate.collectives.items():
+    size = f"{_number(total['bytes'] / 1e6)} MB"
+    rows.append((kind, f"{total['count']:,}, {size} in total"))
+  for resource, seconds in estimate.step_seconds.items():
+    bound = " (bottleneck)" if resource == estimate.bound else ""
+    rows.append((f"{resource} time", f"{_number(1e3 * seconds)} ms{bound}"))
   return [
     *rows,
-    ("images/s, at most", f"{report['images_per_second']:,.0f}"),
-    ("days, at least", _figure(report["days"])),
+    ("images/s, at most", f"{estimate.images_per_second:,.0f}"),
+    ("days, at least", _number(estimate.days)),
   ]
 
 
-def sweep_table(reports: list[planning.Report]) -> str:
-  """A row per candidate."""
-  header = ["mesh", "plan", "fits", "HBM GiB", "TFLOP per chip"]
+def sweep_table(estimates: Sequence[ResourceEstimate]) -> str:
+  """A Markdown table with one row per mesh and plan form."""
+  from vmoe_study.study.render import markdown_table
+
+  header = ["mesh", "plan form", "fits", "HBM GiB", "TFLOP per chip"]
   header += ["compute ms", "HBM ms", "interconnect ms", "images/s"]
-  return markdown_table(header, [_sweep_row(report) for report in reports])
+  return markdown_table(header, [_sweep_row(e) for e in estimates])
 
 
-def _sweep_row(report: planning.Report) -> list[str]:
+def _sweep_row(estimate: ResourceEstimate) -> list[str]:
   row = [
-    _mesh(report),
-    report["plan_form"] or "-",
-    _yes_no(report["fits"]),
-    _figure(report["hbm_bytes"]["total"] / GIB),
+    _mesh(estimate),
+    estimate.plan_form or "-",
+    _yes_no(estimate.fits),
+    _number(estimate.hbm_bytes["total"] / GIB),
   ]
-  if not report["fits"]:
+  if not estimate.fits:
     return [*row, *[""] * 5]
-  seconds = [_figure(1e3 * s) for s in report["step_seconds"].values()]
-  flops = _figure(report["flops_per_chip"] / 1e12)
-  return [*row, flops, *seconds, f"{report['images_per_second']:,.0f}"]
+  seconds = [_number(1e3 * s) for s in estimate.step_seconds.values()]
+  flops = _number(estimate.flops_per_chip / 1e12)
+  return [*row, flops, *seconds, f"{estimate.images_per_second:,.0f}"]
 
 
-def _recommendation(report: planning.Report) -> str:
-  if not report["fits"]:
+def _recommendation(best: ResourceEstimate | None) -> str:
+  if best is None:
     return f"Nothing fits. {LARGER}"
-  options = [f"--config.mesh.{k}={v}" for k, v in report["mesh"].items()]
-  if report["plan_form"]:
-    form = report["plan_form"]
-    options.append(f"--config.model.moe.options.plan_form={form}")
+  options = [f"--config.mesh.{k}={v}" for k, v in best.mesh.items()]
+  if best.plan_form:
+    options.append(f"--config.model.moe.options.plan_form={best.plan_form}")
   return "Fastest that fits: " + " ".join(options)
 
 
-def _image_shape(config: Config, given: str | None) -> tuple[int, int, int]:
-  """From the option, the operations, or the builder of the data set."""
-  if given is not None:
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[13]", given):
-      raise ValueError(
-        f"--image-shape={given}: must be HEIGHTxWIDTHxCHANNELS with 1 or 3 "
-        "channels, as 224x224x3."
-      )
-    height, width, channels = map(int, given.split("x"))
-    return height, width, channels
-  try:
-    info = builders.make_builder(config.data.name, config.data.data_dir).info
-    shape = info.features["image"].shape
-  except (builders.MissingDataError, KeyError):
-    shape = (None, None, 3)
-  sizes = [
-    step.args[0]
-    for step in parse_ops(config.data.ops).steps
-    if step.name in SIZING_OPS
-  ]
-  height, width = [sizes[-1]] * 2 if sizes else shape[:2]
-  if height is None:
-    raise ValueError(
-      f"The operations {config.data.ops!r} leave the size of images open: give "
-      "--image-shape, as 224x224x3."
-    )
-  return height, width, shape[2]
-
-
-def _num_examples(config: Config, given: int | None) -> int:
-  """Of the training data; counted only if the config counts epochs."""
-  if given is not None or config.train.num_steps:
-    return given or 0
-  data = config.data
-  try:
-    return len(
-      open_source(data.name, data.split, data.data_dir, data.label_key)
-    )
-  except builders.MissingDataError as error:
-    raise ValueError(
-      f"train.num_epochs={config.train.num_epochs}: how many steps that makes "
-      f"is not known, as data set {data.name!r} is not prepared: give "
-      "--num-examples."
-    ) from error
-
-
-def _mesh(report: planning.Report) -> str:
-  return " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+def _mesh(estimate: ResourceEstimate) -> str:
+  return " x ".join(f"{axis} {size}" for axis, size in estimate.mesh.items())
 
 
 def _yes_no(value: bool) -> str:
@@ -214,16 +177,16 @@ def _yes_no(value: bool) -> str:
 
 
 def _gib(size: float) -> str:
-  return f"{_figure(size / GIB)} GiB"
+  return f"{_number(size / GIB)} GiB"
 
 
 def _tera(flops: float) -> str:
-  return f"{_figure(flops / 1e12)} TFLOP"
+  return f"{_number(flops / 1e12)} TFLOP"
 
 
-def _figure(number: float) -> str:
-  """Three digits that count, or more; never a power of ten."""
-  if number <= 0:
+def _number(value: float) -> str:
+  """At least three significant digits, never in scientific notation."""
+  if value <= 0:
     return "0"
-  decimals = max(2 - math.floor(math.log10(number)), 0)
-  return f"{number:,.{decimals}f}"
+  decimals = max(2 - math.floor(math.log10(value)), 0)
+  return f"{value:,.{decimals}f}"

@@ -4,11 +4,12 @@ A config file is a Python file with a function `get_config(arguments)` that
 returns a `ConfigDict`, as ml_collections has it. Here it becomes a `Config`.
 """
 
+import contextlib
 import importlib.util
 import re
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from vmoe_study.config import Config, parse
 from vmoe_study.nn.router import ROUTERS
 from vmoe_study.options import check_names
 
-PACKAGE = Path(__file__).parents[1]
-# Where `configs/` is: in the clone that the package was imported from, or in
-# the installed package.
-BUNDLES = PACKAGE.parent, PACKAGE / "_bundled"
+PACKAGE = Path(__file__).resolve().parents[1]
+_BUNDLED = PACKAGE / "_bundled"
+# Where `configs/` is: in the installed package or, if the package is imported
+# from a clone, beside it.
+HOME = _BUNDLED if _BUNDLED.is_dir() else PACKAGE.parent
 FLAG = "--config."
 _ROUTER = "model.moe.router="
 # What people call the types of fields.
@@ -48,7 +50,12 @@ def load_config(config: str, overrides: Sequence[str] = ()) -> Config:
   >>> config.model.moe.router, config.seed
   ('soft', 1)
   """
-  return parse(_override(_get_config(config), overrides))
+  return parse(load_values(config, overrides))
+
+
+def load_values(config: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+  """As `load_config`, before the fields are checked: plain nested dicts."""
+  return _override(_get_config(config), overrides)
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
@@ -89,29 +96,59 @@ def find_file(path: str) -> str | None:
   """The path of a config file, here or among this project's own."""
   if Path(path).is_file():
     return path
-  if Path(path).parts[:1] != ("configs",):
-    return None
-  found = [folder / path for folder in BUNDLES if (folder / path).is_file()]
-  return str(found[0]) if found else None
+  ours = HOME / path
+  if Path(path).parts[:1] == ("configs",) and ours.is_file():
+    return str(ours)
+  return None
 
 
 def load_module(file: str) -> types.ModuleType:
   """Runs a Python file.
 
-  While it runs, the folder above its own is importable: files of `configs/`
-  import each other as `configs.NAME`.
+  It may import the files beside it as `FOLDER.NAME`, and this project's config
+  files as `configs.NAME`, whatever other package `configs` is installed.
   """
   name = f"_file_{Path(file).stem}"
   loader = SourceFileLoader(name, file)
   spec = importlib.util.spec_from_file_location(name, file, loader=loader)
   module = importlib.util.module_from_spec(spec)
   sys.modules[name] = module  # Dataclasses look themselves up there.
-  sys.path.insert(0, str(Path(file).resolve().parent.parent))
-  try:
+  with _importable(Path(file).resolve().parent):
     loader.exec_module(module)
-  finally:
-    sys.path.pop(0)
   return module
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+  """Makes `folder` importable by its name, and this project's `configs`.
+
+  A different package `configs` that was imported before is restored at the end.
+  """
+  if folder.name == "configs":
+    configs, roots = folder, [str(folder.parent)]
+  else:
+    configs, roots = HOME / "configs", [str(folder.parent), str(HOME)]
+  others = {} if _is_imported_from(configs) else _pop_configs()
+  sys.path[:0] = roots
+  try:
+    yield
+  finally:
+    for root in roots:
+      sys.path.remove(root)
+    if others:
+      _pop_configs()
+      sys.modules.update(others)
+
+
+def _is_imported_from(configs: Path) -> bool:
+  folders = getattr(sys.modules.get("configs"), "__path__", ())
+  return configs in [Path(folder).resolve() for folder in folders]
+
+
+def _pop_configs() -> dict[str, types.ModuleType]:
+  """Removes the package `configs` from the imported modules; returns it."""
+  names = [name for name in sys.modules if name.split(".")[0] == "configs"]
+  return {name: sys.modules.pop(name) for name in names}
 
 
 def _override(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:

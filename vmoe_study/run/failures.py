@@ -1,8 +1,8 @@
-"""Steps that were not finite: said, counted, and kept to be run again.
+"""Steps that were not finite: reported, counted and kept for `replay`.
 
 On disk: WORKDIR/failures/step_N/ with `report.json` and, below N/, what the
-step was computed from: parameters, optimizer state, batch and config, in the
-format of checkpoints, with their fingerprints.
+step was computed from: parameters, optimizer state, batch and metadata, in the
+format of checkpoints, with fingerprints.
 """
 
 import json
@@ -21,17 +21,18 @@ from vmoe_study.checkpoint.tree import flatten
 from vmoe_study.data.pipeline import TrainInput
 from vmoe_study.parallel import hosts
 from vmoe_study.run.experiment import Training
+from vmoe_study.run.metadata import Metadata
 from vmoe_study.training.health import TrainingFailure
 from vmoe_study.training.state import TrainState
 
 REPORT_FILE = "report.json"
-KEPT = 3  # Of one start of a run: each takes the space of a checkpoint.
-IN_A_ROW = 10  # So many steps skipped one after another end the run.
+KEPT = 3  # Per start of a run: each takes the space of a checkpoint.
+IN_A_ROW = 10  # As many skipped steps in a row end the run.
 _SHOWN = 8
 
 
 class Failures:
-  """What a run does about its steps that are not finite.
+  """Handles steps that were not finite: keeps them, then stops or skips.
 
   Attributes:
     count: steps that failed since the start.
@@ -40,28 +41,28 @@ class Failures:
   def __init__(
     self,
     workdir: epath.PathLike,
-    record: Mapping[str, Any],
+    metadata: Metadata,
     training: Training,
     data: TrainInput,
   ):
-    """Touches no file.
+    """Prepares to handle failures; touches no file.
 
     Args:
       workdir: of the run.
-      record: what the checkpoints of the run say of it.
+      metadata: of the checkpoints of the run.
       training: whose steps may fail.
       data: where their batches come from.
     """
     self.count = 0
     self._workdir = epath.Path(workdir)
-    self._record, self._data = dict(record), data
+    self._metadata, self._data = metadata, data
     self._action = training.model.config.train.health.on_nonfinite
     self._row, self._last = 0, -1
 
   def __call__(
     self, step: int, state: TrainState, batch: Any, metrics: Mapping[str, Any]
   ) -> None:
-    """Reports step `step`, keeps it, and stops the run if it shall stop.
+    """Reports and keeps step `step`; stops the run if the config says so.
 
     Every process of a multi-host run calls it for the same steps.
 
@@ -96,12 +97,12 @@ class Failures:
     try:
       with hosts.raise_on_all_hosts():
         store = CheckpointStore(folder)
-      if store.latest_step() is None:  # Else kept by an earlier start.
+      if store.latest_step() is None:  # Not kept by an earlier start.
         store.save(
           step,
           state.params,
           state.opt_state,
-          self._record,
+          self._metadata.to_dict(),
           wait=True,
           batch=batch,
         )
@@ -121,7 +122,7 @@ class Failures:
 def describe(
   step: int, params: Any, metrics: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """What was not finite in a step; JSON-able."""
+  """Describes what was not finite in a step; JSON-able."""
   metrics = jax.device_get(dict(metrics))
   norms = metrics["gradient_norms"]
   names = list(flatten(params))
@@ -153,7 +154,7 @@ def _sentence(report: Mapping[str, Any]) -> str:
 
 
 def find(workdir: epath.PathLike, step: int | None) -> tuple[epath.Path, int]:
-  """The folder of a kept step, or of the newest; and its number.
+  """The folder and number of a kept step; by default of the newest.
 
   Raises:
     ValueError: there is none.

@@ -45,7 +45,7 @@ def check(
   elif changes:
     remedy = "Choose another workdir, or the config that it was started with."
     if changes == harmless:
-      remedy += " None of these fields changes what is computed: --allow-change "
+      remedy += " These fields do not change what is computed: --allow-change "
       remedy += "lets the run go on with the new config."
     raise ValueError(
       f"workdir={workdir}: belongs to a run with another config:\n  "

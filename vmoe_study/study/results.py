@@ -1,11 +1,10 @@
-"""What runs left behind, gathered by config: one cell, one value per seed.
+"""Results of runs, grouped by config: a cell has one value per seed.
 
-Results come from the folders of runs, from the root folder of a sweep, which
-also knows what has not run yet, or from a file that `write` made of either.
+They are read from workdirs, from the root of a sweep, whose manifest also lists
+the runs that are missing, or from a file that `write` made.
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,33 +12,32 @@ from typing import Any
 
 from etils import epath
 
-from vmoe_study.run import workdir as workdir_lib
-from vmoe_study.training.metrics import read_metrics
+from vmoe_study.run.saved_config import CONFIG_FILE
+from vmoe_study.study import sweep_manifest
+from vmoe_study.training.metrics_file import read_metrics
 
-SWEEP_FILE = "sweep.json"
 RESULTS_FILE = "results.json"
 FORMAT = 1
-REMEDY = (
-  "Give the folder of a run, the root of a sweep, or the "
+_REMEDY = (
+  "Give the workdir of a run, the root of a sweep, or the "
   f"{RESULTS_FILE} that `report --out` wrote."
 )
-LONGEST_NAME = 200  # Of a folder; file systems take no more than 255 bytes.
-NUM_SHOWN = 5
+MAX_RUNS_SHOWN = 5  # In an error message.
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """All runs of one config; they differ by their seeds.
+  """All runs of one config; they differ in their seeds.
 
   Attributes:
-    name: of the cell.
-    config: with every default written out, but the seed.
-    seeds: that are there or planned, ascending.
-    runs: seed to the last value of every metric, of finished runs only.
-    expected: metric to percent, as published for this config.
+    name: unique within a sweep.
+    config: completed config without the seed.
+    seeds: of the runs that exist or that the manifest lists, ascending.
+    runs: seed to the last value of each metric, for finished runs only.
+    expected: metric to the percentage published for this config.
     source: of the expected numbers.
-    names: seed to what its run is called, if that is not the cell's name; not
-      kept in files of results.
+    names: seed to the name of its run, where that is not the cell's name; files
+      of results do not keep it.
   """
 
   name: str
@@ -51,66 +49,67 @@ class Cell:
   names: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
   def values(self, metric: str) -> list[float]:
-    """The metric by ascending seed, of the runs that have it."""
+    """The metric of each run that has it, by ascending seed."""
     found = [run.get(metric) for _, run in sorted(self.runs.items())]
     return [value for value in found if value is not None]
 
   @property
   def moe(self) -> Mapping[str, Any]:
-    """The routed part of its model's config."""
+    """The config of the routed blocks."""
     return self.config["model"]["moe"]
 
   @property
   def router(self) -> str:
-    """A name of the zoo, or "dense"."""
+    """Name of the router, or "dense"."""
     return self.moe["router"]
 
   @property
   def options(self) -> Mapping[str, Any]:
-    """Of its router."""
+    """Options of the router."""
     return self.moe["options"]
 
   @property
   def num_experts(self) -> int:
-    """E."""
-    return self.options["num_experts"]
+    """Number of experts E; 1 for a dense model."""
+    return self.options.get("num_experts", 1)
 
   @property
   def num_selected_experts(self) -> int:
-    """K of token choice; 0 elsewhere."""
+    """Experts per token K of token choice; 0 for other routers."""
     return self.options.get("num_selected_experts", 0)
 
   @property
   def capacity_factor(self) -> float:
-    """Slots per choice of a token; 0 without a router."""
+    """Slots per chosen expert of a token; 0 for a dense model."""
     return self.options.get("capacity_factor", 0.0)
 
   @property
   def cost(self) -> float:
-    """Slots per token: capacity factor times K; 0 without a router."""
+    """Slots per token, K times the capacity factor; 0 for a dense model."""
     return self.capacity_factor * (self.num_selected_experts or 1)
 
   @property
   def group_images(self) -> int:
-    """Images routed together."""
+    """Images per routing group."""
     return self.moe["group_images"]
 
   @property
   def batch_priority(self) -> bool:
-    """Of token choice; false elsewhere."""
+    """Whether token choice has batch priority; false for other routers."""
     return bool(self.options.get("batch_priority"))
 
 
 def read_run(workdir: epath.PathLike) -> tuple[dict[str, Any], dict | None]:
   """A run's config and its final metrics; None if it has not finished.
 
-  To the last value of every metric it adds `seconds`, of training with
-  compilation but without evaluation, and `images_per_second` over them.
+  The final metrics are the last value of each metric, and two more: `seconds`,
+  the time of training with compilation but without evaluation, and
+  `images_per_second` over that time.
 
   Raises:
-    ValueError: the folder is not that of a run.
+    ValueError: the folder is not the workdir of a run.
   """
-  path = epath.Path(workdir) / workdir_lib.CONFIG_FILE
+  path = epath.Path(workdir) / CONFIG_FILE
   if not path.exists():
     raise ValueError(_no_run(path.parent))
   config = json.loads(path.read_text())
@@ -119,8 +118,8 @@ def read_run(workdir: epath.PathLike) -> tuple[dict[str, Any], dict | None]:
   for row in read_metrics(workdir):
     final |= row
     seconds += row.get("train/seconds", 0.0)
-  # The evaluation is written after the last training metrics: the row of a
-  # finished run holds both.
+  # The final evaluation is written after the last training metrics: if its
+  # step is the last one, the run has finished.
   if not final or final["step"] != final.get("num_steps", -1):
     return config, None
   images = final["step"] * config["train"]["batch_size"]
@@ -129,77 +128,68 @@ def read_run(workdir: epath.PathLike) -> tuple[dict[str, Any], dict | None]:
   return config, final
 
 
+def final_metrics(workdir: epath.PathLike) -> dict[str, float] | None:
+  """The final metrics of a run; None if it has not started or not finished."""
+  path = epath.Path(workdir)
+  return read_run(path)[1] if (path / CONFIG_FILE).exists() else None
+
+
 def _no_run(folder: epath.Path) -> str:
   if not folder.exists():
-    return f"There is no folder {folder}. {REMEDY}"
-  text = f"{folder} is not the workdir of a run: no {workdir_lib.CONFIG_FILE}."
-  found = folder.glob(f"*/{workdir_lib.CONFIG_FILE}")
+    return f"{folder}: there is no such folder. {_REMEDY}"
+  text = f"{folder}: not the workdir of a run, because it has no {CONFIG_FILE}."
+  found = folder.glob(f"*/{CONFIG_FILE}")
   if runs := sorted(str(path.parent) for path in found):
-    more = ", ..." if len(runs) > NUM_SHOWN else ""
-    text += f" There are runs in it: {', '.join(runs[:NUM_SHOWN])}{more}."
-  return f"{text} {REMEDY}"
+    more = ", ..." if len(runs) > MAX_RUNS_SHOWN else ""
+    text += f" It contains runs: {', '.join(runs[:MAX_RUNS_SHOWN])}{more}."
+  return f"{text} {_REMEDY}"
 
 
 def load(paths: Sequence[epath.PathLike]) -> list[Cell]:
-  """Results from folders of runs, roots of sweeps, and files of results.
+  """Reads results from workdirs, roots of sweeps, and files of results.
+
+  Args:
+    paths: of any of these; a folder that holds a `results.json` is one, too.
+      Workdirs whose configs differ only in the seed make one cell.
 
   Raises:
     ValueError: a path is none of these.
   """
   cells: list[Cell] = []
-  loose: list[epath.Path] = []
+  workdirs: list[epath.Path] = []
   for path in map(epath.Path, paths):
-    if (path / SWEEP_FILE).exists():
-      cells += _of_sweep(path)
+    if sweep_manifest.exists(path):
+      cells += _from_sweep(path)
     elif path.is_file():
-      cells += _of_file(path)
+      cells += _from_file(path)
     elif (path / RESULTS_FILE).exists():
-      cells += _of_file(path / RESULTS_FILE)
+      cells += _from_file(path / RESULTS_FILE)
     else:
-      loose.append(path)
-  return cells + list(_of_runs(loose))
+      workdirs.append(path)
+  return cells + list(_from_workdirs(workdirs))
 
 
-def _of_sweep(root: epath.Path) -> Iterator[Cell]:
-  plan = json.loads((root / SWEEP_FILE).read_text())
-  for name, cell in plan["cells"].items():
-    runs = {}
-    for seed in plan["seeds"]:
-      workdir = run_folder(root, name, seed)
-      if (workdir / workdir_lib.CONFIG_FILE).exists():
-        _, final = read_run(workdir)
-        if final is not None:
-          runs[seed] = final
-    yield Cell(
-      name,
-      cell["config"],
-      tuple(plan["seeds"]),
-      runs,
-      cell["expected"],
-      cell["source"],
-    )
+def _from_sweep(root: epath.Path) -> Iterator[Cell]:
+  seeds, cells = sweep_manifest.read(root)
+  for name, cell in cells.items():
+    found = {
+      seed: final_metrics(sweep_manifest.run_folder(root, name, seed))
+      for seed in seeds
+    }
+    runs = {seed: final for seed, final in found.items() if final is not None}
+    config, expected = cell["config"], cell["expected"]
+    yield Cell(name, config, tuple(seeds), runs, expected, cell["source"])
 
 
-def run_folder(root: epath.PathLike, name: str, seed: int) -> epath.Path:
-  """Where a sweep keeps one run.
-
-  Of a name that is too long for a folder, the head and a hash of all of it.
-  """
-  if len(name) > LONGEST_NAME:
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    name = f"{name[: LONGEST_NAME - 9]}-{digest}"
-  return epath.Path(root) / name / f"seed{seed}"
-
-
-def _of_runs(workdirs: Sequence[epath.Path]) -> Iterator[Cell]:
-  """Groups runs whose configs differ by the seed alone."""
+def _from_workdirs(workdirs: Sequence[epath.Path]) -> Iterator[Cell]:
+  """Groups runs whose configs differ only in the seed."""
   groups: dict[tuple[str, int], dict] = {}
-  for workdir, name in zip(workdirs, _tails(workdirs), strict=True):
+  for workdir, name in zip(workdirs, _unique_tails(workdirs), strict=True):
     config, final = read_run(workdir)
     seed, copy = config.pop("seed"), 0
     key = json.dumps(config, sort_keys=True)
     while seed in groups.setdefault((key, copy), {}):
-      copy += 1  # The same run once more is a cell of its own.
+      copy += 1  # A repeated run goes to a cell of its own.
     groups[key, copy][seed] = name, config, final
   for group in groups.values():
     seeds = tuple(sorted(group))
@@ -209,8 +199,8 @@ def _of_runs(workdirs: Sequence[epath.Path]) -> Iterator[Cell]:
     yield Cell(name, config, seeds, runs, names=names)
 
 
-def _tails(paths: Sequence[epath.Path]) -> list[str]:
-  """The shortest ends of paths that tell each from all others."""
+def _unique_tails(paths: Sequence[epath.Path]) -> list[str]:
+  """For each path, the shortest tail that no other path shares."""
   split = [path.parts for path in paths]
   tails = []
   for own in split:
@@ -224,12 +214,12 @@ def _tails(paths: Sequence[epath.Path]) -> list[str]:
   return tails
 
 
-def _of_file(path: epath.Path) -> list[Cell]:
+def _from_file(path: epath.Path) -> list[Cell]:
   try:
     content = json.loads(path.read_text())
     cells = content["cells"]
   except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(f"{path} is not a file of results. {REMEDY}") from error
+    raise ValueError(f"{path}: not a file of results. {_REMEDY}") from error
   return [
     Cell(
       cell["name"],
@@ -244,7 +234,7 @@ def _of_file(path: epath.Path) -> list[Cell]:
 
 
 def write(path: epath.PathLike, cells: Sequence[Cell]) -> None:
-  """Writes results to a file that `load` reads."""
+  """Writes results to a JSON file that `load` reads."""
   content = {"format": FORMAT, "cells": [_as_json(cell) for cell in cells]}
   epath.Path(path).write_text(json.dumps(content, indent=1) + "\n")
 

@@ -1,32 +1,25 @@
-"""Metrics of a run: one JSON object per line, and TensorBoard's files.
+"""Writes the metrics of a run: a metrics file, and TensorBoard's event files."""
 
-JSON has no NaN and no infinity: both are written as null, and read as NaN.
-"""
-
-import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import tensorflow as tf
 from absl import logging
-from clu import metric_writers
 from etils import epath
 
 from vmoe_study.checkpoint.errors import brief
 from vmoe_study.files.atomic import write_atomically
 from vmoe_study.parallel import hosts
-
-FILE_NAME = "metrics.jsonl"
-_WRITE_ERRORS = (OSError, tf.errors.OpError)
+from vmoe_study.training.metrics_file import FILE_NAME, read_metrics, to_line
+from vmoe_study.training.tensorboard import EventWriter
 
 
 class MetricsWriter:
-  """Writes scalars of a run from process 0; elsewhere it writes nothing.
+  """Writes scalars from process 0; on other processes it writes nothing.
 
-  Every process of a multi-host run calls its methods: it fails on all or none.
+  Every process of a multi-host run must call the constructor and
+  `write_scalars`: an error on process 0 is raised on all of them.
   """
 
   def __init__(
@@ -35,14 +28,19 @@ class MetricsWriter:
     """Opens the files.
 
     An interrupted run may have written metrics after the checkpoint that it
-    resumes from. They are dropped here: they will be computed again.
+    resumes from. These rows are dropped, as they will be computed again.
 
     Args:
       workdir: an existing directory.
-      start_step: the step that the run starts or resumes from.
-      on_error: "stop", or "continue" without metrics that cannot be written.
+      start_step: the step at which the run starts or resumes.
+      on_error: what to do if metrics cannot be written: "stop" raises,
+        "continue" logs the error.
+
+    Raises:
+      OSError: a file cannot be opened.
+      OtherHostError: process 0 cannot open a file.
     """
-    self._on_error, self._torn = on_error, False
+    self._on_error, self._line_is_complete = on_error, True
     self._path = epath.Path(workdir) / FILE_NAME
     self._active = jax.process_index() == 0
     with hosts.raise_on_all_hosts():
@@ -52,15 +50,15 @@ class MetricsWriter:
     if self._active:
       rows = read_metrics(workdir) if start_step else ()
       rows = [row for row in rows if row["step"] <= start_step]
-      write_atomically(self._path, "".join(map(_line, rows)))
-      self._summaries = metric_writers.SummaryWriter(str(workdir))
+      write_atomically(self._path, "".join(map(to_line, rows)))
+      self._events = EventWriter(workdir)
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Appends {"step": step, name: value, ...}.
 
     Raises:
-      OSError: it cannot be written, and the run shall stop then.
-      OtherHostError: it could not be written elsewhere.
+      OSError: the metrics cannot be written, and `on_error` is "stop".
+      OtherHostError: process 0 cannot write the metrics.
     """
     with hosts.raise_on_all_hosts():
       if self._active:
@@ -69,48 +67,26 @@ class MetricsWriter:
   def _write(self, step: int, scalars: Mapping[str, Any]) -> None:
     row = {name: float(np.asarray(value)) for name, value in scalars.items()}
     try:
-      self._append(_line({"step": step, **row}))
-      self._summaries.write_scalars(step, row)
-    except _WRITE_ERRORS as error:
+      self._append(to_line({"step": step, **row}))
+      self._events.write_scalars(step, row)
+    except Exception as error:  # On gs://, epath raises TensorFlow's own types.
       text = f"metrics of step {step} cannot be written: {brief(error)}."
       if self._on_error == "stop":
         raise OSError(f"{text} Free space, then run again.") from error
       logging.error("%s The run goes on without them.", text)
 
   def _append(self, line: str) -> None:
-    # What an append that failed has left of its line must end first.
-    line = "\n" + line if self._torn else line
-    self._torn = True
+    # A failed append may have left an incomplete line: terminate it first.
+    line = line if self._line_is_complete else "\n" + line
+    self._line_is_complete = False
     with self._path.open("a") as file:
       file.write(line)
-    self._torn = False
+    self._line_is_complete = True
 
   def close(self) -> None:
-    """Flushes and closes TensorBoard's files, as far as that is possible."""
+    """Closes the event file; an error is only logged."""
     if self._active:
       try:
-        self._summaries.flush()
-        self._summaries.close()
-      except _WRITE_ERRORS as error:
-        logging.error("TensorBoard's files are not complete: %s", brief(error))
-
-
-def read_metrics(workdir: epath.PathLike) -> Iterator[dict[str, float]]:
-  """Yields every complete line of a run's metrics file; none if there is none.
-
-  A line that a killed process left unfinished is passed over.
-  """
-  path = epath.Path(workdir) / FILE_NAME
-  if not path.exists():
-    return
-  for line in path.read_text().splitlines():
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError:
-      continue
-    yield {k: math.nan if v is None else v for k, v in row.items()}
-
-
-def _line(row: Mapping[str, float]) -> str:
-  row = {k: v if math.isfinite(v) else None for k, v in row.items()}
-  return json.dumps(row) + "\n"
+        self._events.close()
+      except Exception as error:  # As in `_write`.
+        logging.error("TensorBoard's files are incomplete: %s", brief(error))

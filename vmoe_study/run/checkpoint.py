@@ -1,0 +1,134 @@
+"""Opens a trained model: parameters, config and a function of images."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.typing import ArrayLike
+
+from vmoe_study.checkpoint.load import load_metadata, load_params
+from vmoe_study.config import Config, fit_to_devices, parse
+from vmoe_study.nn.vit import VisionTransformer
+from vmoe_study.parallel.sharding import to_global, to_local
+from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.run.config_file import override_config
+from vmoe_study.run.experiment import Model
+from vmoe_study.run.metadata import Metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A trained model on the devices of this process.
+
+  Attributes:
+    path: workdir of the run.
+    step: number of updates that the parameters have seen.
+    params: the parameter tree.
+    model: the module on its mesh, with compiled functions.
+  """
+
+  path: epath.Path
+  step: int
+  params: Any
+  model: Model
+
+  @property
+  def config(self) -> Config:
+    """The config, fitted to the number of devices here."""
+    return self.model.config
+
+  @property
+  def module(self) -> VisionTransformer:
+    """The Flax module as it is evaluated, with `config.evaluation_capacity`."""
+    return self.model.evaluation_module
+
+  def apply(self, images: ArrayLike) -> np.ndarray:
+    """Logits of images, without noise or dropout.
+
+    Images that are routed in groups compete for expert slots within their
+    group. The last group is filled up with blank images.
+
+    Args:
+      images: (N, H, W, C) floating point, in the shape and value range that
+        `config.data.ops` produces.
+
+    Returns:
+      (N, num_classes) float32.
+
+    Raises:
+      ValueError: shape or dtype differ from that.
+
+    >>> checkpoint = open_checkpoint("runs/digits")
+    >>> checkpoint.apply(np.zeros((3, 8, 8, 1), np.float32)).shape
+    (3, 10)
+    """
+    images = np.asarray(images)
+    self._check(images)
+    unit = self.model.mesh.size * self.config.group_images
+    rows = [(0, -len(images) % unit), (0, 0), (0, 0), (0, 0)]
+    batch = to_global(self.model.mesh, np.pad(images, rows))
+    logits = self.model.predict(self.params, batch)
+    return to_local(logits)[: len(images)].astype(np.float32)
+
+  def _check(self, images: np.ndarray) -> None:
+    if images.shape[1:] != self.model.image_shape or not len(images):
+      wanted = ", ".join(map(str, self.model.image_shape))
+      raise ValueError(
+        f"images.shape={images.shape}: must be (N, {wanted}). Resize the "
+        f"images as config.data.ops={self.config.data.ops!r} does."
+      )
+    if not np.issubdtype(images.dtype, np.floating):
+      raise ValueError(
+        f"images.dtype={images.dtype}: must be floating point. Scale the "
+        f"images as config.data.ops={self.config.data.ops!r} does."
+      )
+
+
+def open_checkpoint(
+  path: epath.PathLike,
+  step: int | None = None,
+  *,
+  config: Config | None = None,
+  overrides: Sequence[str] = (),
+) -> Checkpoint:
+  """Opens a trained model on the devices of this process.
+
+  The number of devices may differ from the training run's. The optimizer state
+  is not read.
+
+  Args:
+    path: workdir of a run, or of an imported checkpoint.
+    step: which checkpoint; None for the newest intact one.
+    config: in place of the checkpoint's own.
+    overrides: changed fields of either config, "FIELD=VALUE".
+
+  Raises:
+    ValueError: the config is wrong, or does not fit the parameters.
+    CheckpointError: there is no intact checkpoint.
+
+  >>> checkpoint = open_checkpoint("runs/digits")
+  >>> checkpoint.config.model.moe.router, checkpoint.step
+  ('softmax_expert_choice', 22)
+  """
+  directory = workdir_lib.checkpoints(path)
+  values, step = load_metadata(directory, step)
+  metadata = Metadata.from_dict(values)
+  config = config or _own_config(path, metadata.config)
+  config = override_config(config, overrides)
+  config = fit_to_devices(config, jax.device_count())
+  model = Model(config, metadata.image_shape)
+  params, _, step = load_params(directory, step, model.params_template())
+  return Checkpoint(epath.Path(path), step, params, model)
+
+
+def _own_config(path: epath.PathLike, values: Mapping[str, Any]) -> Config:
+  if "data" not in values:
+    raise ValueError(
+      f"workdir={path}: it was imported without a config, so it is known what "
+      "the model is but not what to measure. Give a config with this model: "
+      "--config=FILE.py[:ARGUMENTS]."
+    )
+  return parse(values)

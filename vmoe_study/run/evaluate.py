@@ -1,0 +1,45 @@
+"""Evaluates a trained model: no optimizer, no training data, any devices."""
+
+from collections.abc import Sequence
+
+from etils import epath
+
+from vmoe_study.config import Config
+from vmoe_study.run.checkpoint import Checkpoint, open_checkpoint
+from vmoe_study.run.experiment import make_evaluators
+
+
+def evaluate(
+  checkpoint: Checkpoint | epath.PathLike,
+  *,
+  config: Config | None = None,
+  overrides: Sequence[str] = (),
+) -> dict[str, float]:
+  """Everything that a checkpoint's config evaluates, and its step.
+
+  Args:
+    checkpoint: of `open_checkpoint`, or the workdir of a run.
+    config: in place of a workdir's own config.
+    overrides: changed fields of a workdir's config, "FIELD=VALUE".
+
+  Raises:
+    ValueError: the config evaluates nothing, is wrong, or does not fit the
+      parameters.
+    CheckpointError: there is no intact checkpoint.
+
+  >>> metrics = evaluate("runs/digits")
+  >>> metrics["step"], 0 <= metrics["test/accuracy"] <= 1
+  (22, True)
+  """
+  if not isinstance(checkpoint, Checkpoint):
+    checkpoint = open_checkpoint(checkpoint, config=config, overrides=overrides)
+  evaluators = make_evaluators(checkpoint.model)
+  if not evaluators:
+    raise ValueError(
+      "config.evaluations={} and config.fewshot={}: there is nothing to "
+      "measure. Give a config with some: --config=FILE.py[:ARGUMENTS]."
+    )
+  metrics: dict[str, float] = {"step": checkpoint.step}
+  for evaluator in evaluators:
+    metrics.update(evaluator.run(checkpoint.params))
+  return metrics

@@ -1,0 +1,176 @@
+"""A lock for object storage, which has no locks of its own.
+
+Lock files are numbered, WORKDIR/lock/000001.json and so on, and the one with
+the highest number is the lock. Its owner rewrites it every `HEARTBEAT_SECONDS`.
+A start takes the lock by creating the next number, once the highest is marked
+as released or has not changed for `STALE_SECONDS`, as after a kill -9. The
+highest file is never removed: a number is not used again.
+
+A file is created only if it does not exist (mode "xb" of fsspec, a precondition
+of the request in gcsfs, s3fs and adlfs), so of any number of starts at the same
+time exactly one gets the lock. A file system without that precondition keeps
+the file of the last of them; the others are interrupted at their next
+heartbeat. So is a run that was suspended for longer than `STALE_SECONDS` if
+another one has taken the lock.
+"""
+
+import _thread
+import contextlib
+import json
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from absl import logging
+
+from vmoe_study.files.location import locate
+
+HEARTBEAT_SECONDS = 15.0
+STALE_SECONDS = 60.0
+POLL_SECONDS = 3.0
+_NAME = re.compile(r"/(\d{6})\.json$")
+
+
+@contextlib.contextmanager
+def heartbeat_lock(workdir: str) -> Iterator[None]:
+  """Holds the lock of a workdir, a URL or path that fsspec opens.
+
+  Raises:
+    BlockingIOError: another run holds it; the message names its owner.
+    KeyboardInterrupt: in the main thread, if another run has taken it.
+    ValueError: fsspec does not know this kind of URL.
+  """
+  files = _LockFiles(workdir)
+  content = {"owner": owner(), "token": uuid.uuid4().hex}
+  number = _wait_until_free(files) + 1
+  with contextlib.suppress(FileExistsError):
+    files.create(number, content)
+  # Read even after FileExistsError: a request that was sent twice meets itself.
+  if (newest := files.newest()) != (number, content):
+    raise BlockingIOError(_named(newest[1]))
+  files.remove_below(number)
+  ended = threading.Event()
+  thread = threading.Thread(
+    target=_keep_alive, args=(files, number, content, ended), daemon=True
+  )
+  thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    thread.join()
+    try:
+      if not _is_lost(files, number, content):
+        files.write(number, content | {"released": True})
+    except Exception as error:
+      logging.warning("The lock of %s was not released: %s", workdir, error)
+
+
+def owner() -> str:
+  """This process, for the messages of other ones."""
+  return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _wait_until_free(files: "_LockFiles") -> int:
+  """The highest number, when no run holds the lock; 0 without lock files.
+
+  Raises:
+    BlockingIOError: the lock's file changes.
+  """
+  number, found = files.newest()
+  deadline = time.monotonic() + STALE_SECONDS
+  if number and not found.get("released"):
+    logging.info("The lock is held by %s: waiting for a heartbeat.", found)
+  while number and not found.get("released") and time.monotonic() < deadline:
+    time.sleep(POLL_SECONDS)
+    before, (number, found) = (number, found), files.newest()
+    if number and not found.get("released") and (number, found) != before:
+      raise BlockingIOError(_named(found))
+  return number
+
+
+def _keep_alive(
+  files: "_LockFiles",
+  number: int,
+  content: dict[str, Any],
+  ended: threading.Event,
+) -> None:
+  """Rewrites the lock's file; interrupts the main thread if it is lost."""
+  heartbeats = 0
+  while not ended.wait(HEARTBEAT_SECONDS):
+    heartbeats += 1
+    try:
+      if _is_lost(files, number, content):
+        logging.error("The lock is now held by %s.", files.newest())
+        _thread.interrupt_main()
+        return
+      files.write(number, content | {"heartbeats": heartbeats})
+    except Exception as error:
+      logging.warning("The heartbeat of the lock failed: %s", error)
+
+
+def _is_lost(files: "_LockFiles", number: int, content: dict[str, Any]) -> bool:
+  """Whether another run has taken the lock."""
+  newest, found = files.newest()
+  token = content["token"]
+  replaced = newest == number and found.get("token", token) != token
+  return newest > number or replaced
+
+
+def _named(content: dict[str, Any]) -> str:
+  """The owner, as the end of "in use by another run"."""
+  return f", {content['owner']}" if "owner" in content else ""
+
+
+class _LockFiles:
+  """The numbered files of one lock."""
+
+  def __init__(self, workdir: str):
+    self._fs, self._folder = locate(f"{workdir.rstrip('/')}/lock")
+
+  def newest(self) -> tuple[int, dict[str, Any]]:
+    """The highest number and the file's content; (0, {}) without files."""
+    number = max(self._numbers(), default=0)
+    return number, self._read(number) if number else {}
+
+  def create(self, number: int, content: dict[str, Any]) -> None:
+    """Writes a new file; object stores need no folder for it.
+
+    Raises:
+      FileExistsError: there is one.
+    """
+    with self._fs.open(self._path(number), "xb") as stream:
+      stream.write(json.dumps(content).encode())
+
+  def write(self, number: int, content: dict[str, Any]) -> None:
+    """Writes a file, over the one that is there."""
+    self._fs.pipe_file(self._path(number), json.dumps(content).encode())
+
+  def remove_below(self, number: int) -> None:
+    """Removes the files of earlier owners."""
+    for other in self._numbers():
+      if other < number:
+        with contextlib.suppress(FileNotFoundError):
+          self._fs.rm_file(self._path(other))
+
+  def _numbers(self) -> list[int]:
+    self._fs.invalidate_cache(self._folder)
+    try:
+      paths = self._fs.ls(self._folder, detail=False)
+    except FileNotFoundError:
+      return []
+    return [int(match[1]) for path in paths if (match := _NAME.search(path))]
+
+  def _read(self, number: int) -> dict[str, Any]:
+    try:
+      return json.loads(self._fs.cat_file(self._path(number)))
+    except (FileNotFoundError, ValueError):
+      return {}  # Removed, or just being written.
+
+  def _path(self, number: int) -> str:
+    return f"{self._folder}/{number:06d}.json"

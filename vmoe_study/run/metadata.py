@@ -1,0 +1,38 @@
+"""What a checkpoint of a run stores beside its arrays."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+  """The dictionary beside a checkpoint, typed.
+
+  Attributes:
+    config: the completed config of the run. An imported checkpoint may have no
+      more than its `model`.
+    image_shape: height, width and channels of the training images.
+    num_examples: number of training images; 0 if unknown.
+    skipped_steps: steps skipped so far because they were not finite.
+  """
+
+  config: Mapping[str, Any]
+  image_shape: tuple[int, int, int]
+  num_examples: int = 0
+  skipped_steps: int = 0
+
+  @classmethod
+  def from_dict(cls, values: Mapping[str, Any]) -> "Metadata":
+    """Reads what `to_dict` has written."""
+    height, width, channels = values["image_shape"]
+    return cls(
+      values["config"],
+      (height, width, channels),
+      values.get("num_examples", 0),
+      values.get("skipped_steps", 0),
+    )
+
+  def to_dict(self) -> dict[str, Any]:
+    """JSON-able, for `CheckpointStore.save`."""
+    return dataclasses.asdict(self) | {"image_shape": list(self.image_shape)}

@@ -1,0 +1,99 @@
+"""Runs a failed step again, to find where numbers are not finite.
+
+A run that met a loss or gradient that was not finite has kept what the step was
+computed from. Here the same step is computed again, on any devices and with any
+change of the config, such as "model.fields.dtype=float32".
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from vmoe_study.checkpoint.load import (
+  AS_NUMPY,
+  absolute,
+  load_metadata,
+  restore_trees,
+)
+from vmoe_study.checkpoint.tree import flatten
+from vmoe_study.config import parse
+from vmoe_study.parallel.sharding import to_global
+from vmoe_study.run.config_file import override_config
+from vmoe_study.run.experiment import Model, Training
+from vmoe_study.run.metadata import Metadata
+
+
+def replay(
+  folder: epath.PathLike, step: int, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+  """Computes a kept step again.
+
+  Args:
+    folder: WORKDIR/failures/step_N.
+    step: N.
+    overrides: changed fields of the run's config, "FIELD=VALUE".
+
+  Returns:
+    "batch", "params", "metrics", "gradient" and "update", in this order; trees
+    of numpy arrays. The batch is that before mixup; the update is the
+    parameters after the step.
+
+  Raises:
+    ValueError: the config is wrong, or does not fit batch or devices.
+    CheckpointError: the files are damaged.
+  """
+  metadata = Metadata.from_dict(load_metadata(folder, step)[0])
+  config = override_config(parse(metadata.config), overrides)
+  model = Model(config, metadata.image_shape)
+  training = Training(model, metadata.num_examples)
+  template = training.state_template()
+  templates = {
+    "params": template.params,
+    "opt_state": template.opt_state,
+    "batch": AS_NUMPY,
+  }
+  _, items, _ = restore_trees(absolute(folder), step, templates)
+  batch = to_global(model.mesh, items["batch"])
+  compute = jax.jit(_compute, static_argnums=0)
+  found = compute(
+    training, items["params"], items["opt_state"], batch, jnp.int32(step)
+  )
+  given = {"batch": items["batch"], "params": items["params"]}
+  trees = {**given, **found}
+  order = ("batch", "params", "metrics", "gradient", "update")
+  return {kind: jax.device_get(trees[kind]) for kind in order}
+
+
+def largest(tree: Any) -> tuple[str, float]:
+  """Path and size of the largest absolute value; a NaN counts as larger."""
+  sizes = {name: float(np.max(np.abs(x))) for name, x in flatten(tree).items()}
+  return max(sizes.items(), key=lambda item: (np.isnan(item[1]), item[1]))
+
+
+def not_finite(
+  trees: Mapping[str, Any],
+) -> Iterator[tuple[str, str, str, str]]:
+  """Yields (tree, path, entries not finite, entries) of arrays with any.
+
+  The update is left out if something before it was not finite: then it is not
+  finite either.
+  """
+  found = False
+  for kind, tree in trees.items():
+    if kind == "update" and found:
+      return
+    for name, leaf in sorted(flatten(tree).items()):
+      if bad := int(np.sum(~np.isfinite(leaf))):
+        found = True
+        yield kind, name, f"{bad:,}", f"{np.size(leaf):,}"
+
+
+def _compute(training, params, opt_state, batch, step):
+  metrics, gradient = training.gradient(params, batch, step)
+  updates, _ = training.optimizer.update(gradient, opt_state, params)
+  update = jax.tree.map(jnp.add, params, updates)
+  return {"metrics": metrics, "gradient": gradient, "update": update}

@@ -1,0 +1,259 @@
+"""Trains a model, or resumes a run where it stopped."""
+
+import contextlib
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from absl import logging
+from clu import parameter_overview
+from etils import epath
+
+from vmoe_study.checkpoint.errors import CheckpointError
+from vmoe_study.checkpoint.load import absolute, complete_steps
+from vmoe_study.checkpoint.store import CheckpointStore
+from vmoe_study.config import Config
+from vmoe_study.data.pipeline import TrainInput
+from vmoe_study.data.prefetch import prefetch_to_device
+from vmoe_study.nn.cost import routing, training_flops
+from vmoe_study.parallel import hosts
+from vmoe_study.parallel.sharding import to_global
+from vmoe_study.run import lock
+from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.run.experiment import (
+  Model,
+  Training,
+  make_evaluators,
+  open_train_input,
+)
+from vmoe_study.run.failures import Failures
+from vmoe_study.run.initialize import initial_params
+from vmoe_study.run.metadata import Metadata
+from vmoe_study.training import loop
+from vmoe_study.training.ahead import StepsAhead
+from vmoe_study.training.health import RouterWatch
+from vmoe_study.training.metrics import MetricsWriter
+from vmoe_study.training.metrics_file import read_metrics
+from vmoe_study.training.optimizer import check_schedule
+from vmoe_study.training.preemption import Preemption
+from vmoe_study.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+  """How far a run has come, and what it has measured.
+
+  Attributes:
+    workdir: folder of the run.
+    step: number of updates so far.
+    num_steps: length of the run.
+    metrics: the last value of every metric; empty on hosts other than the
+      first.
+  """
+
+  workdir: epath.Path
+  step: int
+  num_steps: int
+  metrics: dict[str, float]
+
+  @property
+  def is_finished(self) -> bool:
+    """False if the run was asked to stop; the same call resumes it."""
+    return self.step == self.num_steps
+
+
+def train(
+  config: Config, workdir: epath.PathLike, *, allow_change: bool = False
+) -> TrainResult:
+  """Trains a model, or resumes the run of this workdir.
+
+  Checkpoints, metrics and the config are written to the workdir. A run that is
+  killed at any moment is resumed by the same call. On SIGTERM it saves and
+  returns early.
+
+  Args:
+    config: of the run, as `load_config` reads it.
+    workdir: local path or URL; created if need be.
+    allow_change: whether the run may go on with a config that differs from the
+      workdir's in what does not change the numbers, see `workdir.HARMLESS`.
+
+  Raises:
+    ValueError: config, data, devices and workdir do not fit together.
+    MissingDataError: a data set is not prepared.
+    CheckpointError: the workdir has no intact checkpoint, or the last one could
+      not be saved.
+    TrainingFailure: a step was not finite, or routers have collapsed.
+
+  >>> from vmoe_study import load_config
+  >>> tiny = ["train.num_epochs=1.0", "train.schedule.warmup_steps=2"]
+  >>> tiny += ["model.fields.width=16", "model.fields.depth=2"]
+  >>> result = train(load_config("configs/digits.py", tiny), "runs/digits")
+  >>> result.step, result.is_finished
+  (22, True)
+  """
+  data = open_train_input(config)
+  num_steps = config.train.total_steps(data.num_examples)
+  check_schedule(config.train.schedule, num_steps)  # Before anything slow.
+  run = _Run(config, workdir, data)
+  check = functools.partial(
+    workdir_lib.check, workdir, config.to_dict(), allow_change
+  )
+  with hosts.raise_on_all_hosts():
+    check()
+  with contextlib.ExitStack() as stack:
+    state = run.restore_or_init(stack)
+    with hosts.raise_on_all_hosts():
+      check(saved=run.saved_config)  # No other run can write now.
+      workdir_lib.claim(workdir, config.to_dict())
+    run.describe(state)
+    if int(state.step) < num_steps:
+      state = run.train(state, stack)
+  step = int(state.step)
+  return TrainResult(epath.Path(workdir), step, num_steps, _last(workdir))
+
+
+def _last(workdir: epath.PathLike) -> dict[str, float]:
+  """The last value of every metric."""
+  metrics: dict[str, float] = {}
+  if jax.process_index() == 0:
+    for row in read_metrics(workdir):
+      metrics |= row
+  return metrics
+
+
+class _Run:
+  """The parts of a run: model, optimizer, evaluators, checkpoints.
+
+  Attributes:
+    saved_config: of the checkpoint that was restored; None in a fresh run.
+  """
+
+  def __init__(self, config: Config, workdir: epath.PathLike, data: TrainInput):
+    self.saved_config: dict[str, Any] | None = None
+    self._config, self._workdir, self._data = config, workdir, data
+    self._model = Model(config, data.image_shape)
+    self._training = Training(self._model, data.num_examples)
+    self._evaluators = make_evaluators(self._model)
+    self._metadata = Metadata(
+      config.to_dict(), data.image_shape, data.num_examples
+    )
+
+  def restore_or_init(self, stack: contextlib.ExitStack) -> TrainState:
+    """The state to start from; takes the workdir's lock until `stack` closes.
+
+    A start that fails leaves no workdir behind.
+    """
+    spec = self._config.train
+    directory = absolute(workdir_lib.checkpoints(self._workdir))
+    state = None
+    if not complete_steps(directory):  # The same answer on all hosts.
+      start = self._config.initialize
+      state = self._training.init(initial_params(start, self._model))
+    stack.enter_context(lock.hold(self._workdir))
+    self._store = CheckpointStore(
+      directory, keep=spec.keep, keep_every=spec.keep_every or None
+    )
+    stack.callback(self._store.close)
+    if complete_steps(directory):  # Perhaps of a run that has just ended.
+      state = self._restore()
+    return state
+
+  def _restore(self) -> TrainState:
+    template = self._training.state_template()
+    found = self._store.restore(
+      params=template.params, opt_state=template.opt_state
+    )
+    metadata = Metadata.from_dict(found.metadata)
+    self.saved_config = dict(metadata.config)
+    self._metadata = dataclasses.replace(
+      self._metadata, skipped_steps=metadata.skipped_steps
+    )
+    return self._training.state_at(found.step, found.params, found.opt_state)
+
+  def describe(self, state: TrainState) -> None:
+    """Logs parameters, routing and progress."""
+    model = self._model
+    # Without statistics: those of experts on other hosts cannot be fetched.
+    table = parameter_overview.get_parameter_overview(
+      state.params, include_stats=False
+    )
+    logging.info("\n%s", table)
+    if sizes := routing(model.module, model.image_shape):
+      logging.info("%s", sizes.describe())
+    logging.info(
+      "step %d of %d, %d training images, mesh %s",
+      state.step,
+      self._training.num_steps,
+      self._data.num_examples,
+      dict(model.mesh.shape),
+    )
+
+  def train(self, state: TrainState, stack: contextlib.ExitStack) -> TrainState:
+    """Runs the loop to the end of the run, or until it is asked to stop."""
+    spec, start_step = self._config.train, int(state.step)
+    writer = MetricsWriter(self._workdir, start_step, spec.on_save_error)
+    stack.callback(writer.close)
+    if start_step == 0:
+      writer.write_scalars(0, self._sizes(state))
+    put = functools.partial(to_global, self._model.mesh)
+    batches = prefetch_to_device(self._data.iterate(start_step), put)
+    stack.callback(batches.close)
+    steps = StepsAhead(
+      self._training.step,
+      state,
+      RouterWatch(spec.health),
+      Failures(self._workdir, self._metadata, self._training, self._data),
+      self._metadata.skipped_steps,
+    )
+    hooks = loop.Hooks(
+      self._evaluators, self._save, stack.enter_context(Preemption()), writer
+    )
+    timetable = loop.Timetable(
+      self._training.num_steps,
+      spec.report_every,
+      spec.evaluate_every,
+      spec.save_every,
+    )
+    state = loop.train(steps, batches, timetable, hooks)
+    self._check_saved(int(state.step))
+    return state
+
+  def _sizes(self, state: TrainState) -> dict[str, float]:
+    """What tables say about a run besides what it measures."""
+    model = self._model
+    return {
+      "parameters": parameter_overview.count_parameters(state.params),
+      "num_steps": self._training.num_steps,
+      "flops_per_image": training_flops(model.module, model.image_shape),
+    }
+
+  def _save(self, step: int, state: TrainState, skipped: int) -> None:
+    metadata = dataclasses.replace(self._metadata, skipped_steps=skipped)
+    save = functools.partial(
+      self._store.save,
+      step,
+      state.params,
+      state.opt_state,
+      metadata.to_dict(),
+    )
+    for action in (self._store.wait, save):  # The previous save, and this one.
+      try:
+        action()
+      except (OSError, CheckpointError) as error:
+        if self._config.train.on_save_error == "stop":
+          raise
+        logging.error("%s The run goes on without it.", error)
+
+  def _check_saved(self, step: int) -> None:
+    """Verifies that the final checkpoint was saved."""
+    try:
+      self._store.wait()
+    except CheckpointError as error:
+      logging.error("%s", error)
+    if self._store.latest_step() != step:
+      raise CheckpointError(
+        f"step {step}, the last one, could not be saved: see above. Free space "
+        "or mend the file system, then run again: it resumes from step "
+        f"{self._store.latest_step() or 0}."
+      )
