@@ -1,4 +1,4 @@
-"""Writes the metrics of a run: a metrics file, and TensorBoard's event files."""
+"""Writes metrics of a run: a metrics file and TensorBoard event files."""
 
 from collections.abc import Mapping
 from typing import Any
