@@ -1,22 +1,23 @@
-"""The tables of the study, as rows of configs with what is known of each.
+"""The tables of the study: rows of configs with their published results.
 
   python -m configs.tables           the names of the tables
   python -m configs.tables NAME      its rows: command, expected result, source
 
-A row without an expected result has none published here: the body of the study
-(2401.15969) was not available when this was written. Expected numbers hold for
-the data they were measured on; JFT is not public.
+Run a table with `python -m vmoe_study sweep configs/tables.py:NAME`.
+
+A row without an expected result has no known published number: the full text of
+the study (2401.15969) was not available when this was written. Expected numbers
+hold for the data on which they were measured; JFT is not public.
 """
 
+import argparse
 import dataclasses
 import itertools
 import shlex
 import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vmoe_study.cli.exit_codes import USAGE_ERROR
 from vmoe_study.options import check_names
 from vmoe_study.study.render import markdown_table
 
@@ -39,16 +40,16 @@ S32_CHECKPOINT = CHECKPOINTS + "vmoe_s32_last2_ilsvrc2012_randaug_light1"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A config, and what it should come to.
+  """A config and its expected result.
 
   Attributes:
     recipe: file in configs/, without ".py".
     arguments: of that file.
     overrides: "FIELD=VALUE" of single fields of the config.
-    expected: metric to percent, as published.
+    expected: metric to percentage, as published.
     parameters: published number of parameters in millions, as printed.
     source: of the expected numbers.
-    note: what to know when comparing.
+    note: on how the numbers compare.
   """
 
   recipe: str
@@ -61,24 +62,24 @@ class Row:
 
   @property
   def name(self) -> str:
-    """Of a folder for its runs."""
+    """Name of the row, and of the folder for its runs."""
     values = [f"{name}={value}" for name, value in self.arguments.items()]
     return ",".join([self.recipe, *values, *self.overrides]).replace("/", "-")
 
   @property
   def config(self) -> str:
-    """What follows `--config=`."""
+    """The value of the option `--config`."""
     words = [f"{name}={value}" for name, value in self.arguments.items()]
     return f"configs/{self.recipe}.py:{','.join(words)}"
 
   @property
   def flags(self) -> list[str]:
-    """The overrides as they are on a command line."""
+    """The overrides as options of the command line."""
     return [f"--config.{override}" for override in self.overrides]
 
 
 def pretrain(**arguments: Any) -> Row:
-  """A row without expectations."""
+  """A row of the recipe `pretrain`, without an expected result."""
   return Row("pretrain", arguments)
 
 
@@ -87,7 +88,7 @@ def _expect(row: Row, source: str, note: str = "", **fields: Any) -> Row:
 
 
 def _sweep(**common: Any) -> Iterator[Row]:
-  """Six routers at both costs and in both groups, and the dense model."""
+  """Six routers at two costs and two group sizes, and the dense model."""
   yield pretrain(router="dense", **common)
   for group, cost in itertools.product((1, 8), (1, 2)):
     for router, batch_priority in itertools.product(
@@ -109,7 +110,7 @@ def _sweep(**common: Any) -> Iterator[Row]:
 def _routers(**common: Any) -> Iterator[Row]:
   """Each router once, at cost 1, and the dense model.
 
-  Sparse routers see groups of 8 images, Soft MoE single images.
+  Sparse routers route groups of 8 images, Soft MoE single images.
   """
   for router in ("dense", "soft"):
     yield pretrain(router=router, **common)
@@ -118,7 +119,7 @@ def _routers(**common: Any) -> Iterator[Row]:
 
 
 def _backbones() -> Iterator[Row]:
-  """All model families of both papers, each with its dense twin."""
+  """All model families of both papers, each with its dense counterpart."""
   sparse = {"router": "softmax_token_choice", "k": 2, "group": 8}
   published = {
     "S8/32": ("", ""),
@@ -138,7 +139,7 @@ def _backbones() -> Iterator[Row]:
       yield pretrain(router=name, recipe="softmoe", backbone=backbone)
 
 
-# Of 2308.00951, Table 9: arguments, then by backbone JFT and 10-shot accuracy.
+# 2308.00951, Table 9: arguments, then JFT and 10-shot accuracy by backbone.
 _TC = {"router": "softmax_token_choice", "group": 8}
 _EC = {"router": "softmax_expert_choice"}
 _BATCH_PRIORITY = {**_TC, "batch_priority": "true"}
@@ -193,7 +194,7 @@ def _soft_moe() -> Iterator[Row]:
 
 
 def _finetune() -> Iterator[Row]:
-  """From public V-MoE checkpoints, and from runs of the table "study"."""
+  """Starts from public V-MoE checkpoints, and from runs of table "study"."""
   start = {"start": B16_CHECKPOINT, "kind": "vmoe", "backbone": "B/16"}
   start |= {"router": "softmax_token_choice", "k": 2, "experts": 8}
   start |= {"group": 8, "capacity": 1.5}
@@ -240,45 +241,45 @@ _ROUTING = {
 
 
 def _routing(row: Row) -> tuple[Any, ...]:
-  """What a row says of routing, with its defaults."""
+  """The routing arguments of a row, with defaults for those it lacks."""
   return tuple(row.arguments.get(*default) for default in _ROUTING.items())
 
 
 def _laptop() -> Iterator[Row]:
-  """The study at the size of a laptop, beside what B/32 on JFT came to."""
+  """The study at laptop size, with the published results of B/32 on JFT."""
   published = {
     _routing(row): row
     for row in _soft_moe()
     if row.arguments["backbone"] == _B32
   }
   for row in _sweep():
-    ours, same = dataclasses.replace(row, recipe="laptop"), _routing(row)
-    if same not in published:
+    ours, routing = dataclasses.replace(row, recipe="laptop"), _routing(row)
+    if routing not in published:
       yield ours
       continue
-    source, expected = f"{SOFT_MOE}, B/32", published[same].expected
-    note = "at another scale: only its order can be compared"
+    source, expected = f"{SOFT_MOE}, B/32", published[routing].expected
+    note = "measured at another scale; only the ranking is comparable"
     yield _expect(ours, source, note, expected=expected)
 
 
 def _laptop_rates() -> Iterator[Row]:
-  """Learning rates for every router, on images held out of training."""
+  """Learning rates for every router, evaluated on held-out images."""
   for row, rate in itertools.product(_routers(), LAPTOP_RATES):
     chosen = {"rate": rate, "balance": "0.005", "select": "true"}
     yield Row("laptop", {**row.arguments, **chosen})
 
 
 def _laptop_balance() -> Iterator[Row]:
-  """Weights of the losses that only token choice has, on held-out images."""
+  """Weights of the balance losses of token choice, on held-out images."""
   for router, balance in itertools.product(TOKEN_CHOICE, LAPTOP_BALANCES):
     arguments = {"router": router, "group": 8}
     yield Row("laptop", {**arguments, "balance": balance, "select": "true"})
 
 
 def _laptop_untuned() -> Iterator[Row]:
-  """Token choice with the published balance, which was not tuned for it here.
+  """Token choice with the published weight of the balance losses, not tuned.
 
-  With as many trials as the routers that have no such losses.
+  It thus has as many tuning trials as the routers without such losses.
   """
   for router, group in itertools.product(TOKEN_CHOICE, (1, 8)):
     arguments = {"router": router, "group": group, "balance": "0.005"}
@@ -307,7 +308,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
 
 
 def markdown(name: str) -> str:
-  """A table as commands to run; what has no source stays empty."""
+  """A table as Markdown; cells without a published number stay empty."""
   rows = []
   for row in TABLES[name]:
     expected = [f"{metric} {value}%" for metric, value in row.expected.items()]
@@ -318,18 +319,21 @@ def markdown(name: str) -> str:
   return markdown_table(["config", "expected", "source"], rows)
 
 
-def main(names: Sequence[str]) -> int:
-  """Prints tables; or, of none, the names of all."""
+def main(words: Sequence[str] | None = None) -> None:
+  """Prints tables; without names, the names of all tables."""
+  parser = argparse.ArgumentParser(
+    prog="python -m configs.tables", description="Prints tables of configs."
+  )
+  parser.add_argument("names", nargs="*", metavar="NAME", help="of a table")
+  names = parser.parse_args(words).names
   try:
     check_names("tables", names, TABLES)
   except ValueError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return USAGE_ERROR
+    parser.error(str(error))
   print("\n".join(map(markdown, names) if names else TABLES))
-  return 0
 
 
 if __name__ == "__main__":
-  # Whoever reads no more of it, as `head`, ends it.
+  # A reader that closes the pipe early, such as `head`, ends the program.
   signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-  sys.exit(main(sys.argv[1:]))
+  main()

@@ -1,4 +1,4 @@
-"""A sweep runs what is missing, and a killed one goes on where it was."""
+"""A sweep runs what is missing, and a killed one resumes where it was."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import pytest
 from configs.tables import TABLES as TABLES_OF_THE_STUDY
 from vmoe_study.cli.main import main
 from vmoe_study.study import results
+from vmoe_study.study.sweep_manifest import run_folder
 
 TABLES = """
 import dataclasses
@@ -32,7 +33,7 @@ class Row:
     return "configs/digits.py:" + self.arguments
 
   @property
-  def flags(self):
+  def overrides(self):
     short = {
       "num_epochs": 0.0,
       "num_steps": 6,
@@ -40,11 +41,11 @@ class Row:
       "report_every": 1,
       "schedule.warmup_steps": 0,
     }
-    flags = [f"--config.train.{k}={v}" for k, v in short.items()]
+    overrides = [f"train.{k}={v}" for k, v in short.items()]
     if self.start:
       start = {"kind": "checkpoint", "path": self.start}
-      flags.append(f"--config.initialize={start}")
-    return flags
+      overrides.append(f"initialize={start}")
+    return overrides
 
 TABLES = {
   "one": [Row("soft", "router=soft")],
@@ -155,7 +156,7 @@ def test_a_root_belongs_to_its_table(tables, tmp_path, capsys):
     (["FILE:start"], "row soft: initialize.path='WORKDIR': there is no such"),
     (["nowhere.py:one"], "there is no file nowhere.py"),
     (["FILE:one", "--jobs=1000"], "CPU cores"),
-    (["FILE:one", "--seeds=0"], "--seeds=0"),
+    (["FILE:one", "--seeds=0"], "seeds=0"),
     (["FILE:wrong"], "hard"),
   ],
 )
@@ -189,11 +190,9 @@ def test_long_names_of_rows_make_folders(tables, tmp_path, capsys):
 
 def test_only_names_that_do_not_fit_are_shortened():
   rows = [row for rows in TABLES_OF_THE_STUDY.values() for row in rows]
-  folders = {
-    row.name: results.run_folder("", row.name, 0).parts for row in rows
-  }
+  folders = {row.name: run_folder("", row.name, 0).parts for row in rows}
   shortened = {name: f for name, f in folders.items() if f[0] != name}
   assert shortened and min(map(len, shortened)) > 200
   assert len(set(folders.values())) == len(folders)
-  same_head = {results.run_folder("", 250 * "x" + end, 0) for end in "ab"}
+  same_head = {run_folder("", 250 * "x" + end, 0) for end in "ab"}
   assert len(same_head) == 2

@@ -1,12 +1,16 @@
-"""Questions and tables, on cells whose values are known by hand."""
+"""Contrasts and tables, on cells whose values are known by hand."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from vmoe_study.study import settings
-from vmoe_study.study.contrasts import answers, paired_values, questions
+from vmoe_study.study.contrasts import (
+  contrast_results,
+  contrasts,
+  paired_values,
+)
 from vmoe_study.study.results import Cell
+from vmoe_study.study.settings import setting_names
 from vmoe_study.study.statistics import Estimate
 from vmoe_study.study.tables import Table, accuracy_table, cost_table
 
@@ -27,12 +31,12 @@ def cell(router, values, *, group=1, rate=1e-3, experts=16, **options):
 
 
 def pairs(cells, text):
-  """Both sides of the one question that starts so."""
-  [question] = [q for q in questions(cells) if q.text.startswith(text)]
-  return paired_values(cells, question, METRIC)
+  """Both sides of the one contrast whose text starts like this."""
+  [contrast] = [c for c in contrasts(cells) if c.text.startswith(text)]
+  return paired_values(cells, contrast, METRIC)
 
 
-def test_every_cost_counts_the_same_however_many_cells_it_has():
+def test_every_cost_has_the_same_weight_however_many_cells_it_has():
   cells = [
     cell("softmax_token_choice", [0.1, 0.2]),
     cell("softmax_token_choice", [0.5, 0.6], num_selected_experts=2),
@@ -46,7 +50,7 @@ def test_every_cost_counts_the_same_however_many_cells_it_has():
   np.testing.assert_allclose(second, [0.3, 0.4])
 
 
-def test_a_cost_that_one_side_lacks_does_not_take_part():
+def test_a_cost_that_one_side_lacks_is_left_out():
   cells = [
     cell("softmax_token_choice", [0.1, 0.2]),
     cell("softmax_token_choice", [0.5, 0.6], num_selected_experts=2),
@@ -84,7 +88,7 @@ def test_groups_and_priority_are_compared_within_a_router():
   assert pairs(cells, text) == ([0.4, 0.4], [0.3, 0.5])
 
 
-def test_cells_without_runs_do_not_silence_the_others():
+def test_cells_without_runs_do_not_exclude_the_others():
   cells = [
     cell("soft", [0.5, 0.7]),
     cell("dense", [0.1, 0.4]),
@@ -100,14 +104,15 @@ def test_dense_is_compared_at_cost_1_alone():
     cell("soft", [0.9, 0.9], capacity_factor=2.0),
     cell("dense", [0.1, 0.4]),
   ]
-  [answer] = answers(cells, METRIC)
-  assert answer.text == "Soft MoE at cost 1 against dense"
-  assert answer.found.difference.mean == pytest.approx(35)
+  [result] = contrast_results(cells, METRIC)
+  assert result.text == "Soft MoE at cost 1 against dense"
+  assert result.comparison.difference.mean == pytest.approx(35)
   expected = stats.ttest_rel([50, 70], [10, 40]).pvalue
-  assert answer.found.p_value == answer.holm == pytest.approx(expected)
+  assert result.comparison.p_value == pytest.approx(expected)
+  assert result.holm_p_value == result.comparison.p_value
 
 
-def test_rows_that_differ_are_told_apart():
+def test_rows_that_differ_have_different_settings():
   cells = [
     cell("softmax_token_choice", [0.1, 0.2], importance_loss_weight=0.0),
     cell("softmax_token_choice", [0.1, 0.2], importance_loss_weight=0.05),
@@ -118,11 +123,11 @@ def test_rows_that_differ_are_told_apart():
     cell("soft", [], rate=4e-3),
   ]
   for table in (accuracy_table(cells), cost_table(cells)):
-    width = len(settings.names(cells))
+    width = len(setting_names(cells))
     rows = [tuple(row[:width]) for row in table.rows]
     assert len(set(rows)) == len(rows)
     assert table.rows[-1][width] == "missing"
-  names = settings.names(cells)[5:]
+  names = setting_names(cells)[5:]
   assert names == [
     "model.moe.options.importance_loss_weight",
     "model.moe.options.num_experts",
@@ -130,7 +135,7 @@ def test_rows_that_differ_are_told_apart():
   ]
 
 
-def test_estimates_are_written_for_people_and_for_programs():
+def test_estimates_are_formatted_for_readers_and_for_programs():
   values = [["a", Estimate(1.234, 0.5, 3)], ["b", "missing"]]
   table = Table(["x", "y"], values)
   assert table.as_text() == [["a", "1.23 ± 0.50"], ["b", "missing"]]

@@ -1,8 +1,7 @@
-"""Results of runs, gathered and tabulated; metrics files made by hand."""
+"""Results of runs as tables, from metrics files made by hand."""
 
 import json
 import pathlib
-import re
 
 import numpy as np
 import pytest
@@ -10,13 +9,13 @@ from etils import epath
 
 from configs import common
 from configs.tables import TABLES
-from vmoe_study.cli import config_flags, report
 from vmoe_study.cli.main import main
-from vmoe_study.run.workdir import describe_changes
-from vmoe_study.study import results
+from vmoe_study.run.config_file import load_config
+from vmoe_study.run.saved_config import describe_changes
+from vmoe_study.study import report, results, sweep_manifest
 from vmoe_study.study import tables as study
-from vmoe_study.study.contrasts import paired_values, questions
-from vmoe_study.study.render import csv_table, latex_table
+from vmoe_study.study.contrasts import contrasts, paired_values
+from vmoe_study.study.sweep_manifest import SweepManifest
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROUTERS = (
@@ -89,8 +88,7 @@ def root(tmp_path_factory):
     for router in ROUTERS
   }
   cells["soft"] |= {"expected": {"JFT": 50.9}, "source": "a paper"}
-  plan = {"seeds": [0, 1, 2], "cells": cells}
-  (root / results.SWEEP_FILE).write_text(json.dumps(plan))
+  sweep_manifest.write(root, SweepManifest([0, 1, 2], cells))
   for router in ROUTERS:
     for seed in range(3):
       steps = 5 if (router, seed) == ("dense", 2) else 10
@@ -119,11 +117,11 @@ def test_seconds_add_up_and_give_the_speed(cells):
   assert cells[0].values("images_per_second") == [10 * 64 / 5.0] * 3
 
 
-def test_health_is_the_last_one_averaged_over_layers(cells):
-  assert study.health(cells[0], "max_load") == [3.0] * 3
+def test_routing_metrics_are_the_last_ones_averaged_over_layers(cells):
+  assert study.routing_metric(cells[0], "max_load") == [3.0] * 3
 
 
-def test_means_and_intervals_stand_in_the_table(cells):
+def test_the_table_has_means_and_intervals(cells):
   table = study.accuracy_table(cells)
   values = 100 * np.array([accuracy("soft", seed) for seed in range(3)])
   width = 4.302653 * values.std(ddof=1) / np.sqrt(3)  # t, 2 degrees of freedom
@@ -141,17 +139,17 @@ def test_a_cell_without_runs_is_missing(cells):
   assert study.cost_table([cells[0], dense]).rows[1][5] == study.MISSING
 
 
-def test_a_question_without_a_partner_is_not_asked(cells):
-  texts = [row[1] for row in study.comparison_table(cells).rows]
+def test_a_contrast_with_one_side_only_is_left_out(cells):
+  texts = [row[1] for row in study.contrast_table(cells).rows]
   assert not [text for text in texts if "with batch priority" in text]
   assert "Soft MoE at cost 1 against dense" in texts
 
 
 def test_only_seeds_that_both_sides_have_are_paired(cells):
-  [question] = [
-    q for q in questions(cells) if q.text == "Soft MoE at cost 1 against dense"
+  [contrast] = [
+    c for c in contrasts(cells) if c.text == "Soft MoE at cost 1 against dense"
   ]
-  first, second = paired_values(cells, question, METRIC)
+  first, second = paired_values(cells, contrast, METRIC)
   assert first == [accuracy("soft", seed) for seed in range(2)]
   assert second == [accuracy("dense", seed) for seed in range(2)]
 
@@ -171,12 +169,12 @@ def test_runs_that_differ_by_seed_alone_make_one_cell(root):
   paths = [root / "soft" / f"seed{s}" for s in (1, 0)]
   cells = results.load([*paths, root / "dense" / "seed2"])
   assert [cell.seeds for cell in cells] == [(0, 1), (2,)]
-  assert "missing" in report.table(cells)
+  assert "missing" in report.runs_table(cells)
 
 
 def names(paths):
   """What a report of these runs calls them."""
-  lines = report.table(results.load(paths)).splitlines()[2:]
+  lines = report.runs_table(results.load(paths)).splitlines()[2:]
   return [line.split()[1] for line in lines]
 
 
@@ -198,17 +196,19 @@ def test_the_same_run_once_more_is_a_row_of_its_own(root, tmp_path):
   cells = results.load([root / "soft" / "seed0", again])
   assert [cell.seeds for cell in cells] == [(0,), (0,)]
   assert names([root / "soft" / "seed0", again]) == ["seed0", "again"]
-  assert report.table(cells).count("missing") == 1
+  assert report.runs_table(cells).count("missing") == 1
 
 
-def test_a_folder_that_is_no_run_is_named(root, tmp_path):
+def test_a_folder_without_a_run_is_an_error(root, tmp_path):
   with pytest.raises(
-    ValueError, match=r"no folder .*nowhere\. Give the folder"
+    ValueError, match=r"nowhere: there is no such folder\. Give the workdir"
   ):
     results.load([tmp_path / "nowhere"])
   with pytest.raises(ValueError, match=r"not the workdir of a run.*Give the"):
     results.load([tmp_path])
-  with pytest.raises(ValueError, match=r"runs in it: .*soft/seed0, .*seed1, "):
+  with pytest.raises(
+    ValueError, match=r"contains runs: .*soft/seed0, .*seed1, "
+  ):
     results.load([root / "soft"])
   file = tmp_path / "x.json"
   file.write_text("[]")
@@ -222,18 +222,8 @@ def test_a_report_of_one_run_has_no_empty_tables(root, tmp_path):
   text = (tmp_path / "report.md").read_text()
   assert "## Accuracy" in text and "## Paired comparisons" not in text
   assert not (tmp_path / "comparisons.csv").exists()
-  rules = [line for line in text.splitlines() if line.startswith("| --")]
+  rules = [line for line in text.splitlines() if line.startswith("|:-")]
   assert len(rules) == 2
-  cells = [cell for rule in rules for cell in rule.strip("| ").split(" | ")]
-  assert all(re.fullmatch("-{2,}[-:]", cell) for cell in cells), cells
-
-
-def test_csv_and_latex_say_the_same():
-  header, rows = ["a_b", "±"], [["50%", "1, 2"]]
-  assert csv_table(header, rows) == 'a_b,±\n50%,"1, 2"\n'
-  latex = latex_table(header, rows)
-  assert r"a\_b & $\pm$ \\" in latex
-  assert r"50\% & 1, 2 \\" in latex
 
 
 @pytest.mark.parametrize(
@@ -254,14 +244,13 @@ def test_the_committed_results_make_the_committed_tables(
   for path in [*tables, committed / "report.md", committed / "results.json"]:
     assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
   cells = results.load([committed])
-  planned = {row.name: row for row in TABLES[table]}
-  assert [cell.name for cell in cells] == list(planned)
+  rows = {row.name: row for row in TABLES[table]}
+  assert [cell.name for cell in cells] == list(rows)
   for cell in cells:
-    row = planned[cell.name]
+    row = rows[cell.name]
     assert cell.expected == row.expected
     assert cell.source == "; ".join(filter(None, [row.source, row.note]))
-    config = json.loads(
-      json.dumps(config_flags.load_file(row.config, row.flags))
-    )
+    config = load_config(row.config, row.overrides).to_dict()
+    config = json.loads(json.dumps(config))
     del config["seed"]
     assert describe_changes(cell.config, config) == []

@@ -1,4 +1,4 @@
-"""Statistics against SciPy and known cases."""
+"""Statistics, compared with SciPy and with known cases."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_paired_comparison_agrees_with_scipy():
   )
 
 
-def test_pairing_sees_what_an_unpaired_test_does_not():
+def test_pairing_detects_what_an_unpaired_test_does_not():
   seeds = np.array([0.0, 10.0, 20.0, 30.0])
   first = seeds + [1.0, 1.1, 0.9, 1.0]
   assert compare(first, seeds).p_value < 0.001
@@ -64,7 +64,7 @@ def test_equal_differences_have_a_p_value():
   assert compare([2.0, 3.0], [1.0, 2.0]).p_value == 0.0
 
 
-def test_unequal_lengths_are_refused():
+def test_samples_of_different_lengths_are_an_error():
   with pytest.raises(ValueError, match="2 and 3 values"):
     compare([1, 2], [1, 2, 3])
 
@@ -75,7 +75,7 @@ def test_holm_on_a_worked_example():
   np.testing.assert_allclose(adjusted, [0.03, 0.06, 0.06, 0.02])
 
 
-def test_holm_leaves_out_what_was_not_tested():
+def test_holm_ignores_tests_without_a_p_value():
   adjusted = holm([0.01, math.nan, 0.6])
   assert math.isnan(adjusted[1])
   np.testing.assert_allclose([adjusted[0], adjusted[2]], [0.02, 0.6])

@@ -1,29 +1,31 @@
-"""The comparisons of the study: two sides, at equal settings, seed by seed.
+"""The contrasts of the study: two sets of cells, compared seed by seed.
 
-The published findings (2401.15969) predict the sign of some of them; the others
-are what those depend on: groups, batch priority, and the dense model.
+Each contrast compares cells that agree in all other settings. The findings of
+2401.15969 predict the sign of some; the others isolate what those findings may
+depend on: group size, batch priority, and the gain over a dense model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from vmoe_study.study.results import Cell
-from vmoe_study.study.settings import OPTIONS, field, others
+from vmoe_study.study.settings import OPTIONS, differing_fields, field_text
 from vmoe_study.study.statistics import Comparison, compare, holm
 
 _TOKENS, _EXPERTS = "_token_choice", "_expert_choice"
 _KINDS = {_TOKENS: "token choice", _EXPERTS: "expert choice"}
+_SPARSE = tuple(_KINDS)
 
 
-class Question(NamedTuple):
-  """Whether one side is better than the other.
+class Contrast(NamedTuple):
+  """A comparison to be made: the first side minus the second.
 
   Attributes:
-    text: "first against second".
+    text: "first against second", in words.
     first: whether a cell belongs to the first side.
-    second: whether it belongs to the second side.
-    match: what cells of both sides must share, besides the settings that are
-      not of routing.
+    second: whether a cell belongs to the second side.
+    match: settings that matched cells must share, in addition to all settings
+      other than routing.
   """
 
   text: str
@@ -33,14 +35,14 @@ class Question(NamedTuple):
 
 
 def _side(router: str, **properties: Any) -> Callable[[Cell], bool]:
-  """Cells whose router's name ends so, with these properties."""
+  """Selects cells by the end of the router's name and other properties."""
   wanted = properties.items()
 
-  def test(cell: Cell) -> bool:
-    suits = all(getattr(cell, name) == value for name, value in wanted)
-    return cell.router.endswith(router) and suits
+  def belongs(cell: Cell) -> bool:
+    matches = all(getattr(cell, name) == value for name, value in wanted)
+    return cell.router.endswith(router) and matches
 
-  return test
+  return belongs
 
 
 def _cost(cell: Cell) -> Any:
@@ -63,39 +65,38 @@ def _nothing(cell: Cell) -> Any:
   return None
 
 
-def questions(cells: Sequence[Cell]) -> Iterator[Question]:
-  """All that is asked of these cells."""
-  groups = sorted({c.group_images for c in cells if c.router.endswith(_SPARSE)})
-  for group in groups:
-    yield from _in_groups_of(group)
-  if len(groups) > 1:
-    yield from _between_groups(groups[0], groups[-1])
-  soft = _side("soft", cost=1)
-  yield Question("Soft MoE at cost 1 against dense", soft, _DENSE, _nothing)
-
-
-_SPARSE = tuple(_KINDS)
 _DENSE = _side("dense")
 
 
-def _in_groups_of(group: int) -> Iterator[Question]:
+def contrasts(cells: Sequence[Cell]) -> Iterator[Contrast]:
+  """All contrasts for the group sizes that occur in these cells."""
+  groups = sorted({c.group_images for c in cells if c.router.endswith(_SPARSE)})
+  for group in groups:
+    yield from _within_group_size(group)
+  if len(groups) > 1:
+    yield from _between_group_sizes(groups[0], groups[-1])
+  soft = _side("soft", cost=1)
+  yield Contrast("Soft MoE at cost 1 against dense", soft, _DENSE, _nothing)
+
+
+def _within_group_size(group: int) -> Iterator[Contrast]:
   def side(router, **properties):
     return _side(router, group_images=group, **properties)
 
   where = f", groups of {group}"
   for priority in (False, True):
     kind = "with" if priority else "without"
-    yield Question(
+    yield Contrast(
       f"expert choice against token choice {kind} batch priority{where}",
       side(_EXPERTS),
       side(_TOKENS, batch_priority=priority),
       _cost,
     )
   for router, kind in _KINDS.items():
-    # Soft MoE routes single images, whatever the others do.
+    # Soft MoE always routes single images.
     text = f"Soft MoE against {kind}{where}"
-    yield Question(text, _side("soft"), side(router), _cost)
-  yield Question(
+    yield Contrast(text, _side("soft"), side(router), _cost)
+  yield Contrast(
     f"Sinkhorn against softmax token choice{where}",
     side("sinkhorn_token_choice"),
     side("softmax_token_choice"),
@@ -103,13 +104,13 @@ def _in_groups_of(group: int) -> Iterator[Question]:
   )
   for affinity in ("sinkhorn", "sparsity_constrained"):
     name = affinity.replace("_", "-").capitalize()
-    yield Question(
+    yield Contrast(
       f"{name} against softmax expert choice{where}",
       side(f"{affinity}_expert_choice"),
       side("softmax_expert_choice"),
       _cost,
     )
-  yield Question(
+  yield Contrast(
     f"batch priority against none, token choice{where}",
     side(_TOKENS, batch_priority=True),
     side(_TOKENS, batch_priority=False),
@@ -117,18 +118,18 @@ def _in_groups_of(group: int) -> Iterator[Question]:
   )
   for router, kind in _KINDS.items():
     text = f"{kind} at cost 1 against dense{where}"
-    yield Question(text, side(router, cost=1), _DENSE, _nothing)
+    yield Contrast(text, side(router, cost=1), _DENSE, _nothing)
 
 
-def _between_groups(low: int, high: int) -> Iterator[Question]:
+def _between_group_sizes(low: int, high: int) -> Iterator[Contrast]:
   for router, kind in _KINDS.items():
-    yield Question(
+    yield Contrast(
       f"{kind}, groups of {high} against groups of {low}",
       _side(router, group_images=high),
       _side(router, group_images=low),
       _all_but_group,
     )
-  yield Question(
+  yield Contrast(
     f"expert choice in groups of {low} against token choice with batch "
     f"priority in groups of {high}",
     _side(_EXPERTS, group_images=low),
@@ -138,28 +139,30 @@ def _between_groups(low: int, high: int) -> Iterator[Question]:
 
 
 def paired_values(
-  cells: Sequence[Cell], question: Question, metric: str
+  cells: Sequence[Cell], contrast: Contrast, metric: str
 ) -> tuple[list[float], list[float]]:
-  """Mean of either side by seed, over the seeds that all of its cells have.
+  """Mean of each side by seed, for the seeds that all its cells have.
 
-  Cells without a partner on the other side, or without runs, do not take part.
+  Cells without a match on the other side, or without runs, are left out.
   """
-  fields = [name for name in others(cells) if not name.startswith(OPTIONS)]
+  fields = [
+    name for name in differing_fields(cells) if not name.startswith(OPTIONS)
+  ]
 
   def key(cell):
-    return question.match(cell), *(field(cell, name) for name in fields)
+    return contrast.match(cell), *(field_text(cell, name) for name in fields)
 
   measured = [c for c in cells if any(metric in run for run in c.runs.values())]
   sides = [
     [cell for cell in measured if belongs(cell)]
-    for belongs in (question.first, question.second)
+    for belongs in (contrast.first, contrast.second)
   ]
   keys = set.intersection(*({key(cell) for cell in side} for side in sides))
-  everyone = [c for side in sides for c in side if key(c) in keys]
-  if not everyone:
+  matched = [c for side in sides for c in side if key(c) in keys]
+  if not matched:
     return [], []
   seeds = set.intersection(
-    *({s for s, run in c.runs.items() if metric in run} for c in everyone)
+    *({s for s, run in c.runs.items() if metric in run} for c in matched)
   )
   first, second = (
     [_mean_over_keys(side, keys, key, metric, seed) for seed in sorted(seeds)]
@@ -169,7 +172,7 @@ def paired_values(
 
 
 def _mean_over_keys(side, keys, key, metric: str, seed: int) -> float:
-  """Every matched setting counts the same, however many cells it has."""
+  """Every key has the same weight, however many cells share it."""
   total = 0.0
   for wanted in keys:
     values = [c.runs[seed][metric] for c in side if key(c) == wanted]
@@ -177,27 +180,33 @@ def _mean_over_keys(side, keys, key, metric: str, seed: int) -> float:
   return total / len(keys)
 
 
-class Answer(NamedTuple):
-  """What the seeds say.
+class ContrastResult(NamedTuple):
+  """A contrast, estimated and tested over seeds.
 
   Attributes:
-    text: of the question.
-    found: the difference in percentage points, and its test.
-    holm: its p-value, corrected for all questions to one metric.
+    text: of the contrast.
+    comparison: the difference in percentage points and its paired test.
+    holm_p_value: the p-value after Holm's correction for all contrasts of the
+      metric.
   """
 
   text: str
-  found: Comparison
-  holm: float
+  comparison: Comparison
+  holm_p_value: float
 
 
-def answers(cells: Sequence[Cell], metric: str) -> list[Answer]:
-  """The comparisons that can be made of a metric, tested."""
-  asked = []
-  for question in questions(cells):
-    first, second = paired_values(cells, question, metric)
+def contrast_results(
+  cells: Sequence[Cell], metric: str
+) -> list[ContrastResult]:
+  """Tests every contrast for which both sides have runs with the metric."""
+  tested = []
+  for contrast in contrasts(cells):
+    first, second = paired_values(cells, contrast, metric)
     if first:
       percent = [[100 * x for x in side] for side in (first, second)]
-      asked.append((question.text, compare(*percent)))
-  corrected = holm([found.p_value for _, found in asked])
-  return [Answer(*a, p) for a, p in zip(asked, corrected, strict=True)]
+      tested.append((contrast.text, compare(*percent)))
+  corrected = holm([comparison.p_value for _, comparison in tested])
+  return [
+    ContrastResult(text, comparison, p_value)
+    for (text, comparison), p_value in zip(tested, corrected, strict=True)
+  ]

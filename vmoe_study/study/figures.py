@@ -1,4 +1,4 @@
-"""Figures of the study: accuracy, cost, throughput and routing health."""
+"""Figures of the study: accuracy, cost, speed, and routing metrics."""
 
 import io
 import math
@@ -13,12 +13,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.optimize import isotonic_regression
 
-from vmoe_study.study import settings
 from vmoe_study.study.results import Cell
+from vmoe_study.study.settings import differing_fields, setting_values
 from vmoe_study.study.statistics import Estimate, estimate
-from vmoe_study.study.tables import MISSING, accuracy_metrics, by_family, health
+from vmoe_study.study.tables import (
+  MISSING,
+  accuracy_metrics,
+  by_family,
+  routing_metric,
+)
 
-# Of Okabe and Ito: they stay apart for colour-blind readers.
+# The palette of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = {
   "dense": "#000000",
   "softmax_token_choice": "#56B4E9",
@@ -29,28 +34,27 @@ COLOURS = {
   "sparsity_constrained_expert_choice": "#CC79A7",
   "soft": "#009E73",
 }
-OTHER_COLOUR = "#8C564B"  # Of routers that are not of the zoo.
+OTHER_COLOUR = "#8C564B"  # Of routers that are not part of the library.
 MARKERS = {0.0: "s", 1.0: "o", 2.0: "^"}
-APART = 0.016  # Of the width of a plot, between points of equal cost.
+# Least distance between points of similar cost, over the range of costs.
+MIN_GAP = 0.016
 
 
 def label(cell: Cell, cells: Sequence[Cell] = ()) -> str:
-  """A cell in a line: "softmax token choice, K=2, 8 im., priority".
+  """Describes a cell: "softmax token choice, K=2, 8 im., priority".
 
   Args:
-    cell: to be described.
-    cells: all of the figure; in what else they differ is said as well.
+    cell: the cell to describe.
+    cells: all cells of the figure; other settings in which they differ follow.
   """
-  router, chosen, capacity, group, priority, *more = settings.settings(
-    cell, cells
-  )
+  router, chosen, capacity, group, priority, *more = setting_values(cell, cells)
   words = [router.replace("_", " ")]
   words += [f"K={chosen}"] if chosen else []
   if capacity and not (chosen and capacity == "1"):
     words.append(f"capacity {capacity}")
   words += [f"{group} im."] if group else []
   words += ["priority"] if priority == "yes" else []
-  names = settings.others(cells)
+  names = differing_fields(cells)
   words += [
     f"{name.rpartition('.')[2]}={value}"
     for name, value in zip(names, more, strict=True)
@@ -63,7 +67,7 @@ def _colour(cell: Cell) -> str:
 
 
 def accuracy_figure(cells: Sequence[Cell]) -> Figure:
-  """Mean and 95% interval of every accuracy, a row per cell."""
+  """Mean and 95% interval of each accuracy metric, with a row per cell."""
   cells, metrics = by_family(cells), accuracy_metrics(cells)
   figure = Figure(
     figsize=(4 + 3.2 * max(len(metrics), 1), 1 + 0.24 * len(cells)),
@@ -81,21 +85,21 @@ def accuracy_figure(cells: Sequence[Cell]) -> Figure:
     panel.grid(axis="x", alpha=0.3)
   _name_rows(panels[0][0], cells)
   figure.suptitle(
-    f"Mean over {_seeds(cells)} and its 95% interval. Dotted: dense. "
-    "im.: images routed together"
+    f"Mean over {_seeds(cells)} with 95% interval. Dotted line: dense model. "
+    "im.: images per routing group"
   )
   figure.legend(handles=_shapes(cells), loc="outside lower center", ncols=4)
   return figure
 
 
 def _name_rows(panel, cells: Sequence[Cell]) -> None:
-  """From top to bottom, without empty margins."""
+  """Labels the rows from top to bottom, without empty margins."""
   panel.set_yticks(range(len(cells)), [label(cell, cells) for cell in cells])
   panel.set_ylim(len(cells) - 0.5, -0.5)
 
 
 def _seeds(cells: Sequence[Cell]) -> str:
-  """ "5 seeds", or "2 to 5 seeds" while some are missing."""
+  """For titles: "5 seeds", or "2 to 5 seeds" if some runs are missing."""
   counts = [len(cell.runs) for cell in cells if cell.runs] or [0]
   fewest, most = min(counts), max(counts)
   return f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
@@ -106,7 +110,7 @@ def _percent(cell: Cell, metric: str) -> Estimate:
 
 
 def _half_width(found: Estimate) -> float:
-  """Of the interval; none is drawn for a single run."""
+  """Half-width of the error bar: 0, which is not drawn, for a single run."""
   return 0.0 if math.isnan(found.half_width) else found.half_width
 
 
@@ -126,19 +130,19 @@ def _marker(cell: Cell) -> str:
 
 
 def cost_figure(cells: Sequence[Cell]) -> Figure:
-  """Accuracy against what training costs: FLOPs and seconds.
+  """Accuracy against the cost of training, in FLOPs and in seconds.
 
-  Many models cost the same FLOPs: their points are moved apart.
+  Points of models that cost the same FLOPs are moved apart.
   """
   cells = [cell for cell in by_family(cells) if cell.runs]
   metrics = accuracy_metrics(cells)
   tflops = [statistics.fmean(training_tflops(cell)) for cell in cells]
-  apart = moved_apart(tflops)
+  apart = move_apart(tflops)
   shift = np.abs(apart - tflops).max(initial=0)
   seconds = [statistics.median(cell.values("seconds")) for cell in cells]
   axes: dict[str, Iterable[float]] = {
     "training TFLOP of matrix products\n"
-    f"(points of like cost are moved apart, by up to {shift:.2g})": apart,
+    f"(points of similar cost are moved apart by up to {shift:.2g})": apart,
     "training seconds, median over seeds": seconds,
   }
   rows = max(len(metrics), 1)
@@ -157,7 +161,7 @@ def cost_figure(cells: Sequence[Cell]) -> Figure:
 
 
 def training_tflops(cell: Cell) -> list[float]:
-  """Model FLOPs of the whole training, in 10^12, per seed."""
+  """FLOPs of the model over the whole training, in 10^12, for each seed."""
   batch = cell.config["train"]["batch_size"]
   return [
     run["flops_per_image"] * run["num_steps"] * batch / 1e12
@@ -165,17 +169,18 @@ def training_tflops(cell: Cell) -> list[float]:
   ]
 
 
-def moved_apart(values: Sequence[float]) -> np.ndarray:
-  """The nearest values, in the same order, with `APART` between them.
+def move_apart(values: Sequence[float]) -> np.ndarray:
+  """The closest values in the same order that are at least `MIN_GAP` apart.
 
-  If d is between them, y_i = z_i + i d with z that does not fall: the nearest
-  are those of z, the isotonic regression of x_i - i d.
+  Let x_i be sorted and d the gap. Values y_i are d apart if and only if
+  z_i = y_i - i d is non-decreasing. The y closest to x, in the sense of least
+  squares, thus comes from the isotonic regression of x_i - i d.
   """
   x = np.asarray(values, float)
   if not x.size:
     return x
   order = np.argsort(x, kind="stable")
-  steps = APART * (np.ptp(x) or x.max()) * np.arange(x.size)
+  steps = MIN_GAP * (np.ptp(x) or x.max()) * np.arange(x.size)
   y = np.empty_like(x)
   y[order] = isotonic_regression(x[order] - steps).x + steps
   return y
@@ -198,7 +203,7 @@ def _cost_point(panel, cell: Cell, cost: float, metric: str) -> None:
 
 
 def _legend(figure: Figure, cells: Sequence[Cell]) -> None:
-  """Colours are routers, shapes costs, filling groups."""
+  """Explains colours (routers), shapes (costs) and fillings (groups)."""
   routers = {cell.router: _colour(cell) for cell in cells}
   handles = [
     _handle(name.replace("_", " "), "s" if name == "dense" else "o", colour)
@@ -225,28 +230,28 @@ def _handle(text: str, marker: str, colour: str, **style) -> Line2D:
   return Line2D([], [], ls="", label=text, marker=marker, color=colour, **style)
 
 
-# What is drawn of the routers, in words, and its values by seed.
-_HEALTH: dict[str, Callable[[Cell], list[float]]] = {
+# Label of the axis, and the values of a cell by seed.
+_ROUTING: dict[str, Callable[[Cell], list[float]]] = {
   "tokens without any expert (%)": lambda cell: [
-    100 * x for x in health(cell, "unprocessed")
+    100 * x for x in routing_metric(cell, "unprocessed")
   ],
-  "load of the busiest expert\n(tokens served / mean)": lambda cell: health(
-    cell, "max_load"
+  "load of the busiest expert\n(tokens / mean over experts)": lambda cell: (
+    routing_metric(cell, "max_load")
   ),
-  "load of the least busy expert\n(tokens served / mean)": lambda cell: health(
-    cell, "min_load"
+  "load of the least busy expert\n(tokens / mean over experts)": lambda cell: (
+    routing_metric(cell, "min_load")
   ),
   "images/s in training": lambda cell: cell.values("images_per_second"),
 }
 
 
-def health_figure(cells: Sequence[Cell]) -> Figure:
-  """Load and unprocessed tokens at the end of training; speed."""
+def routing_figure(cells: Sequence[Cell]) -> Figure:
+  """Unprocessed tokens and expert load at the end of training, and speed."""
   cells = by_family(cells)
   size = (17, 1.3 + 0.24 * max(len(cells), 4))
   figure = Figure(figsize=size, layout="constrained")
-  panels = figure.subplots(1, len(_HEALTH), sharey=True)
-  for panel, (name, measure) in zip(panels, _HEALTH.items(), strict=True):
+  panels = figure.subplots(1, len(_ROUTING), sharey=True)
+  for panel, (name, measure) in zip(panels, _ROUTING.items(), strict=True):
     for row, cell in enumerate(cells):
       found = estimate(measure(cell))
       if found.count:
@@ -256,8 +261,8 @@ def health_figure(cells: Sequence[Cell]) -> Figure:
     panel.grid(axis="x", alpha=0.3)
   _name_rows(panels[0], cells)
   figure.suptitle(
-    "Routing of the last training batch, mean over layers, and speed: "
-    f"mean over {_seeds(cells)} and its 95% interval"
+    "Routing of the last training batch, averaged over layers, and speed: "
+    f"mean over {_seeds(cells)} with 95% interval"
   )
   return figure
 
@@ -267,12 +272,12 @@ def figures(cells: Sequence[Cell]) -> dict[str, Figure]:
   return {
     "accuracy": accuracy_figure(cells),
     "cost": cost_figure(cells),
-    "health": health_figure(cells),
+    "health": routing_figure(cells),
   }
 
 
 def save(figure: Figure, path: epath.PathLike, name: str) -> None:
-  """Writes NAME.png and NAME.svg; the same bytes for the same figure."""
+  """Writes NAME.png and NAME.svg; equal figures give equal bytes."""
   FigureCanvasAgg(figure)
   metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
   with mpl.rc_context({"svg.hashsalt": name}):

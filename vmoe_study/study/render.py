@@ -1,67 +1,65 @@
-"""Tables as people read them and Markdown renders them."""
+"""Tables as text: Markdown, CSV and LaTeX."""
 
 import csv
 import io
 from collections.abc import Sequence
 
-_NARROWEST = 3  # Of a column: what Markdown takes for a rule is "--:".
+from tabulate import tabulate
+
+# A bare "|" or a line break inside a cell would end it.
+_MARKDOWN = str.maketrans({"|": r"\|", "\n": " "})
 
 
 def markdown_table(
   header: Sequence[str], rows: Sequence[Sequence[object]]
 ) -> str:
-  """A Markdown table with columns aligned; numbers to the right."""
-  cells = [[str(cell) for cell in row] for row in rows]
-  columns = list(zip(header, *cells, strict=True))
-  widths = [max(_NARROWEST, *map(len, column)) for column in columns]
-  left = [not _is_numeric(column[1:]) for column in columns]
+  """A Markdown table with aligned columns; numbers are aligned to the right.
 
-  def line(row):
-    padded = [
-      cell.ljust(width) if to_left else cell.rjust(width)
-      for cell, width, to_left in zip(row, widths, left, strict=True)
-    ]
-    return f"| {' | '.join(padded)} |"
+  Args:
+    header: column names.
+    rows: cells, converted with `str`. "|" is escaped.
 
-  rule = [
-    "-" * width if to_left else "-" * (width - 1) + ":"
-    for width, to_left in zip(widths, left, strict=True)
+  Raises:
+    ValueError: a row is longer or shorter than the header.
+
+  >>> print(markdown_table(["run", "steps"], [["a|b", 10], ["c", 200]]))
+  | run   |   steps |
+  |:------|--------:|
+  | a\\|b  |      10 |
+  | c     |     200 |
+  """
+  escaped = [
+    [str(cell).translate(_MARKDOWN) for cell in row] for row in [header, *rows]
   ]
-  return "\n".join([line(header), line(rule), *map(line, cells)])
-
-
-def _is_numeric(column: Sequence[str]) -> bool:
-  """Whether it has numbers, and nothing else but gaps."""
-  filled = [cell.replace(",", "").replace(".", "") for cell in column if cell]
-  return bool(filled) and all(cell.isdigit() for cell in filled)
+  return _aligned("pipe", escaped)
 
 
 def csv_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-  """The same as comma-separated values."""
+  """A table as comma-separated values, with the header as its first line."""
   text = io.StringIO()
   csv.writer(text, lineterminator="\n").writerows([header, *rows])
   return text.getvalue()
 
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-  """The same as a LaTeX `tabular`, with booktabs' rules."""
-  lines = [" & ".join(map(_latex, row)) + r" \\" for row in [header, *rows]]
-  begin = r"\begin{tabular}{" + "l" * len(header) + "}"
-  parts = [begin, r"\toprule", lines[0], r"\midrule", *lines[1:]]
-  return "\n".join([*parts, r"\bottomrule", r"\end{tabular}"]) + "\n"
+  """A LaTeX `tabular` with the rules of booktabs."""
+  cells = [[str(cell) for cell in row] for row in [header, *rows]]
+  return _aligned("latex_booktabs", cells).replace("±", r"$\pm$") + "\n"
 
 
-_LATEX = str.maketrans(
-  {
-    **{char: rf"\{char}" for char in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"$<$",
-    "±": r"$\pm$",
-  }
-)
+def _aligned(form: str, lines: Sequence[Sequence[str]]) -> str:
+  header, *rows = lines
+  numeric = [_is_numeric(cells) for _, *cells in zip(*lines, strict=True)]
+  return tabulate(
+    rows,
+    header,
+    tablefmt=form,
+    disable_numparse=True,  # Numbers are formatted already.
+    colalign=["right" if each else "left" for each in numeric],
+  )
 
 
-def _latex(cell: object) -> str:
-  return str(cell).translate(_LATEX)
+def _is_numeric(column: Sequence[str]) -> bool:
+  """Whether a column has numbers, and nothing else except empty cells."""
+  filled = [cell.replace(",", "").replace(".", "") for cell in column if cell]
+  return bool(filled) and all(cell.isdigit() for cell in filled)

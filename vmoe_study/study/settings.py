@@ -1,15 +1,16 @@
-"""What distinguishes the cells of a table from each other."""
+"""The settings of a cell: the columns by which the rows of a table differ."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vmoe_study.run.workdir import describe_changes
+from vmoe_study.run.saved_config import describe_changes
 from vmoe_study.study.results import Cell
 
 _ROUTING = ("router", "K", "capacity", "group", "batch priority")
 OPTIONS = "model.moe.options."
-_SAID = {
+# Fields of the config that the routing columns show, and the config's name.
+_SHOWN = {
   "name",
   "model.moe.router",
   "model.moe.group_images",
@@ -19,19 +20,19 @@ _SAID = {
 }
 
 
-def names(cells: Sequence[Cell]) -> list[str]:
-  """Of the columns that `settings` fills."""
-  return [*_ROUTING, *others(cells)]
+def setting_names(cells: Sequence[Cell]) -> list[str]:
+  """Headers of the columns that `setting_values` fills."""
+  return [*_ROUTING, *differing_fields(cells)]
 
 
-def settings(cell: Cell, cells: Sequence[Cell]) -> list[str]:
-  """A cell's router, K, capacity factor, group, priority and `others`.
+def setting_values(cell: Cell, cells: Sequence[Cell]) -> list[str]:
+  """The routing of a cell and its values of the `differing_fields`.
 
   Args:
-    cell: to be described.
-    cells: all of the table.
+    cell: the cell to describe.
+    cells: all cells of the table.
   """
-  more = [field(cell, name) for name in others(cells)]
+  more = [field_text(cell, name) for name in differing_fields(cells)]
   if cell.router == "dense":
     return ["dense", "", "", "", "", *more]
   chosen = cell.num_selected_experts
@@ -45,16 +46,16 @@ def settings(cell: Cell, cells: Sequence[Cell]) -> list[str]:
   ]
 
 
-def others(cells: Sequence[Cell]) -> list[str]:
-  """Fields of the config in which cells differ, besides their routing.
+def differing_fields(cells: Sequence[Cell]) -> list[str]:
+  """Fields of the config, besides those of the routing, in which cells differ.
 
-  Routers have options of their own: of these, those count in which cells of one
-  router differ.
+  Every router has its own options. An option is listed if it differs between
+  cells of the same router.
   """
   found = {n for n in _differing(cells) if not n.startswith("model.moe.")}
   for router in {cell.router for cell in cells}:
     found |= _differing([cell for cell in cells if cell.router == router])
-  return sorted(found - _SAID)
+  return sorted(found - _SHOWN)
 
 
 def _differing(cells: Sequence[Cell]) -> set[str]:
@@ -65,8 +66,13 @@ def _differing(cells: Sequence[Cell]) -> set[str]:
   }
 
 
-def field(cell: Cell, name: str) -> str:
-  """A field of the config, by its path; empty where there is none."""
+def field_text(cell: Cell, name: str) -> str:
+  """The value of a config field as text; "" where the field does not exist.
+
+  Args:
+    cell: of the results.
+    name: path of the field, such as "train.batch_size".
+  """
   value: Any = cell.config
   for part in name.split("."):
     value = value.get(part, "") if isinstance(value, Mapping) else ""

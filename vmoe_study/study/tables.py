@@ -1,7 +1,7 @@
-"""The tables of the study, from cells of results.
+"""The tables of the study: accuracy, cost, and contrasts.
 
-Accuracies are percentages; "±" gives the half-width of the 95% interval of the
-mean over seeds (Student's t).
+Accuracies are percentages: means over seeds, "±" the half-width of their 95%
+Student t interval.
 """
 
 import math
@@ -9,21 +9,21 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from vmoe_study.study import settings
-from vmoe_study.study.contrasts import answers
+from vmoe_study.study.contrasts import contrast_results
 from vmoe_study.study.results import Cell
+from vmoe_study.study.settings import setting_names, setting_values
 from vmoe_study.study.statistics import Estimate, estimate
 
 MISSING = "missing"
 
 
 class Table(NamedTuple):
-  """A header, and rows of as many texts or estimates in percent.
+  """A table of texts and estimates in percent.
 
   Attributes:
     header: names of the columns.
-    rows: texts and estimates.
-    signed: whether estimates are differences.
+    rows: a text or an estimate per column.
+    signed: whether estimates are differences and show their sign.
   """
 
   header: list[str]
@@ -31,7 +31,7 @@ class Table(NamedTuple):
   signed: bool = False
 
   def as_text(self) -> list[list[str]]:
-    """The rows with estimates as people read them, "85.17 ± 0.41"."""
+    """The rows with estimates as text, such as "85.17 ± 0.41"."""
     return [[self._text(value) for value in row] for row in self.rows]
 
   def _text(self, value: str | Estimate) -> str:
@@ -42,7 +42,7 @@ class Table(NamedTuple):
     return f"{mean} ± {width}" if width else mean
 
   def as_numbers(self) -> "Table":
-    """Estimates as two columns: means and half-widths, for programs."""
+    """A copy with means and half-widths in columns of their own."""
     columns = []
     for name, *values in zip(self.header, *self.rows, strict=True):
       if not any(isinstance(value, Estimate) for value in values):
@@ -65,22 +65,22 @@ def _number(value: float) -> str:
 
 
 def accuracy_metrics(cells: Sequence[Cell]) -> list[str]:
-  """What the cells measure: upstream accuracy first, then 10-shot."""
+  """Accuracy metrics of the cells: upstream first, then 10-shot."""
   names = {name for cell in cells for run in cell.runs.values() for name in run}
   upstream = sorted(name for name in names if name.endswith("/accuracy"))
   return upstream + sorted(name for name in names if name.endswith("/10shot"))
 
 
 def accuracy_table(cells: Sequence[Cell]) -> Table:
-  """Accuracy by cell, with published numbers where there are such."""
+  """Accuracy by cell, beside the published numbers if there are any."""
   metrics = accuracy_metrics(cells)
   published = list(dict.fromkeys(name for c in cells for name in c.expected))
-  header = [*settings.names(cells), "runs", *metrics]
+  header = [*setting_names(cells), "runs", *metrics]
   header += [f"published: {name}" for name in published]
   header += ["source"] if published else []
   rows = []
   for cell in cells:
-    row: list[str | Estimate] = [*settings.settings(cell, cells), _count(cell)]
+    row: list[str | Estimate] = [*setting_values(cell, cells), _count(cell)]
     row += [_percent(cell, metric) for metric in metrics]
     row += [str(cell.expected.get(name, "")) for name in published]
     row += [cell.source] if published else []
@@ -101,69 +101,73 @@ def _percent(cell: Cell, metric: str) -> str | Estimate:
   return estimate([100 * x for x in values]) if values else MISSING
 
 
-# Column, its values by seed, what is said of them, and how it is written. Times
-# are medians: other work on a machine slows single runs down.
-_COST: tuple[tuple[str, Callable[[Cell], list[float]], Callable, str], ...] = (
-  (
-    "parameters",
-    lambda cell: cell.values("parameters"),
-    statistics.fmean,
-    ",.0f",
-  ),
-  (
+class _Column(NamedTuple):
+  """A column of the cost table.
+
+  Attributes:
+    name: of the column.
+    values: of a cell, one per seed.
+    summary: of the values.
+    form: the format of the summary.
+  """
+
+  name: str
+  values: Callable[[Cell], list[float]]
+  summary: Callable[[list[float]], float]
+  form: str
+
+
+_MEAN, _MEDIAN = statistics.fmean, statistics.median
+# Times are medians: other work on the machine slows single runs down.
+_COST = (
+  _Column("parameters", lambda cell: cell.values("parameters"), _MEAN, ",.0f"),
+  _Column(
     "training GFLOP per image",
     lambda cell: [x / 1e9 for x in cell.values("flops_per_image")],
-    statistics.fmean,
+    _MEAN,
     ".4f",
   ),
-  (
-    "training seconds",
-    lambda cell: cell.values("seconds"),
-    statistics.median,
-    ".0f",
+  _Column(
+    "training seconds", lambda cell: cell.values("seconds"), _MEDIAN, ".0f"
   ),
-  (
-    "images/s",
-    lambda cell: cell.values("images_per_second"),
-    statistics.median,
-    ",.0f",
+  _Column(
+    "images/s", lambda cell: cell.values("images_per_second"), _MEDIAN, ",.0f"
   ),
-  (
+  _Column(
     "unprocessed tokens %",
-    lambda cell: [100 * x for x in health(cell, "unprocessed")],
-    statistics.fmean,
+    lambda cell: [100 * x for x in routing_metric(cell, "unprocessed")],
+    _MEAN,
     ".1f",
   ),
-  (
-    "max load",
-    lambda cell: health(cell, "max_load"),
-    statistics.fmean,
-    ".2f",
+  _Column(
+    "max load", lambda cell: routing_metric(cell, "max_load"), _MEAN, ".2f"
   ),
-  (
-    "min load",
-    lambda cell: health(cell, "min_load"),
-    statistics.fmean,
-    ".2f",
+  _Column(
+    "min load", lambda cell: routing_metric(cell, "min_load"), _MEAN, ".2f"
   ),
 )
 
 
 def cost_table(cells: Sequence[Cell]) -> Table:
-  """What a cell costs, and how its routers fare at the end of training."""
+  """Cost of each cell, and routing metrics at the end of training."""
   rows = []
   for cell in cells:
-    row: list[str | Estimate] = [*settings.settings(cell, cells), _count(cell)]
-    for _, measure, summary, form in _COST:
-      values = measure(cell)
-      row.append(format(summary(values), form) if values else "")
+    row: list[str | Estimate] = [*setting_values(cell, cells), _count(cell)]
+    for column in _COST:
+      values = column.values(cell)
+      row.append(format(column.summary(values), column.form) if values else "")
     rows.append(row)
-  columns = [name for name, *_ in _COST]
-  return Table([*settings.names(cells), "runs", *columns], rows)
+  columns = [column.name for column in _COST]
+  return Table([*setting_names(cells), "runs", *columns], rows)
 
 
-def health(cell: Cell, name: str) -> list[float]:
-  """A metric of the routers, averaged over layers; one value per seed."""
+def routing_metric(cell: Cell, name: str) -> list[float]:
+  """A routing metric averaged over layers, one value per seed.
+
+  Args:
+    cell: of the results.
+    name: "unprocessed", "max_load" or "min_load".
+  """
   values = []
   for seed in sorted(cell.runs):
     layers = [
@@ -176,15 +180,16 @@ def health(cell: Cell, name: str) -> list[float]:
   return values
 
 
-def comparison_table(cells: Sequence[Cell]) -> Table:
-  """Paired differences over seeds, tested; p-values by Holm within a metric."""
+def contrast_table(cells: Sequence[Cell]) -> Table:
+  """Paired differences over seeds, tested; Holm's correction is per metric."""
   header = ["metric", "first against second", "seeds"]
   header += ["difference", "p", "Holm"]
   rows: list[list[str | Estimate]] = []
   for metric in accuracy_metrics(cells):
-    for text, found, corrected in answers(cells, metric):
-      row = [metric, text, str(found.difference.count), found.difference]
-      rows.append([*row, _p(found.p_value), _p(corrected)])
+    for text, comparison, corrected in contrast_results(cells, metric):
+      difference = comparison.difference
+      row = [metric, text, str(difference.count), difference]
+      rows.append([*row, _p(comparison.p_value), _p(corrected)])
   return Table(header, rows, signed=True)
 
 
@@ -195,7 +200,7 @@ def _p(value: float) -> str:
 
 
 def by_family(cells: Sequence[Cell]) -> list[Cell]:
-  """In the order of tables: dense, token choice, expert choice, soft."""
+  """Sorts cells: dense, token choice, expert choice, soft, then others."""
   families = ("dense", "_token_choice", "_expert_choice", "soft")
 
   def rank(cell):
@@ -206,11 +211,11 @@ def by_family(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def tables(cells: Sequence[Cell]) -> dict[str, Table]:
-  """All tables by name, but those without rows."""
+  """The tables that have rows, by name."""
   cells = by_family(cells)
   found = {
     "accuracy": accuracy_table(cells),
     "cost": cost_table(cells),
-    "comparisons": comparison_table(cells),
+    "comparisons": contrast_table(cells),
   }
   return {name: table for name, table in found.items() if table.rows}

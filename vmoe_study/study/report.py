@@ -1,0 +1,103 @@
+"""The report of a study: its tables and figures, written to a folder."""
+
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+from vmoe_study.study.render import csv_table, latex_table, markdown_table
+from vmoe_study.study.results import RESULTS_FILE, Cell, write
+from vmoe_study.study.tables import MISSING, Table, tables
+
+REPORT_FILE = "report.md"
+TITLES = {
+  "accuracy": "Accuracy in percent: mean over seeds with 95% interval",
+  "cost": "Cost, and routing at the end of training",
+  "comparisons": "Paired comparisons over seeds, in percentage points",
+  "health": "Routing at the end of training, and speed",
+}
+NOTES = {
+  "accuracy": "`K`: experts per token. `capacity`: capacity factor. There "
+  "are K x capacity expert slots per token, with K = 1 where it is empty. "
+  "`group`: images per routing group. An empty cell in a `published` column "
+  "means that no number with a source is known.",
+  "cost": "FLOPs count matrix products only. Seconds and images/s are medians "
+  "over seeds and include compilation; runs that are executed at the same time "
+  "share the machine. `unprocessed tokens` are not processed by any expert. "
+  "`max load` and `min load` are the numbers of tokens of the busiest and the "
+  "least busy expert, divided by the mean over experts. All three are averages "
+  "over layers, for the last training batch.",
+  "comparisons": "The two sides are compared seed by seed, at equal cost (K x "
+  "capacity) and with all other settings equal. p: paired t-test. Holm: p "
+  "after correction for all comparisons of the metric.",
+}
+
+
+def runs_table(cells: Sequence[Cell]) -> str:
+  """A Markdown table with a row per run.
+
+  Accuracies are percentages; seconds are those of training, without evaluation.
+  """
+  runs = [
+    _summary(cell, seed, cell.runs.get(seed))
+    for cell in cells
+    for seed in cell.seeds
+  ]
+  measured = {name for run in runs for name in run if "/" in name}
+  columns = ["run", "router", "seed", "steps", *sorted(measured)]
+  columns += ["seconds", "parameters"]
+  rows = [[run.get(name, "") for name in columns] for run in runs]
+  return markdown_table(columns, rows)
+
+
+def _summary(
+  cell: Cell, seed: int, final: Mapping[str, float] | None
+) -> dict[str, str]:
+  name = cell.names.get(seed, cell.name)
+  summary = {"run": name, "router": cell.router, "seed": str(seed)}
+  if final is None:
+    return summary | {"steps": MISSING}
+  for name, value in final.items():
+    if name.endswith(("/accuracy", "/10shot")):
+      summary[name] = f"{100 * value:.2f}"
+  summary["steps"] = str(final["step"])
+  summary["seconds"] = f"{final['seconds']:.0f}"
+  summary["parameters"] = f"{final['parameters']:,.0f}"
+  return summary
+
+
+def write_report(out: epath.PathLike, cells: Sequence[Cell]) -> None:
+  """Writes tables and figures, and the results from which they are made.
+
+  Args:
+    out: folder for tables as Markdown, CSV and LaTeX, figures as PNG and SVG,
+      and `results.json`, which `results.load` reads.
+    cells: of `results.load`.
+  """
+  # Matplotlib takes a second to import; `runs_table` does without it.
+  from vmoe_study.study import figures
+
+  out = epath.Path(out)
+  out.mkdir(parents=True, exist_ok=True)
+  write(out / RESULTS_FILE, cells)
+  found = tables(cells)
+  for name, table in found.items():
+    numbers = table.as_numbers()
+    (out / f"{name}.csv").write_text(csv_table(numbers.header, numbers.rows))
+    (out / f"{name}.tex").write_text(latex_table(table.header, table.as_text()))
+  drawn = figures.figures(cells)
+  for name, figure in drawn.items():
+    figures.save(figure, out, name)
+  (out / REPORT_FILE).write_text(_markdown(found, list(drawn)))
+
+
+def _markdown(found: Mapping[str, Table], drawn: Sequence[str]) -> str:
+  parts = []
+  for name, table in found.items():
+    parts += [f"## {TITLES[name]}", NOTES[name]]
+    parts.append(markdown_table(table.header, table.as_text()))
+    if name in drawn:
+      parts.append(f"![{TITLES[name]}]({name}.png)")
+  parts += [
+    f"![{TITLES[name]}]({name}.png)" for name in drawn if name not in found
+  ]
+  return "\n\n".join(parts) + "\n"

@@ -1,0 +1,186 @@
+"""A sweep: every row of a table of configs, run for several seeds.
+
+Each run is a `train` command in a process of its own, so that a sweep can be
+stopped or killed at any time. Started again, it resumes the runs that had begun
+and skips those that have finished.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from absl import logging
+from etils import epath
+
+from vmoe_study.options import check_names
+from vmoe_study.run.config_file import find_file, load_config, load_module
+from vmoe_study.study import sweep_manifest
+from vmoe_study.study.results import final_metrics
+from vmoe_study.study.sweep_manifest import SweepManifest, run_folder
+from vmoe_study.study.task_runner import Outcome, Task, TaskRunner
+
+
+class Row(Protocol):
+  """A row of a table.
+
+  Attributes:
+    name: unique in the table.
+    config: "FILE.py:ARGUMENTS".
+    overrides: "FIELD=VALUE" of single fields of the config.
+    expected: metric to percentage, as published.
+    source: of the expected numbers.
+    note: on how the numbers compare.
+  """
+
+  name: str
+  config: str
+  overrides: tuple[str, ...]
+  expected: Mapping[str, float]
+  source: str
+  note: str
+
+
+def load_table(table: str) -> dict[str, Row]:
+  """Reads the rows of a table, by name.
+
+  Args:
+    table: "FILE.py:TABLE", where FILE.py has a dict `TABLES` of rows.
+
+  Raises:
+    ValueError: there is no such file or table.
+  """
+  path, _, name = table.partition(":")
+  file = find_file(path)
+  if file is None:
+    raise ValueError(f"{table}: there is no file {path}. Give FILE.py:TABLE.")
+  tables = getattr(load_module(file), "TABLES", {})
+  if name not in tables:
+    raise ValueError(
+      f"{table}: must be FILE.py:TABLE, where TABLE is one of "
+      f"{', '.join(tables)}."
+    )
+  return {row.name: row for row in tables[name]}
+
+
+class Sweep:
+  """The runs of some rows in a root folder."""
+
+  def __init__(
+    self, rows: Mapping[str, Row], root: epath.PathLike, seeds: int = 1
+  ):
+    """Checks the config of every row, and the root.
+
+    Args:
+      rows: by name.
+      root: folder for all runs; it may hold runs of the same rows.
+      seeds: number of runs of each row, with seeds 0, 1, ...
+
+    Raises:
+      ValueError: a config is wrong, or the root holds runs of other configs.
+    """
+    if seeds < 1:
+      raise ValueError(f"seeds={seeds}: must be at least 1.")
+    self._root, self._seeds = Path(root), seeds
+    cells = {name: _cell(row) for name, row in rows.items()}
+    self._manifest = _extend_manifest(self._root, cells, seeds)
+
+  def missing_runs(self, only: str = "") -> list[Task]:
+    """The runs that have not finished, for one seed after the other.
+
+    Whenever a sweep is stopped, its cells thus have the same seeds, but for the
+    last one.
+
+    Args:
+      only: skip rows whose names do not contain this text.
+
+    Raises:
+      ValueError: no name contains `only`, or a run should start from a trained
+        model that does not exist.
+    """
+    cells = self._manifest.cells
+    chosen = [name for name in cells if only in name]
+    if not chosen:
+      parts = {part for name in cells for part in name.split(",")}
+      check_names("only", [only], parts)
+    tasks = [
+      Task(
+        name,
+        seed,
+        Path(run_folder(self._root, name, seed)),
+        cells[name]["words"],
+      )
+      for seed in range(self._seeds)
+      for name in chosen
+    ]
+    missing = [task for task in tasks if final_metrics(task.workdir) is None]
+    logging.info("%d of %d runs are missing.", len(missing), len(tasks))
+    for name in dict.fromkeys(task.name for task in missing):
+      _check_start(name, cells[name]["config"]["initialize"])
+    return missing
+
+  def run(self, tasks: list[Task], jobs: int = 1) -> Outcome:
+    """Writes the manifest and runs tasks.
+
+    Args:
+      tasks: of `missing_runs`.
+      jobs: number of runs at a time, each on its share of the CPU cores.
+
+    Raises:
+      ValueError: there are fewer CPU cores than jobs.
+    """
+    runner = TaskRunner(tasks, jobs)
+    sweep_manifest.write(self._root, self._manifest)
+    return runner.run()
+
+
+def _cell(row: Row) -> dict[str, Any]:
+  """The entry of a row in the manifest.
+
+  Its config is checked now, not after the hours that the rows before it take.
+  """
+  config = load_config(row.config, row.overrides).to_dict()
+  del config["seed"]
+  overrides = [f"--config.{override}" for override in row.overrides]
+  return {
+    "words": [f"--config={row.config}", *overrides],
+    "config": config,
+    "expected": dict(row.expected),
+    "source": "; ".join(filter(None, [row.source, row.note])),
+  }
+
+
+def _check_start(name: str, start: Mapping[str, Any]) -> None:
+  """Raises ValueError if a row starts from a workdir that does not exist."""
+  if start["kind"] == "checkpoint" and not epath.Path(start["path"]).exists():
+    raise ValueError(
+      f"row {name}: initialize.path={start['path']!r}: there is no such "
+      "workdir. Give the workdir of a trained model in the table, or leave the "
+      "row out with --only=TEXT."
+    )
+
+
+def _extend_manifest(
+  root: Path, cells: Mapping[str, Any], seeds: int
+) -> SweepManifest:
+  """The manifest of these cells and the seeds that the root has already.
+
+  Raises:
+    ValueError: the root has runs of other configs.
+  """
+  cells = json.loads(json.dumps(cells))
+  found = SweepManifest([], {})
+  if sweep_manifest.exists(root):
+    found = sweep_manifest.read(root)
+  changed = [
+    name
+    for name, cell in found.cells.items()
+    if cell["config"] != cells.get(name, {}).get("config")
+  ]
+  if changed:
+    raise ValueError(
+      f"root={root}: holds a sweep whose rows differ from those of this table: "
+      f"{', '.join(changed[:3])}{', ...' if changed[3:] else ''}. Choose "
+      "another --root, or the table that the sweep was started with."
+    )
+  return SweepManifest(list(range(max(seeds, len(found.seeds)))), cells)

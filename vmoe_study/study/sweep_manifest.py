@@ -1,0 +1,61 @@
+"""The manifest of a sweep: the runs that its root folder should hold.
+
+`sweep.json` in the root lists the seeds and, by name, the cells. A cell is a
+row of a table: the words of its command line, its completed config without the
+seed, the published results and their source.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from vmoe_study.files.atomic import write_atomically
+
+SWEEP_FILE = "sweep.json"
+MAX_NAME_LENGTH = 200  # Of a folder; file systems allow 255 bytes.
+
+
+class SweepManifest(NamedTuple):
+  """The contents of `sweep.json`.
+
+  Attributes:
+    seeds: of the runs of each cell, ascending.
+    cells: name to "words", "config", "expected" and "source".
+  """
+
+  seeds: list[int]
+  cells: Mapping[str, Mapping[str, Any]]
+
+
+def exists(root: epath.PathLike) -> bool:
+  """Whether a folder is the root of a sweep."""
+  return (epath.Path(root) / SWEEP_FILE).exists()
+
+
+def read(root: epath.PathLike) -> SweepManifest:
+  """The manifest in the root of a sweep."""
+  content = json.loads((epath.Path(root) / SWEEP_FILE).read_text())
+  return SweepManifest(content["seeds"], content["cells"])
+
+
+def write(root: epath.PathLike, manifest: SweepManifest) -> None:
+  """Writes the manifest, which `report` compares with the finished runs."""
+  text = json.dumps(manifest._asdict(), indent=1) + "\n"
+  write_atomically(epath.Path(root) / SWEEP_FILE, text)
+
+
+def run_folder(root: epath.PathLike, name: str, seed: int) -> epath.Path:
+  """The workdir of one run of a sweep.
+
+  A name that is too long for a folder is cut and ends in a hash of all of it.
+
+  >>> str(run_folder("root", "soft", 0))
+  'root/soft/seed0'
+  """
+  if len(name) > MAX_NAME_LENGTH:
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    name = f"{name[: MAX_NAME_LENGTH - 9]}-{digest}"
+  return epath.Path(root) / name / f"seed{seed}"
