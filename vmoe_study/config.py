@@ -1,8 +1,8 @@
-"""The door: a ConfigDict becomes typed, checked parts here, once.
+"""The door: nested mappings become a typed, checked `Config` here, once.
 
-Beyond this file nothing sees a ConfigDict. Unknown names, wrong types and
-values outside their domain fail here, naming the field, the value and the
-rule, before any device is touched.
+No code beyond this file sees a ConfigDict. Unknown names, wrong types and
+values out of range fail here, with the field, the value and the rule, before
+any device is touched.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from vmoe_study.training.optimizer import (
   check_schedule,
 )
 
-# Far beyond any use. What is larger would take minutes, or all of the memory,
-# before something else refused it.
+# Upper bounds far beyond any use. Larger values would take minutes, or all
+# memory, before anything else refused them.
 LARGEST = {
   "num_classes": 10**7,
   "width": 10**6,
@@ -60,12 +60,13 @@ def _check_largest(where: str, values: Mapping[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-  """Fields of `VisionTransformer`, by backbone name and exceptions from it.
+  """The fields of a `VisionTransformer`.
 
   Attributes:
-    backbone: as in "B/16"; empty if all sizes are given in `fields`.
-    fields: of `VisionTransformer`, but `moe` and `exchange`.
-    moe: routed blocks; router "dense" for none.
+    backbone: a published size such as "B/16"; empty if `fields` has all sizes.
+    fields: further fields of `VisionTransformer`, except `moe` and `exchange`.
+      They take precedence over the backbone's.
+    moe: the routed blocks; router "dense" for none.
   """
 
   backbone: str = ""
@@ -96,7 +97,7 @@ class ModelSpec:
 
   @staticmethod
   def names() -> set[str]:
-    """What `fields` may hold."""
+    """Valid names of `fields`."""
     own = {"parent", "name", "moe", "exchange"}
     return {f.name for f in dataclasses.fields(VisionTransformer)} - own
 
@@ -106,18 +107,18 @@ class ModelSpec:
     return self.moe.router != "dense"
 
   def arguments(self) -> dict[str, Any]:
-    """Of `VisionTransformer`, except the exchange."""
+    """Arguments of `VisionTransformer`, except the exchange."""
     sizes = variant(self.backbone) if self.backbone else {}
     return {**sizes, **self.fields, "moe": self.moe}
 
 
 @dataclasses.dataclass(frozen=True)
 class InitializeSpec:
-  """Where the parameters of a fresh run come from; see `initialize`.
+  """Where the parameters of a fresh run come from; see `run.initialize`.
 
   Attributes:
-    kind: "random", or what `path` is: the workdir of a run ("checkpoint"), the
-      prefix of a public V-MoE checkpoint ("vmoe"), a ViT's file ("npz").
+    kind: "random", or the kind of `path`: "checkpoint" is the workdir of a run,
+      "vmoe" the prefix of a public V-MoE checkpoint, "npz" the file of a ViT.
     path: local path or URL; empty for "random".
   """
 
@@ -134,11 +135,11 @@ class InitializeSpec:
 
 @dataclasses.dataclass(frozen=True)
 class MixtureSpec:
-  """A further training data set, mixed into the main one.
+  """A further training data set, mixed with the main one.
 
   Attributes:
-    data: which, and how it is prepared.
-    weight: examples of it for every one of the main data set.
+    data: the data set and its preprocessing.
+    weight: examples of it per example of the main data set.
   """
 
   data: DataSpec
@@ -147,25 +148,27 @@ class MixtureSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpec:
-  """How long, on what batches, by which loss and optimizer.
+  """Length, batches, loss and optimizer of a training run.
 
   Attributes:
     batch_size: images per step, over all hosts.
-    num_steps: updates; or else give `num_epochs`.
+    num_steps: updates. Give either this or `num_epochs`.
     num_epochs: passes over the training data.
     loss: "softmax_xent", or "sigmoid_xent" for many labels per image.
     optimizer: see `OptimizerSpec`.
     schedule: see `ScheduleSpec`.
-    accumulation: parts that a batch is computed in, one after another.
-    mixup: parameter of mixup's Beta distribution; 0 for none.
-    num_workers: data processes per host; 0 for threads only.
+    accumulation: number of parts that each batch is computed in, in sequence.
+    mixup: parameter of mixup's Beta distribution; 0 for no mixup.
+    num_workers: data processes per host; 0 uses threads only.
     report_every: steps between training metrics.
-    evaluate_every: steps between evaluations; 0 for one at the end.
-    save_every: steps between checkpoints; 0 for one at the end.
-    keep: checkpoints to keep.
-    keep_every: checkpoints at multiples of this are kept for ever; 0 for none.
-    on_save_error: when a checkpoint or metrics cannot be written, as on a full
-      disk: "stop", or "continue" without; the last checkpoint is needed.
+    evaluate_every: steps between evaluations; 0 evaluates at the end only.
+    save_every: steps between checkpoints; 0 saves at the end only.
+    keep: number of newest checkpoints to keep.
+    keep_every: checkpoints at multiples of this step are never deleted; 0 for
+      none.
+    on_save_error: what to do if a checkpoint or metrics cannot be written, for
+      example on a full disk: "stop", or "continue" without it. Without its last
+      checkpoint a run always fails.
     health: see `HealthSpec`.
   """
 
@@ -196,7 +199,8 @@ class TrainSpec:
     _check_largest("train", vars(self))
     if self.mixup and self.batch_size % 2:
       raise ValueError(
-        f"batch_size={self.batch_size}: mixup takes pairs of images."
+        f"batch_size={self.batch_size}: must be even, as mixup={self.mixup} "
+        "blends pairs of images. Add or remove one image."
       )
     if (self.num_steps > 0) == (self.num_epochs > 0):
       raise ValueError(
@@ -205,7 +209,7 @@ class TrainSpec:
       )
 
   def total_steps(self, num_examples: int) -> int:
-    """Updates of the whole run."""
+    """Number of updates of the whole run."""
     if self.num_steps:
       return self.num_steps
     return max(1, math.ceil(self.num_epochs * num_examples / self.batch_size))
@@ -215,12 +219,12 @@ class TrainSpec:
 class EvaluationSpec:
   """Accuracy and loss on a data set.
 
-  Where images are routed in groups, those that fill up the last batch compete
-  for slots with the real ones of their group, though they are not counted: with
-  `batch_size` a divisor of the number of images there are none.
+  Padding images fill up the last batch. They are not counted, but if images are
+  routed in groups, they compete for slots with the real images of their group.
+  There is no padding if `batch_size` divides the number of images.
 
   Attributes:
-    data: which, and how it is prepared.
+    data: the data set and its preprocessing.
     batch_size: images at a time, over all hosts.
   """
 
@@ -230,11 +234,11 @@ class EvaluationSpec:
 
 @dataclasses.dataclass(frozen=True)
 class FewshotSpec:
-  """k-shot transfer to a data set; see `evaluate.fewshot`.
+  """k-shot transfer to a data set; see `evaluation.fewshot`.
 
   Attributes:
-    train: where the k images per class come from.
-    test: where accuracy is measured.
+    train: source of the k images per class.
+    test: images that accuracy is measured on.
     batch_size: images at a time, over all hosts.
   """
 
@@ -248,18 +252,18 @@ class Config:
   """A run.
 
   Attributes:
-    name: of the recipe, for tables.
-    seed: of initial values, data order and all noise.
+    name: of the recipe; shown in tables.
+    seed: of initial parameters, data order and all noise.
     model: see `ModelSpec`.
-    data: training data, or the main part of it.
+    data: training data; with a mixture, the main data set.
     train: see `TrainSpec`.
-    mixture: further training data, by name.
-    initialize: what a fresh run starts from.
-    evaluations: by name; none is needed.
-    fewshot: by name; all share one penalty per number of shots.
+    mixture: further training data sets, by name.
+    initialize: where initial parameters come from.
+    evaluations: by name; may be empty.
+    fewshot: by name; all tasks share one penalty per number of shots.
     shots: images per class of the few-shot evaluations.
     evaluation_capacity: capacity factor of sparse routers in all evaluations;
-      0 for that of training.
+      0 for the factor of training.
     mesh: see `MeshSpec`.
   """
 
@@ -279,7 +283,7 @@ class Config:
   mesh: MeshSpec = dataclasses.field(default_factory=MeshSpec)
 
   def problems(self) -> Iterator[str]:
-    """What is wrong between the parts, or with a number; checked by `parse`."""
+    """Yields what `parse` finds wrong with numbers or between parts."""
     if not 0 <= self.seed < 2**32:
       yield f"seed={self.seed}: must be in [0, 2**32)."
     for shots in self.shots:
@@ -336,7 +340,7 @@ class Config:
 
   @property
   def evaluation_moe(self) -> MoeOptions:
-    """The routed blocks as they are evaluated; with the same parameters."""
+    """The routed blocks in evaluation, with `evaluation_capacity`."""
     moe = self.model.moe
     if not self.evaluation_capacity:
       return moe
@@ -350,10 +354,10 @@ class Config:
 
 
 def parse(values: Mapping[str, Any]) -> Config:
-  """A checked `Config` from nested mappings, as of a ConfigDict or JSON.
+  """Makes a checked `Config` from nested mappings: a ConfigDict, or JSON.
 
   Raises:
-    OptionsError: for everything that is wrong with it.
+    OptionsError: names every field that is wrong.
   """
   config = options.build(Config, "config", values)
   if problems := [f"config: {problem}" for problem in config.problems()]:
@@ -362,11 +366,11 @@ def parse(values: Mapping[str, Any]) -> Config:
 
 
 def check_batches(config: Config, num_devices: int) -> None:
-  """Checks that every batch divides by devices and groups.
+  """Checks that devices and routing groups divide every batch.
 
   Raises:
-    OptionsError: naming every batch that does not, the numbers and the next
-      size that fits.
+    OptionsError: names every batch size that does not fit, and the next one
+      that does.
   """
   if problems := list(_batch_problems(config, num_devices)):
     raise options.OptionsError(problems)
@@ -381,14 +385,15 @@ def _batch_problems(config: Config, num_devices: int) -> Iterator[str]:
   num_experts = config.model.moe.options.get("num_experts", 1)
   if config.model.is_routed and num_experts % shape["expert"]:
     yield (
-      f"model.moe.options.num_experts={num_experts} cannot be shared out among "
-      f"mesh.expert={shape['expert']} devices: it must be a multiple."
+      f"model.moe.options.num_experts={num_experts}: must be a multiple of "
+      f"mesh.expert={shape['expert']}, the devices that share the experts. "
+      "Change either."
     )
   train = config.train
   if train.batch_size % train.accumulation:
     yield (
-      f"train.batch_size={train.batch_size} cannot be computed in "
-      f"train.accumulation={train.accumulation} equal parts."
+      f"train.batch_size={train.batch_size}: must be a multiple of "
+      f"train.accumulation={train.accumulation}. Change either."
     )
   sizes = {"train.batch_size": train.batch_size // train.accumulation}
   for kind in ("evaluations", "fewshot"):
@@ -398,18 +403,17 @@ def _batch_problems(config: Config, num_devices: int) -> Iterator[str]:
   for where, size in sizes.items():
     if size < 1 or size % unit:
       yield (
-        f"{where}: {size} images at a time are not a multiple of "
-        f"{num_devices} devices x {config.group_images} images per group = "
-        f"{unit}. The next multiple is {max(-(-size // unit), 1) * unit}."
+        f"{where}={size}: {size} images must be a multiple of {num_devices} "
+        f"devices x {config.group_images} images per group = {unit}. The next "
+        f"multiple is {max(-(-size // unit), 1) * unit}."
       )
 
 
 def fit_to_devices(config: Config, num_devices: int) -> Config:
-  """The config for evaluation on so many devices, however it was trained.
+  """Adapts a config to evaluation on this number of devices.
 
-  As many devices share the experts out among them as mesh and devices allow;
-  batches become the next larger ones that divide. What is measured stays the
-  same.
+  Experts are sharded over as many devices as the mesh and their number allow,
+  and batch sizes grow to the next multiple. The metrics stay the same.
   """
   num_experts = config.model.moe.options.get("num_experts", 1)
   share = num_experts if config.mesh.expert == -1 else config.mesh.expert

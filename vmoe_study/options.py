@@ -1,4 +1,4 @@
-"""Checks on what a user wrote: names and types, before anything runs."""
+"""Checks of user input: names, types and ranges, before anything runs."""
 
 import dataclasses
 import difflib
@@ -11,18 +11,18 @@ from typing import Any
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
-_NUMBERS = BeartypeConf(is_pep484_tower=True)  # An int will do for a float.
+_NUMBERS = BeartypeConf(is_pep484_tower=True)  # An int is also a float.
 
 
 class OptionsError(ValueError):
-  """All that is wrong with what a user wrote.
+  """Invalid user input, with every problem found.
 
   Attributes:
-    problems: one by one.
+    problems: one message each.
   """
 
   def __init__(self, problems: Iterable[str]):
-    # Whoever raises an error anew, with more to say, gives one text.
+    # A single text is given where an error is raised again with more detail.
     if isinstance(problems, str):
       problems = (problems,)
     self.problems: tuple[str, ...] = tuple(problems)
@@ -30,7 +30,7 @@ class OptionsError(ValueError):
 
 
 def problems_of(error: ValueError) -> tuple[str, ...]:
-  """What an error says, one by one."""
+  """The messages of an error, one per problem."""
   return error.problems if isinstance(error, OptionsError) else (str(error),)
 
 
@@ -56,8 +56,8 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 def check_type(where: str, value: Any, hint: Any) -> None:
   """Raises ValueError unless `value` has the type `hint`.
 
-  An int passes for a float, a bool passes for nothing but a bool, and numbers
-  must be finite.
+  An int is accepted as a float, a bool only as a bool, and numbers must be
+  finite.
   """
   options = typing.get_args(hint) or (hint,)
   if typing.get_origin(hint) is typing.Literal:
@@ -77,7 +77,7 @@ def check_type(where: str, value: Any, hint: Any) -> None:
 
 
 def check_least(where: str, value: float, least: float) -> None:
-  """Raises ValueError for a value below the least allowed."""
+  """Raises ValueError if a value is below its lower bound."""
   if value < least:
     raise ValueError(f"{where}={value!r}: must be at least {least}.")
 
@@ -85,12 +85,12 @@ def check_least(where: str, value: float, least: float) -> None:
 def build(cls: type, where: str, values: Any) -> Any:
   """Makes a dataclass from a mapping, checking every name, type and value.
 
-  Fields that are dataclasses, or mappings to dataclasses, are built likewise;
-  lists become tuples.
+  Nested dataclasses and mappings to dataclasses are built the same way. Lists
+  become tuples.
 
   Raises:
-    OptionsError: for everything that is wrong, naming each field by its full
-      path, the value and the rule.
+    OptionsError: names every field that is wrong by its full path, with the
+      value and the rule.
   """
   if not isinstance(values, Mapping):
     raise ValueError(f"{where}={values!r}: must be a mapping of fields.")
@@ -113,7 +113,7 @@ def build(cls: type, where: str, values: Any) -> Any:
 
 
 def _all(calls: Iterable[Callable[[], Any]]) -> list[Any]:
-  """The results of all calls, or else the problems of all of them."""
+  """Results of all calls; raises the problems of all if any fails."""
   results: list[Any] = []
   problems: list[str] = []
   for call in calls:
@@ -131,7 +131,7 @@ def _is_required(field: dataclasses.Field) -> bool:
 
 
 def defaults(cls: type) -> dict[str, Any]:
-  """The fields of a dataclass that have a default value, with it."""
+  """Default values of a dataclass, by field."""
   return {
     f.name: f.default
     for f in dataclasses.fields(cls)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vmoe_study.config import parse
-from vmoe_study.run.experiment import open_train_input
+from vmoe_study.run.inputs import open_train_input
 
 
 def _folder(root, value):

@@ -6,7 +6,7 @@ from etils import epath
 
 from vmoe_study.config import Config
 from vmoe_study.run.checkpoint import Checkpoint, open_checkpoint
-from vmoe_study.run.experiment import make_evaluators
+from vmoe_study.run.inputs import make_evaluators
 
 
 def evaluate(

@@ -1,10 +1,6 @@
-"""From a `Config` to an assembled run: data, model, state, step, evaluators.
-
-This is the one place where models, data, training and evaluation meet.
-"""
+"""Assembles a model and its training from a `Config`."""
 
 import functools
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -12,18 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from vmoe_study.config import Config, FewshotSpec, check_batches
+from vmoe_study.config import Config, check_batches
 from vmoe_study.data.mixup import mixup
-from vmoe_study.data.pipeline import (
-  DataSpec,
-  EvalInput,
-  TrainInput,
-  eval_input,
-  train_input,
-)
-from vmoe_study.data.sources import open_source
-from vmoe_study.evaluation.classification import ClassificationEvaluator
-from vmoe_study.evaluation.fewshot import FewshotEvaluator, FewshotTask
 from vmoe_study.nn.parameter_names import EXPERT_PATTERN
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.parallel import sharding
@@ -77,7 +63,7 @@ class Model:
     return _template(self.params_shape, self.params_sharding)
 
   def init(self) -> Any:
-    """Fresh parameters; each device computes and holds its own part only."""
+    """Random parameters; each device computes and holds only its own part."""
     init = jax.jit(self._init, out_shardings=self.params_sharding)
     return init(jax.random.key(self.config.seed))
 
@@ -89,7 +75,7 @@ class Model:
     return self.module.init(key, images)["params"]
 
   def check_images(self, where: str, shape: tuple[int, int, int]) -> None:
-    """Checks that images of another shape than `image_shape` will do.
+    """Checks that the model accepts images of a shape other than its own.
 
     Raises:
       ValueError: parameters depend on the shape, such as learned positions.
@@ -100,11 +86,10 @@ class Model:
     wanted = jax.eval_shape(init, jax.random.key(0))
     if wanted != self.params_shape:
       raise ValueError(
-        f"{where}: its images are {_size(shape)}, those of the model "
-        f"{_size(self.image_shape)}, and its parameters depend on that "
-        "(positions that are learned, slots of a soft router). Resize in its "
-        "`ops`, or fine-tune a model of that size from this one with "
-        "`initialize`."
+        f"{where}: its images are {_size(shape)}, but the model was built for "
+        f"{_size(self.image_shape)}, and some of its parameters depend on that "
+        "(learned positions, slots of a soft router). Resize the images in "
+        "`ops`, or use `initialize` to fine-tune a model of the other size."
       )
 
   @functools.cached_property
@@ -124,7 +109,7 @@ class Model:
     return self.evaluation_module.apply({"params": params}, images)
 
   def loss(self, params: Any, batch: Any, key: jax.Array):
-    """Training loss of a batch and its metrics; `key` makes all noise."""
+    """Training loss and metrics of a batch; all noise derives from `key`."""
     spec = self.config.train
     dropout, router = jax.random.split(key)
     logits, outputs = self.module.apply(
@@ -168,7 +153,7 @@ class Training:
     self.step = self._compiled_step()
 
   def _opt_sharding(self) -> Any:
-    """Moments live where their parameters do; all else is replicated."""
+    """Moments are sharded like their parameters; the rest is replicated."""
     return optax.tree_map_params(
       self.optimizer,
       lambda _, sharding_: sharding_,
@@ -237,90 +222,9 @@ def _mixup(alpha: float):
   return functools.partial(mixup, alpha=alpha)
 
 
-def open_train_input(config: Config) -> TrainInput:
-  """This host's slices of the training batches.
-
-  Raises:
-    MissingDataError: if the data set is not prepared.
-  """
-  mixture = [(spec.data, spec.weight) for spec in config.mixture.values()]
-  return train_input(
-    [(config.data, 1.0), *mixture],
-    batch_size=config.train.batch_size,
-    seed=config.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    num_workers=config.train.num_workers,
-  )
-
-
-def make_evaluators(model: Model) -> list:
-  """The evaluators of a config, on this model's mesh."""
-  config = model.config
-  evaluators: list = [
-    ClassificationEvaluator(
-      name,
-      model.predict,
-      functools.partial(
-        _global_batches,
-        model.mesh,
-        _open(model, f"evaluations.{name}.data", spec.data, spec.batch_size),
-      ),
-      losses.LOSSES[config.train.loss],
-    )
-    for name, spec in config.evaluations.items()
-  ]
-  if config.fewshot:
-    tasks = [
-      _fewshot_task(model, name, spec) for name, spec in config.fewshot.items()
-    ]
-
-    def features(params, images):
-      images = sharding.to_global(model.mesh, images)
-      return sharding.to_local(model.features(params, images))
-
-    evaluators.append(
-      FewshotEvaluator("fewshot", features, tasks, config.shots, config.seed)
-    )
-  return evaluators
-
-
-def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
-  train = spec.train
-  source = open_source(train.name, train.split, train.data_dir, train.label_key)
-  return FewshotTask(
-    name,
-    source.labels(),
-    functools.partial(
-      _open, model, f"fewshot.{name}.train", train, spec.batch_size
-    ),
-    _open(model, f"fewshot.{name}.test", spec.test, spec.batch_size),
-    train.num_classes,
-  )
-
-
-def _open(
-  model: Model, where: str, data: DataSpec, batch_size: int, indices=None
-) -> EvalInput:
-  batches = eval_input(
-    data,
-    batch_size=batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    indices=indices,
-    num_workers=model.config.train.num_workers,
-  )
-  model.check_images(where, batches.image_shape)
-  return batches
-
-
 def _size(shape: tuple[int, int, int]) -> str:
   height, width, channels = shape
   return f"{height} x {width} x {channels}"
-
-
-def _global_batches(mesh: Mesh, batches: Iterable) -> Iterator:
-  return (sharding.to_global(mesh, batch) for batch in batches)
 
 
 def _template(shapes: Any, shardings: Any) -> Any:

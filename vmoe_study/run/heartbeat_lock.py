@@ -6,12 +6,12 @@ A start takes the lock by creating the next number, once the highest is marked
 as released or has not changed for `STALE_SECONDS`, as after a kill -9. The
 highest file is never removed: a number is not used again.
 
-A file is created only if it does not exist (mode "xb" of fsspec, a precondition
-of the request in gcsfs, s3fs and adlfs), so of any number of starts at the same
-time exactly one gets the lock. A file system without that precondition keeps
-the file of the last of them; the others are interrupted at their next
-heartbeat. So is a run that was suspended for longer than `STALE_SECONDS` if
-another one has taken the lock.
+Of any number of starts at the same time exactly one creates the file: gcsfs,
+s3fs and adlfs make its absence a precondition of the request that writes it
+(fsspec's `pipe_file(mode="create")`). Other file systems of fsspec first look
+and then write. There, the last of several starts within that moment keeps the
+lock, and the others are interrupted at their next heartbeat. So is a run that
+was suspended for longer than `STALE_SECONDS` if another one has taken the lock.
 """
 
 import _thread
@@ -66,7 +66,7 @@ def heartbeat_lock(workdir: str) -> Iterator[None]:
     thread.join()
     try:
       if not _is_lost(files, number, content):
-        files.write(number, content | {"released": True})
+        files.overwrite(number, content | {"released": True})
     except Exception as error:
       logging.warning("The lock of %s was not released: %s", workdir, error)
 
@@ -109,7 +109,7 @@ def _keep_alive(
         logging.error("The lock is now held by %s.", files.newest())
         _thread.interrupt_main()
         return
-      files.write(number, content | {"heartbeats": heartbeats})
+      files.overwrite(number, content | {"heartbeats": heartbeats})
     except Exception as error:
       logging.warning("The heartbeat of the lock failed: %s", error)
 
@@ -144,12 +144,11 @@ class _LockFiles:
     Raises:
       FileExistsError: there is one.
     """
-    with self._fs.open(self._path(number), "xb") as stream:
-      stream.write(json.dumps(content).encode())
+    self._write(number, content, mode="create")
 
-  def write(self, number: int, content: dict[str, Any]) -> None:
-    """Writes a file, over the one that is there."""
-    self._fs.pipe_file(self._path(number), json.dumps(content).encode())
+  def overwrite(self, number: int, content: dict[str, Any]) -> None:
+    """Writes a file, whether it exists or not."""
+    self._write(number, content, mode="overwrite")
 
   def remove_below(self, number: int) -> None:
     """Removes the files of earlier owners."""
@@ -165,6 +164,10 @@ class _LockFiles:
     except FileNotFoundError:
       return []
     return [int(match[1]) for path in paths if (match := _NAME.search(path))]
+
+  def _write(self, number: int, content: dict[str, Any], mode: str) -> None:
+    data = json.dumps(content).encode()
+    self._fs.pipe_file(self._path(number), data, mode=mode)
 
   def _read(self, number: int) -> dict[str, Any]:
     try:

@@ -21,14 +21,10 @@ from vmoe_study.parallel import hosts
 from vmoe_study.parallel.sharding import to_global
 from vmoe_study.run import lock
 from vmoe_study.run import workdir as workdir_lib
-from vmoe_study.run.experiment import (
-  Model,
-  Training,
-  make_evaluators,
-  open_train_input,
-)
+from vmoe_study.run.experiment import Model, Training
 from vmoe_study.run.failures import Failures
 from vmoe_study.run.initialize import initial_params
+from vmoe_study.run.inputs import make_evaluators, open_train_input
 from vmoe_study.run.metadata import Metadata
 from vmoe_study.training import loop
 from vmoe_study.training.ahead import StepsAhead
