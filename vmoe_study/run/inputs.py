@@ -1,0 +1,108 @@
+"""The data of a run: training batches, and evaluators with their data sets."""
+
+import functools
+from collections.abc import Iterable, Iterator
+
+import jax
+from jax.sharding import Mesh
+
+from vmoe_study.config import Config, FewshotSpec
+from vmoe_study.data.pipeline import (
+  DataSpec,
+  EvalInput,
+  TrainInput,
+  eval_input,
+  train_input,
+)
+from vmoe_study.data.sources import open_source
+from vmoe_study.evaluation.classification import ClassificationEvaluator
+from vmoe_study.evaluation.fewshot import FewshotEvaluator, FewshotTask
+from vmoe_study.parallel import sharding
+from vmoe_study.run.experiment import Model
+from vmoe_study.training.loss import LOSSES
+
+
+def open_train_input(config: Config) -> TrainInput:
+  """This host's slices of the training batches.
+
+  Raises:
+    MissingDataError: if the data set is not prepared.
+  """
+  mixture = [(spec.data, spec.weight) for spec in config.mixture.values()]
+  return train_input(
+    [(config.data, 1.0), *mixture],
+    batch_size=config.train.batch_size,
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    num_workers=config.train.num_workers,
+  )
+
+
+def make_evaluators(model: Model) -> list:
+  """The evaluators of a config, with their data opened.
+
+  Raises:
+    MissingDataError: a data set is not prepared.
+    ValueError: images do not fit the model.
+  """
+  config = model.config
+  evaluators: list = [
+    ClassificationEvaluator(
+      name,
+      model.predict,
+      functools.partial(
+        _global_batches,
+        model.mesh,
+        _open(model, f"evaluations.{name}.data", spec.data, spec.batch_size),
+      ),
+      LOSSES[config.train.loss],
+    )
+    for name, spec in config.evaluations.items()
+  ]
+  if config.fewshot:
+    tasks = [
+      _fewshot_task(model, name, spec) for name, spec in config.fewshot.items()
+    ]
+
+    def features(params, images):
+      images = sharding.to_global(model.mesh, images)
+      return sharding.to_local(model.features(params, images))
+
+    evaluators.append(
+      FewshotEvaluator("fewshot", features, tasks, config.shots, config.seed)
+    )
+  return evaluators
+
+
+def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
+  train = spec.train
+  source = open_source(train.name, train.split, train.data_dir, train.label_key)
+  return FewshotTask(
+    name,
+    source.labels(),
+    functools.partial(
+      _open, model, f"fewshot.{name}.train", train, spec.batch_size
+    ),
+    _open(model, f"fewshot.{name}.test", spec.test, spec.batch_size),
+    train.num_classes,
+  )
+
+
+def _open(
+  model: Model, where: str, data: DataSpec, batch_size: int, indices=None
+) -> EvalInput:
+  batches = eval_input(
+    data,
+    batch_size=batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    indices=indices,
+    num_workers=model.config.train.num_workers,
+  )
+  model.check_images(where, batches.image_shape)
+  return batches
+
+
+def _global_batches(mesh: Mesh, batches: Iterable) -> Iterator:
+  return (sharding.to_global(mesh, batch) for batch in batches)
