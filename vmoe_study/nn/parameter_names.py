@@ -42,7 +42,9 @@ HEAD = "head"
 
 POSITIONS = f"{ENCODER}/{ADD_POSITIONS}/{POSITION_EMBEDDING}"
 EXPERTS = f"{MOE}/{MLP}"  # Within a block.
-EXPERT_PATTERN = rf"(^|/){EXPERTS}/"  # For `re.search` in a path.
+# For `re.search` in a path.
+EXPERT_PATTERN = rf"(^|/){EXPERTS}/"
+BLOCK_PATTERN = rf"^{ENCODER}/encoderblock_(\d+)/"
 
 
 def block_name(index: int) -> str:

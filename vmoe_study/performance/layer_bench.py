@@ -1,11 +1,13 @@
-"""What a MoE layer costs beside the matrix products of its experts.
+"""Benchmark of a MoE layer: its overhead over the matrix products of experts.
 
-Two lower bounds are timed with every router: the experts alone, on tensors
-that are dispatched already, and a dense MLP on the same tokens.
+Two lower bounds are timed along with the routers: the experts alone, on inputs
+that are already dispatched, and a dense MLP on the same tokens.
 """
 
 import dataclasses
 import functools
+import itertools
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,10 +15,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
+from vmoe_study.nn import parameter_names as names
 from vmoe_study.nn.mlp import Mlp
 from vmoe_study.nn.moe import Moe, MoeOptions, make_experts
 from vmoe_study.nn.router import ROUTERS, SoftRouter, make_router
+from vmoe_study.performance.bench_shapes import LayerShape
 from vmoe_study.performance.timing import interleaved_seconds, paired_ratio
 from vmoe_study.routing.capacity import expert_capacity
 
@@ -25,33 +30,16 @@ EXPERTS_ONLY, DENSE = "experts only", "dense MLP"
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerShape:
-  """The layer that is timed.
+class Case:
+  """A module to be timed, with its input and parameters.
 
   Attributes:
-    images: B.
-    tokens: L, per image.
-    width: D.
-    mlp_dim: F.
-    num_experts: E.
-    dtype: of tokens and experts.
+    name: unique name.
+    module: called with (input, deterministic).
+    input: its input.
+    row: what identifies its rows in the result; empty for a lower bound.
+    params: random parameters.
   """
-
-  images: int = 8
-  tokens: int = 196
-  width: int = 384
-  mlp_dim: int = 1536
-  num_experts: int = 32
-  dtype: str = "float32"
-
-  def input(self) -> jax.Array:
-    shape = self.images, self.tokens, self.width
-    return jax.random.normal(jax.random.key(0), shape).astype(self.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """One candidate: a module, its input, and the row that it makes."""
 
   name: str
   module: nn.Module
@@ -60,14 +48,15 @@ class Case:
   params: Any
 
   def output(self, params: Any, x: jax.Array) -> jax.Array:
-    found = self.module.apply(params, x, True)
-    return found[0] if isinstance(found, tuple) else found
+    """The layer's output, without its auxiliary outputs."""
+    y = self.module.apply(params, x, True)
+    return y[0] if isinstance(y, tuple) else y
 
 
 def _case(
   name: str, module: nn.Module, x: jax.Array, row: dict[str, Any]
 ) -> Case:
-  """With random parameters: drawn, where to initialise would be compiled."""
+  """Makes a case; drawing parameters is faster than compiling `init`."""
   init = lambda x: module.init(jax.random.key(1), x, True)  # noqa: E731
   shapes = jax.eval_shape(init, x)
   random = np.random.default_rng(0)
@@ -81,14 +70,19 @@ def _case(
   return Case(name, module, x, row, jax.tree.map(draw, shapes))
 
 
-def cases(
+def _input(shape: LayerShape) -> jax.Array:
+  size = shape.images, shape.tokens, shape.width
+  return jax.random.normal(jax.random.key(0), size).astype(shape.dtype)
+
+
+def make_cases(
   shape: LayerShape,
   group_images: int,
   capacity: float,
   routers: Sequence[str],
-  forms: Sequence[str],
+  plan_forms: Sequence[str],
 ) -> Iterator[Case]:
-  """The two lower bounds, then every router in every plan form it has."""
+  """The two lower bounds, then every router in each of its plan forms."""
   groups = shape.images // group_images
   slots = expert_capacity(
     group_images * shape.tokens, shape.num_experts, capacity
@@ -98,36 +92,83 @@ def cases(
   )
   experts = make_experts(shape.mlp_dim, dtype=shape.dtype)
   yield _case(EXPERTS_ONLY, experts, dispatched, {})
-  yield _case(DENSE, Mlp(shape.mlp_dim, dtype=shape.dtype), shape.input(), {})
+  yield _case(DENSE, Mlp(shape.mlp_dim, dtype=shape.dtype), _input(shape), {})
   for router in routers:
     has_forms = ROUTERS[router].router is not SoftRouter
-    for form in forms if has_forms else ("dense",):
+    for form in plan_forms if has_forms else ("dense",):
       options = {"num_experts": shape.num_experts, "capacity_factor": capacity}
       options |= {"plan_form": form} if has_forms else {}
       moe = MoeOptions(router, options, group_images=group_images)
       layer = Moe(moe, shape.mlp_dim, dtype=shape.dtype)
       row = {"router": router, "form": form, "group_images": group_images}
       row["capacity"] = capacity
-      yield _case(f"{router} {form}", layer, shape.input(), row)
+      yield _case(f"{router} {form}", layer, _input(shape), row)
+
+
+def bench_layer(
+  shape: LayerShape,
+  group_sizes: Sequence[int],
+  capacities: Sequence[float],
+  routers: Sequence[str],
+  plan_forms: Sequence[str],
+  rounds: int,
+  progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+  """Times every router, plan form, group size and capacity factor.
+
+  Args:
+    shape: sizes of the layer.
+    group_sizes: images per group.
+    capacities: capacity factors.
+    routers: names in `ROUTERS`, except "dense".
+    plan_forms: "index", "dense" or both; Soft MoE has the dense form only.
+    rounds: number of timings of each layer.
+    progress: called with messages.
+
+  Returns:
+    JSON-able: shape, device, machine, JAX version, and under "rows" one row per
+    layer and pass.
+  """
+  rows: list[dict[str, Any]] = []
+  for group_images, capacity in itertools.product(group_sizes, capacities):
+    progress(f"groups of {group_images} images, capacity factor {capacity:g}")
+    cases = list(make_cases(shape, group_images, capacity, routers, plan_forms))
+    measured = measure(cases, rounds, progress)
+    progress("timing the parts of each layer")
+    parts = {
+      (case.row["router"], case.row["form"]): breakdown(case, rounds)
+      for case in cases
+      if case.row
+    }
+    for row in measured:
+      row["breakdown_ms"] = parts[row["router"], row["form"]]
+    rows += measured
+  return {
+    "shape": dataclasses.asdict(shape),
+    "device": jax.devices()[0].device_kind,
+    "machine": platform.machine(),
+    "jax": jax.__version__,
+    "rows": rows,
+  }
 
 
 def measure(
-  candidates: Sequence[Case],
+  cases: Sequence[Case],
   rounds: int,
   progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-  """Rows of every router and pass, with ratios to both lower bounds."""
+  """One row per router and pass, with ratios to both lower bounds."""
   rows = []
   for which in PASSES:
     compiled = {}
-    for case in candidates:
+    for case in cases:
       progress(f"compiling {case.name}, {which}")
-      function = _forward_backward(case) if which != "forward" else case.output
+      function = case.output if which == "forward" else _forward_backward(case)
       arguments = case.params, case.input
       compiled[case.name] = jax.jit(function).lower(*arguments).compile()
     calls = {
       case.name: functools.partial(compiled[case.name], case.params, case.input)
-      for case in candidates
+      for case in cases
     }
     progress(f"timing {len(calls)} layers, {which}")
     seconds = interleaved_seconds(calls, rounds)
@@ -135,33 +176,41 @@ def measure(
       case.row
       | {
         "pass": which,
-        "ms": 1e3 * float(sorted(seconds[case.name])[rounds // 2]),
+        "ms": _median_ms(seconds[case.name]),
         "ratio_experts_only": paired_ratio(seconds, case.name, EXPERTS_ONLY),
         "ratio_dense": paired_ratio(seconds, case.name, DENSE),
       }
       | _compiled_cost(compiled[case.name], compiled[EXPERTS_ONLY])
-      for case in candidates
+      for case in cases
       if case.row
     ]
   return rows
 
 
+def _median_ms(seconds: Float[np.ndarray, "rounds"]) -> float:
+  return 1e3 * float(sorted(seconds)[len(seconds) // 2])
+
+
 def breakdown(case: Case, rounds: int) -> dict[str, float]:
-  """Milliseconds of the parts of a router's layer, forward, one by one."""
+  """Forward time of each part of a routed layer in ms, timed one by one.
+
+  "choice" is the time of routing from logits to plan, less that of the affinity
+  ("solver").
+  """
   layer, x, params = case.module, case.input, case.params["params"]
   router = make_router(layer.moe.router, **layer.moe.options)
-  router_params = {"params": params.get("Router", {})}
+  router_params = {"params": params.get(names.ROUTER, {})}
   experts = make_experts(layer.mlp_dim, dtype=layer.dtype)
   tokens = x.reshape(-1, layer.moe.group_images * x.shape[1], x.shape[2])
   slots = router.capacity(tokens.shape[1])
 
-  # Called with what another part returned, in the layer's order.
+  # In the layer's order; each takes the results of earlier parts.
   parts: dict[str, Callable] = {
     "router": lambda x: router.apply(router_params, x, True, method="logits"),
     "solver": lambda x: router.affinity(x.clean, slots),
     "plan": lambda x: router.route(x)[0],
     "dispatch": lambda plan, x: plan.dispatch(x),
-    "experts": lambda x: experts.apply({"params": params["Mlp"]}, x, True),
+    "experts": lambda x: experts.apply({"params": params[names.MLP]}, x, True),
     "combine": lambda plan, y: plan.combine(y),
   }
   if not hasattr(router, "affinity"):
@@ -183,10 +232,10 @@ def breakdown(case: Case, rounds: int) -> dict[str, float]:
     for name, function in run.items()
   }
   seconds = interleaved_seconds(calls, rounds)
-  found = {k: 1e3 * float(sorted(v)[rounds // 2]) for k, v in seconds.items()}
-  plan_ms = found.pop("plan")
-  solver_ms = min(found.pop("solver", 0.0), plan_ms)
-  return found | {"solver": solver_ms, "choice": plan_ms - solver_ms}
+  ms = {name: _median_ms(values) for name, values in seconds.items()}
+  plan_ms = ms.pop("plan")
+  solver_ms = min(ms.pop("solver", 0.0), plan_ms)
+  return ms | {"solver": solver_ms, "choice": plan_ms - solver_ms}
 
 
 def _forward_backward(case: Case) -> Callable:

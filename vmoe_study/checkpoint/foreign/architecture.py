@@ -5,11 +5,9 @@ import re
 from typing import Any
 
 from vmoe_study.checkpoint import tree as tree_lib
+from vmoe_study.nn import parameter_names as names
 
 PyTree = Any
-
-_BLOCK = re.compile(r"Encoder/encoderblock_(\d+)/(Moe/)?")
-_POSITIONS = "Encoder/posembed_input/pos_embedding"
 
 
 def infer_model(params: PyTree) -> dict[str, Any]:
@@ -23,14 +21,16 @@ def infer_model(params: PyTree) -> dict[str, Any]:
     ValueError: this is not one of our vision transformers.
   """
   shapes = _shapes(params)
-  matches = [match for path in shapes if (match := _BLOCK.match(path))]
-  blocks = sorted({int(match[1]) for match in matches})
-  moe = sorted({int(match[1]) for match in matches if match[2]})
+  matches = [re.search(names.BLOCK_PATTERN, path) for path in shapes]
+  found = [match for match in matches if match]
+  blocks = sorted({int(match[1]) for match in found})
+  moe = sorted({int(match[1]) for match in found if names.in_moe(match.string)})
   if not blocks or blocks != list(range(len(blocks))):
     raise _not_a_vit(f"its blocks are {blocks}")
   model: dict[str, Any] = {"fields": _fields(shapes, len(blocks), moe)}
   if moe:
-    model["moe"] = {"blocks": moe} | _router(shapes, f"{_block(moe[0])}/Moe")
+    router = _router(shapes, f"{_block(moe[0])}/{names.MOE}")
+    model["moe"] = {"blocks": moe} | router
   return model
 
 
@@ -44,15 +44,15 @@ def infer_image_shape(params: PyTree) -> tuple[int, int, int] | None:
     ValueError: the positions are of no square.
   """
   shapes = _shapes(params)
-  patch, _, channels, _ = _shape(shapes, "embedding/kernel", 4)
-  if _POSITIONS not in shapes:
+  patch, _, channels, _ = _shape(shapes, f"{names.EMBEDDING}/kernel", 4)
+  if names.POSITIONS not in shapes:
     return None
-  tokens = _shape(shapes, _POSITIONS, 3)[1] - ("cls" in shapes)
+  tokens = _shape(shapes, names.POSITIONS, 3)[1] - (names.CLASS_TOKEN in shapes)
   side = math.isqrt(max(tokens, 0))
   if not side or side * side != tokens:
     raise ValueError(
-      f"{_POSITIONS}: {tokens} positions of patches are no square. Only models "
-      "of square images can be imported."
+      f"{names.POSITIONS}: {tokens} positions of patches are no square. Only "
+      "models of square images can be imported."
     )
   return side * patch, side * patch, channels
 
@@ -80,28 +80,30 @@ def _not_a_vit(problem: str) -> ValueError:
 
 
 def _block(index: int) -> str:
-  return f"Encoder/encoderblock_{index}"
+  return f"{names.ENCODER}/{names.block_name(index)}"
 
 
 def _fields(
   shapes: dict[str, tuple[int, ...]], depth: int, moe: list[int]
 ) -> dict[str, Any]:
   """Fields of `VisionTransformer`."""
-  mlp = f"{_block(0)}/{'Moe/' if 0 in moe else ''}Mlp/Dense_0/bias"
-  attention = f"{_block(0)}/SelfAttention"
-  pool = "token" if "cls" in shapes else "gap"
-  patch_size, _, _, width = _shape(shapes, "embedding/kernel", 4)
+  mlp, rank = (names.EXPERTS, 2) if 0 in moe else (names.MLP, 1)
+  hidden = f"{_block(0)}/{mlp}/{names.MLP_INPUT}/bias"
+  attention = f"{_block(0)}/{names.ATTENTION}"
+  pre_logits = f"{names.PRE_LOGITS}/bias"
+  pool = "token" if names.CLASS_TOKEN in shapes else "gap"
+  patch_size, _, _, width = _shape(shapes, f"{names.EMBEDDING}/kernel", 4)
   return {
-    "num_classes": _shape(shapes, "head/kernel", 2)[1],
+    "num_classes": _shape(shapes, f"{names.HEAD}/kernel", 2)[1],
     "patch_size": patch_size,
     "width": width,
     "depth": depth,
-    "mlp_dim": _shape(shapes, mlp, 2 if 0 in moe else 1)[-1],
+    "mlp_dim": _shape(shapes, hidden, rank)[-1],
     "num_heads": _shape(shapes, f"{attention}/query/kernel", 3)[1],
-    "pool": "map" if "MapHead/probe" in shapes else pool,
-    "posemb": "learned" if _POSITIONS in shapes else "sincos2d",
-    "representation_size": _shape(shapes, "pre_logits/bias", 1)[0]
-    if "pre_logits/bias" in shapes
+    "pool": "map" if f"{names.MAP_HEAD}/probe" in shapes else pool,
+    "posemb": "learned" if names.POSITIONS in shapes else "sincos2d",
+    "representation_size": _shape(shapes, pre_logits, 1)[0]
+    if pre_logits in shapes
     else 0,
     "qk_norm": f"{attention}/query_ln/scale" in shapes,
   }
@@ -109,10 +111,11 @@ def _fields(
 
 def _router(shapes: dict[str, tuple[int, ...]], moe: str) -> dict[str, Any]:
   """Name and options of a router."""
-  if f"{moe}/Router/mu" in shapes:
-    _, experts, slots = _shape(shapes, f"{moe}/Router/mu", 3)
+  slot_embedding = f"{moe}/{names.ROUTER}/{names.SLOT_EMBEDDING}"
+  if slot_embedding in shapes:
+    _, experts, slots = _shape(shapes, slot_embedding, 3)
     options = {"num_experts": experts, "slots_per_expert": slots}
     return {"router": "soft", "options": options}
-  experts, _ = _shape(shapes, f"{moe}/Mlp/Dense_0/bias", 2)
+  experts, _ = _shape(shapes, f"{moe}/{names.MLP}/{names.MLP_INPUT}/bias", 2)
   options = {"num_experts": experts}
   return {"router": "softmax_token_choice", "options": options}

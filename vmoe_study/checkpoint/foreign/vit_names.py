@@ -15,14 +15,19 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from vmoe_study.checkpoint.errors import CheckpointError
+from vmoe_study.nn.parameter_names import (
+  CLASS_TOKEN,
+  ENCODER,
+  POSITIONS,
+  block_name,
+)
 
-_POSITIONS = "Encoder/posembed_input/pos_embedding"
 _RENAMES = tuple(
   (re.compile(pattern), name)
   for pattern, name in (
     (r"^(params|opt/target)/", ""),
     (r"^Transformer/", "Encoder/"),
-    (r"^(Encoder/)?pos_embedding$", _POSITIONS),
+    (r"^(Encoder/)?pos_embedding$", POSITIONS),
     (r"^(Encoder/encoderblock(_\d+)?)/MlpBlock_\d+/", r"\1/Mlp/"),
     (
       r"^(Encoder/encoderblock(_\d+)?)/MultiHeadDotProductAttention_\d+/",
@@ -68,18 +73,18 @@ def _leaves(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     return
   rest = name.removeprefix(_STACKED)
   for i, leaf in enumerate(array):
-    yield f"Encoder/encoderblock_{i}/{rest}", leaf
+    yield f"{ENCODER}/{block_name(i)}/{rest}", leaf
 
 
 def _with_class_position(
   leaves: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
   """Where there is a class token, it has the first position."""
-  positions = leaves.get(_POSITIONS)
-  if positions is None or positions.ndim != 3 or "cls" not in leaves:
+  positions = leaves.get(POSITIONS)
+  if positions is None or positions.ndim != 3 or CLASS_TOKEN not in leaves:
     return leaves
   length = positions.shape[1]
   if math.isqrt(length) ** 2 != length:
     return leaves
   zero = np.zeros_like(positions[:, :1])
-  return leaves | {_POSITIONS: np.concatenate([zero, positions], axis=1)}
+  return leaves | {POSITIONS: np.concatenate([zero, positions], axis=1)}
