@@ -139,6 +139,15 @@ def test_jft_like_labels_have_a_long_tail():
   assert 1.1 < np.mean([len(row) for row in drawn]) < 1.3
 
 
+def test_tfds_sets_are_built_with_tensorflow(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow", None)
+  with pytest.raises(MissingDataError, match="extra `tfds`"):
+    builders.prepare("mnist", str(tmp_path), download=True)
+  with pytest.raises(MissingDataError, match="Did you mean"):
+    builders.prepare("mnistt", str(tmp_path), download=True)
+  builders.prepare("jft_like/20", str(tmp_path))
+
+
 def test_three_processes_build_digits_at_once_and_without_tensorflow(tmp_path):
   code = (
     "import sys; from vmoe_study.data.sources import open_source;"
@@ -169,7 +178,9 @@ def test_jft_like_needs_a_number(tmp_path):
     builders.prepare("jft_like/many", str(tmp_path))
 
 
-@pytest.mark.parametrize("name", [n for n in DATASETS if n not in builders.OURS])
+@pytest.mark.parametrize(
+  "name", [n for n in DATASETS if n not in builders.OURS]
+)
 def test_recipes_agree_with_tfds(name, tmp_path):
   builder = tfds.builder(name, data_dir=str(tmp_path), try_gcs=False)
   recipe = DATASETS[name]

@@ -6,6 +6,7 @@ ours for the sets of `datasets/`, TFDS's for the rest.
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -99,6 +100,7 @@ def prepare(
   Raises:
     MissingDataError: a needed file is missing or may not be downloaded.
   """
+  _check_tensorflow(name)
   builder = make_builder(name, data_dir)
   if builder.is_prepared():
     return builder
@@ -125,6 +127,17 @@ def prepare(
   tf.config.set_visible_devices([], "GPU")  # JAX owns the accelerators
   builder.download_and_prepare(download_config=config)
   return builder
+
+
+def _check_tensorflow(name: str) -> None:
+  """Raises MissingDataError if TFDS has to build `name` without TensorFlow."""
+  if _base(name) in OURS or not _is_known(name):
+    return
+  if importlib.util.find_spec("tensorflow") is None:
+    raise MissingDataError(
+      f"TFDS builds {name!r} with TensorFlow, which is not installed. Install "
+      "the extra `tfds` of this package."
+    )
 
 
 def _check_manual_files(
