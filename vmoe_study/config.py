@@ -359,10 +359,27 @@ def parse(values: Mapping[str, Any]) -> Config:
   Raises:
     OptionsError: names every field that is wrong.
   """
-  config = options.build(Config, "config", values)
+  config = options.build(Config, "config", _upgrade(values))
   if problems := [f"config: {problem}" for problem in config.problems()]:
     raise options.OptionsError(problems)
   return config
+
+
+def _upgrade(values: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Turns a config that an earlier version has saved into today's form.
+
+  `model.moe.shared_expert_init` was called `experts_alike`, and a dense model
+  had options.
+  """
+  model = values.get("model") if isinstance(values, Mapping) else None
+  moe = model.get("moe") if isinstance(model, Mapping) else None
+  if not isinstance(moe, Mapping) or "experts_alike" not in moe:
+    return values
+  moe = dict(moe)
+  moe["shared_expert_init"] = moe.pop("experts_alike")
+  if moe.get("router") == "dense":
+    moe["options"] = {}
+  return {**values, "model": {**model, "moe": moe}}
 
 
 def check_batches(config: Config, num_devices: int) -> None:
