@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from absl import logging
 from etils import epath
 
+from vmoe_study.config import parse
 from vmoe_study.options import check_names
 from vmoe_study.run.config_file import find_file, load_config, load_module
 from vmoe_study.study import sweep_manifest
@@ -175,7 +176,8 @@ def _extend_manifest(
   changed = [
     name
     for name, cell in found.cells.items()
-    if cell["config"] != cells.get(name, {}).get("config")
+    if name not in cells
+    or _completed(cell["config"]) != _completed(cells[name]["config"])
   ]
   if changed:
     raise ValueError(
@@ -184,3 +186,13 @@ def _extend_manifest(
       "another --root, or the table that the sweep was started with."
     )
   return SweepManifest(list(range(max(seeds, len(found.seeds)))), cells)
+
+
+def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The config of a cell with fields that are newer than the sweep."""
+  try:
+    completed = parse({**config, "seed": 0}).to_dict()
+  except ValueError:  # An older version wrote it, which had other fields.
+    return config
+  del completed["seed"]
+  return completed
