@@ -145,7 +145,6 @@ def test_tfds_sets_are_built_with_tensorflow(tmp_path, monkeypatch):
     builders.prepare("mnist", str(tmp_path), download=True)
   with pytest.raises(MissingDataError, match="Did you mean"):
     builders.prepare("mnistt", str(tmp_path), download=True)
-  builders.prepare("jft_like/20", str(tmp_path))
 
 
 def test_three_processes_build_digits_at_once_and_without_tensorflow(tmp_path):
