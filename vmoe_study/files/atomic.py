@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from typing import IO
 
+import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from vmoe_study.files.location import locate
@@ -38,10 +39,9 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
   path = os.fspath(path)
   # An absolute path, as fsspec would expand a leading "~".
   fs, target = locate(path if "://" in path else os.path.abspath(path))
-  fs.makedirs(os.path.dirname(target), exist_ok=True)
   unfinished = f"{target}.{uuid.uuid4().hex}.part"
   try:
-    with fs.open(unfinished, "wb") as file:
+    with _create(fs, unfinished) as file:
       yield file
     # fsspec's `mv` would put a local file into a folder of that name.
     move = os.replace if isinstance(fs, LocalFileSystem) else fs.mv
@@ -49,3 +49,16 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
   finally:
     if fs.exists(unfinished):
       fs.rm(unfinished)
+
+
+def _create(fs: fsspec.AbstractFileSystem, path: str) -> IO[bytes]:
+  """Opens a new file. Its folder is created only if there must be one.
+
+  Object stores have no folders; to ask for one there takes permissions that
+  writing does not.
+  """
+  try:
+    return fs.open(path, "wb")
+  except FileNotFoundError:
+    fs.makedirs(os.path.dirname(path), exist_ok=True)
+    return fs.open(path, "wb")
