@@ -111,7 +111,7 @@ def open_checkpoint(
 
   >>> checkpoint = open_checkpoint("runs/digits")
   >>> checkpoint.config.model.moe.router, checkpoint.step
-  ('softmax_expert_choice', 22)
+  ('softmax_expert_choice', 23)
   """
   directory = workdir_lib.checkpoints(path)
   values, step = load_metadata(directory, step)

@@ -20,6 +20,7 @@ from ml_collections.config_dict import placeholder
 from ml_collections.config_flags import config_path
 
 from vmoe_study.config import Config, parse
+from vmoe_study.nn.moe import DENSE
 from vmoe_study.nn.router import ROUTERS
 from vmoe_study.options import check_names
 
@@ -178,9 +179,12 @@ def _check_field(config: ConfigDict, path: str) -> None:
 def _check_router(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
   """Refuses a new router that would run with the defaults of the old one."""
   old, new = before["model"]["moe"]["router"], after["model"]["moe"]["router"]
-  if old == new or not {old, new} <= ROUTERS.keys():
+  if old == new or not {old, new} <= {*ROUTERS, DENSE}:
     return
-  defaults, own = (ROUTERS[name].default_options() for name in (old, new))
+  defaults, own = (
+    ROUTERS[name].default_options() if name in ROUTERS else {}
+    for name in (old, new)
+  )
   options = after["model"]["moe"].get("options", {})
   left = [
     f"{name}={value!r}"

@@ -29,7 +29,7 @@ def evaluate(
 
   >>> metrics = evaluate("runs/digits")
   >>> metrics["step"], 0 <= metrics["test/accuracy"] <= 1
-  (22, True)
+  (23, True)
   """
   if not isinstance(checkpoint, Checkpoint):
     checkpoint = open_checkpoint(checkpoint, config=config, overrides=overrides)

@@ -86,7 +86,7 @@ def train(
   >>> tiny += ["model.fields.width=16", "model.fields.depth=2"]
   >>> result = train(load_config("configs/digits.py", tiny), "runs/digits")
   >>> result.step, result.is_finished
-  (22, True)
+  (23, True)
   """
   data = open_train_input(config)
   num_steps = config.train.total_steps(data.num_examples)
