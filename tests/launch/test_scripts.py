@@ -278,7 +278,7 @@ def test_the_image_holds_what_an_installation_needs_and_nothing_else(tmp_path):
   command = [sys.executable, "setup.py", "--quiet", "egg_info"]
   subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
   (found,) = tmp_path.glob("*.egg-info/top_level.txt")
-  assert found.read_text().split() == ["configs", "vmoe_study"]
+  assert found.read_text().split() == ["vmoe_study"]
   assert "'.[tpu,gcs]'" in (LAUNCH / "Dockerfile").read_text()
 
 
