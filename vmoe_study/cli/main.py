@@ -110,9 +110,9 @@ def _set_up_logging() -> None:
 
   flags.FLAGS.mark_as_parsed()  # absl's loggers ask for absl's flags.
 
-  def is_ours(record: std_logging.LogRecord) -> bool:
-    ours = f"{os.sep}vmoe_study{os.sep}" in record.pathname
-    return ours or record.levelno >= std_logging.WARNING
+  def is_ours(entry: std_logging.LogRecord) -> bool:
+    ours = f"{os.sep}vmoe_study{os.sep}" in entry.pathname
+    return ours or entry.levelno >= std_logging.WARNING
 
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
