@@ -10,7 +10,7 @@ ENDPOINTS = {"gs": ("storage.googleapis.com", 443)}
 TIMEOUT_SECONDS = 10.0
 # If one of these is set, connections do not go straight to the endpoint.
 PROXY_VARIABLES = ("https_proxy", "HTTPS_PROXY", "STORAGE_EMULATOR_HOST")
-REMEDY = "Check the network, the address, and the credentials for it."
+REMEDY = "Check the network, the address and the credentials."
 
 
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -85,7 +85,7 @@ def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def make_abstract_mesh(spec: MeshSpec, num_devices: int) -> AbstractMesh:
-  """The same for devices that need not exist, to compute shapes on.
+  """The same mesh for devices that need not exist, for computing shapes.
 
   Raises:
     ValueError: the sizes do not fit the number of devices.
