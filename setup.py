@@ -57,7 +57,7 @@ setup(
     "clu>=0.0.12,<0.1",
     "etils[epath]>=1.12",
     "flax>=0.12,<0.13",
-    "fsspec>=2024.6",
+    "fsspec>=2024.12",
     "google-crc32c>=1.5",
     "grain>=0.2.12,<0.3",
     "importlib-resources>=6.4",  # TFDS imports it to prepare data sets.
@@ -84,6 +84,7 @@ setup(
     "demo": [FONTTOOLS],
     "dev": [
       "aiohttp>=3.9",
+      "gcsfs>=2024.12",
       "array-record>=0.8",
       "hypothesis>=6.100",
       "ipykernel>=6.29",
@@ -101,7 +102,7 @@ setup(
       LIBTPU,
       *TENSORFLOW,
     ],
-    "gcs": ["gcsfs>=2024.6"],
+    "gcs": ["gcsfs>=2024.12"],
     "notebooks": ["jupyter>=1.1"],
     "plan": [LIBTPU],
     "tfds": TENSORFLOW,

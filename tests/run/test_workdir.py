@@ -1,17 +1,12 @@
-"""A workdir belongs to one config, and to one run at a time."""
+"""A workdir belongs to one config."""
 
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
 from configs import digits
-from vmoe_study.run import lock, workdir
+from vmoe_study.run import workdir
 
 CONFIG = digits.get_config().to_dict()
 
@@ -82,70 +77,3 @@ def test_a_lost_or_damaged_config_file(claimed):
   workdir.check(claimed, CONFIG, saved=CONFIG)
   with pytest.raises(ValueError, match="train.batch_size: 64 -> 128"):
     workdir.check(claimed, new, saved=CONFIG)
-
-
-HOLD = """
-import sys, time
-from vmoe_study.run import lock
-with lock.hold(sys.argv[1]):
-  print("held", flush=True)
-  time.sleep(100)
-"""
-
-
-@pytest.fixture
-def other(tmp_path):
-  """Another process that holds the lock of `tmp_path`."""
-  process = subprocess.Popen(
-    [sys.executable, "-c", HOLD, str(tmp_path)],
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-  assert process.stdout.readline() == "held\n"
-  yield process
-  process.kill()
-  process.communicate()
-
-
-def test_a_second_run_is_refused_until_the_first_is_killed(other, tmp_path):
-  refused = f"in use by another run, process {other.pid} on "
-  with pytest.raises(ValueError, match=refused), lock.hold(tmp_path):
-    pass
-  os.kill(other.pid, signal.SIGKILL)
-  other.wait()
-  for _ in range(2):  # Each lets go of it again.
-    with lock.hold(tmp_path):
-      assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-  """A folder without locks, in a hurry."""
-  monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.05)
-  monkeypatch.setattr(lock, "STALE_SECONDS", 0.5)
-  monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.1)
-  return tmp_path
-
-
-def test_a_second_run_in_a_bucket_is_refused(bucket):
-  refused = pytest.raises(BlockingIOError, match=f"process {os.getpid()}")
-  with lock.heartbeat_lock(bucket), refused, lock.heartbeat_lock(bucket):
-    pass
-  with lock.heartbeat_lock(bucket):
-    pass
-  assert not (bucket / "lock.json").exists()
-
-
-def test_a_killed_run_in_a_bucket_holds_it_for_a_while_only(bucket):
-  (bucket / "lock.json").write_text(json.dumps({"owner": "x", "token": "y"}))
-  with lock.heartbeat_lock(bucket):
-    held = json.loads((bucket / "lock.json").read_text())
-    assert str(os.getpid()) in held["owner"]
-
-
-def test_a_run_that_has_lost_its_bucket_is_interrupted(bucket):
-  other = json.dumps({"owner": "x", "token": "y"})
-  with pytest.raises(KeyboardInterrupt), lock.heartbeat_lock(bucket):
-    (bucket / "lock.json").write_text(other)
-    time.sleep(10)
-  assert (bucket / "lock.json").read_text() == other
