@@ -21,13 +21,9 @@ from vmoe_study.nn.router import ROUTERS
 from vmoe_study.parallel import sharding
 from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 from vmoe_study.run import workdir as workdir_lib
-from vmoe_study.run.experiment import (
-  Model,
-  Training,
-  make_evaluators,
-  open_train_input,
-)
+from vmoe_study.run.experiment import Model, Training
 from vmoe_study.run.initialize import initial_params
+from vmoe_study.run.inputs import make_evaluators, open_train_input
 from vmoe_study.training.metrics_file import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -94,7 +90,7 @@ def test_upcycled_model_reproduces_its_dense_parent(dense):
   assert shardings == upcycled.params_sharding
 
 
-@pytest.mark.parametrize("router", [r for r in ROUTERS if r != "dense"])
+@pytest.mark.parametrize("router", ROUTERS)
 def test_every_router_starts_from_a_dense_model(dense, router):
   _, params, spec = dense
   moe = {"router": router, "options": {"num_experts": 2}}
