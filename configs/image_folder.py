@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import common, datasets, recipes
-from vmoe_study.data.sources import open_source
+from vmoe_study.data.image_folder import ImageFolderSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def get_config(arguments: str = ""):
     )
   folder = str(Path(args.folder).expanduser().resolve())
   args = dataclasses.replace(args, folder=folder)
-  source = open_source("image_folder", "train", folder)
+  source = ImageFolderSource(folder, "train")
   classes, size = source.num_classes, args.size
   test_ops = f"resize_small({size * 8 // 7})|central_crop({size})"
   train = _data(args, "train", f"inception_crop({size})|flip_lr", classes)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from vmoe_study import options
-from vmoe_study.data.pipeline import DataSpec
+from vmoe_study.data.spec import DataSpec
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.router import ROUTERS, SparseRouter, make_router
 from vmoe_study.nn.vit import SIZES, VisionTransformer, moe_blocks, variant

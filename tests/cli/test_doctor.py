@@ -195,7 +195,7 @@ def test_damaged_images_are_named_or_counted(folder):
   (path / "test" / "a" / "05.jpg").write_bytes(b"")
   found = dict(problems(values))
   assert set(found) >= {"data", "evaluations.test.data"}
-  assert "train/b/03.jpg: the JPEG data is cut short" in found["data"]
+  assert "train/b/03.jpg: the JPEG file is truncated" in found["data"]
   assert "--config.data.on_error=skip" in found["data"]
   assert "a/05.jpg: 0 bytes" in found["evaluations.test.data"]
   values["data"]["on_error"] = "skip"

@@ -15,7 +15,8 @@ from configs import digits, pretrain
 from vmoe_study.checkpoint.load import load_metadata, load_params
 from vmoe_study.cli.main import main
 from vmoe_study.config import check_batches, fit_to_devices, parse
-from vmoe_study.data.pipeline import DataSpec, eval_input
+from vmoe_study.data.pipeline import eval_input
+from vmoe_study.data.spec import DataSpec
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.run import workdir as workdir_lib

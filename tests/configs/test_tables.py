@@ -11,7 +11,7 @@ import pytest
 
 from configs import tables
 from vmoe_study.config import check_batches
-from vmoe_study.data.augment import parse_ops
+from vmoe_study.data.ops import parse_ops
 from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 from vmoe_study.run.config_file import load_config
 from vmoe_study.run.experiment import Model, Training

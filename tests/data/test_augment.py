@@ -62,10 +62,10 @@ def test_orientation_tag_is_ignored():
 @pytest.mark.parametrize(
   ("data", "message"),
   [
-    (encoded(photo(64, 64), "JPEG")[:-200], "cut short"),
-    (encoded(photo(64, 64), "PNG")[:30], "no readable image"),
-    (b"not an image", "no readable image"),
-    (b"", "no readable image"),
+    (encoded(photo(64, 64), "JPEG")[:-200], "truncated"),
+    (encoded(photo(64, 64), "PNG")[:30], "not a readable"),
+    (b"not an image", "not a readable"),
+    (b"", "not a readable"),
     (np.zeros((0, 5, 3), np.uint8), "no pixels"),
   ],
 )
@@ -189,34 +189,3 @@ def test_value_range_is_affine():
   out = augment.value_range(levels, -1, 1)
   assert out.dtype == np.float32
   np.testing.assert_allclose(out, levels / 127.5 - 1, atol=1e-6)
-
-
-def test_a_chain_runs_in_order_and_is_deterministic_in_its_generator():
-  ops = augment.parse_ops(
-    "inception_crop(24) | flip_lr|randaug(2, 15)|value_range(-1, 1)"
-  )
-  assert ops.is_random and ops.value_range == (-1, 1)
-  a, b, c = (ops(photo(50, 60), np.random.default_rng(s)) for s in (1, 1, 2))
-  assert a.shape == (24, 24, 3) and a.dtype == np.uint8
-  np.testing.assert_array_equal(a, b)
-  assert not np.array_equal(a, c)
-  plain = augment.parse_ops("resize_small(24)|central_crop(24)")
-  assert not plain.is_random and plain.value_range == (0, 255)
-
-
-@pytest.mark.parametrize(
-  ("text", "message"),
-  [
-    ("blur(3)", "unknown operation 'blur'; known are central_crop, flip_lr"),
-    ("resize", "missing a required argument: 'size'"),
-    ("resize(2, 3)", "too many positional"),
-    ("resize(size)", "not of the form"),
-    ("__import__('os').system('x')", "not of the form"),
-    ("resize(8)||flip_lr", "not of the form"),
-    ("value_range(0, 1)|resize(8)", "must come last"),
-  ],
-)
-def test_bad_chains_are_explained(text, message):
-  with pytest.raises(ValueError) as error:
-    augment.parse_ops(text)
-  assert message in str(error.value)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from vmoe_study.data.augment import decode
-from vmoe_study.data.pipeline import DataSpec, train_input
-from vmoe_study.data.sources import open_source
+from vmoe_study.data.pipeline import train_input
+from vmoe_study.data.sources import open_split
+from vmoe_study.data.spec import DataSpec
 
 SPLITS = ("train", "test")
 BATCH = 96
@@ -23,7 +24,7 @@ def mixture(request, data_dir):
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_names_and_numbers_of_every_row(mixture, hosts, data_dir):
   sources = {
-    f"digits[{split}]": open_source("digits", split, data_dir)
+    f"digits[{split}]": open_split("digits", split, data_dir)
     for split in SPLITS
   }
   inputs = [

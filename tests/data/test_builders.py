@@ -14,7 +14,7 @@ from vmoe_study.data.augment import decode
 from vmoe_study.data.builders import MissingDataError
 from vmoe_study.data.dataset_specs import DATASETS
 from vmoe_study.data.datasets import emoji, fashion_mnist, jft_like
-from vmoe_study.data.sources import open_source
+from vmoe_study.data.sources import open_split
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_fashion_mnist_from_idx_files(fashion_files, tmp_path):
   builders.prepare("fashion_mnist", data_dir, str(manual_dir))
   for split, key in (("train", "train"), ("test", "t10k")):
     images, labels = arrays[key]
-    source = open_source("fashion_mnist", split, data_dir)
+    source = open_split("fashion_mnist", split, data_dir)
     assert source.label_names[9] == "Ankle boot"
     expected = {
       image.tobytes(): int(label)
@@ -71,7 +71,7 @@ def test_a_damaged_idx_file_is_named(tmp_path):
   write_idx(tmp_path / "file.gz", np.zeros((2, 2), np.uint8))
   assert fashion_mnist.read_idx(tmp_path / "file.gz").shape == (2, 2)
   (tmp_path / "file.gz").write_bytes(gzip.compress(b"garbage"))
-  with pytest.raises(ValueError, match=r"file\.gz begins with b'gar'"):
+  with pytest.raises(ValueError, match=r"file\.gz: starts with b'gar'"):
     fashion_mnist.read_idx(tmp_path / "file.gz")
 
 
@@ -83,7 +83,7 @@ def test_fashion_mnist_of_debian(tmp_path):
   builder = builders.prepare("fashion_mnist", str(tmp_path))
   sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
   assert sizes == {"train": 60_000, "test": 10_000}
-  labels = open_source("fashion_mnist", "test", str(tmp_path)).labels()
+  labels = open_split("fashion_mnist", "test", str(tmp_path)).labels()
   assert np.bincount(labels).tolist() == [1000] * 10
 
 
@@ -95,8 +95,8 @@ def test_fashion_mnist_of_debian(tmp_path):
 )
 def test_emoji_of_debian(tmp_path):
   builders.prepare("emoji", str(tmp_path))
-  train = open_source("emoji", "train", str(tmp_path))
-  test = open_source("emoji", "test", str(tmp_path))
+  train = open_split("emoji", "train", str(tmp_path))
+  test = open_split("emoji", "test", str(tmp_path))
   assert train.num_classes == 99 and len(train) > 4 * len(test) > 2000
   image = decode(train[0]["image"])
   assert image.shape == (128, 136, 3) and (image[0, 0] == 255).all()
@@ -120,8 +120,8 @@ def test_emoji_list_is_read_by_subgroup(tmp_path):
 
 def test_building_twice_gives_the_same(data_dir, tmp_path):
   builders.prepare("jft_like/40", str(tmp_path))
-  first = open_source("jft_like/40", "test", data_dir)
-  second = open_source("jft_like/40", "test", str(tmp_path))
+  first = open_split("jft_like/40", "test", data_dir)
+  second = open_split("jft_like/40", "test", str(tmp_path))
   assert [first[i]["image"] for i in range(4)] == [
     second[i]["image"] for i in range(4)
   ]
@@ -149,8 +149,8 @@ def test_tfds_sets_are_built_with_tensorflow(tmp_path, monkeypatch):
 
 def test_three_processes_build_digits_at_once_and_without_tensorflow(tmp_path):
   code = (
-    "import sys; from vmoe_study.data.sources import open_source;"
-    f"assert len(open_source('digits', 'train', {str(tmp_path)!r})) == 1438;"
+    "import sys; from vmoe_study.data.sources import open_split;"
+    f"assert len(open_split('digits', 'train', {str(tmp_path)!r})) == 1438;"
     "assert 'tensorflow' not in sys.modules"
   )
   command = [sys.executable, "-c", code]
@@ -162,7 +162,7 @@ def test_three_processes_build_digits_at_once_and_without_tensorflow(tmp_path):
   ("name", "message"),
   [
     ("no_such_set", "no builder is known"),
-    ("cifar10", "allow that with --download"),
+    ("cifar10", "Allow it with --download"),
     ("imagenet2012", "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar in"),
   ],
 )
@@ -180,11 +180,11 @@ def test_jft_like_needs_a_number(tmp_path):
 @pytest.mark.parametrize(
   "name", [n for n in DATASETS if n not in builders.OURS]
 )
-def test_recipes_agree_with_tfds(name, tmp_path):
+def test_dataset_specs_agree_with_tfds(name, tmp_path):
   builder = tfds.builder(name, data_dir=str(tmp_path), try_gcs=False)
-  recipe = DATASETS[name]
-  feature = builder.info.features[recipe.label_key]
+  spec = DATASETS[name]
+  feature = builder.info.features[spec.label_key]
   feature = getattr(feature, "feature", feature)
-  assert feature.num_classes == recipe.num_classes
-  assert bool(builder.MANUAL_DOWNLOAD_INSTRUCTIONS) == bool(recipe.manual)
+  assert feature.num_classes == spec.num_classes
+  assert bool(builder.MANUAL_DOWNLOAD_INSTRUCTIONS) == bool(spec.manual)
   assert isinstance(builder.info.features["image"], tfds.features.Image)

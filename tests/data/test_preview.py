@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from vmoe_study.data import preview
-from vmoe_study.data.pipeline import DataSpec, train_input
+from vmoe_study.data.pipeline import train_input
+from vmoe_study.data.spec import DataSpec
 
 
 @pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)])

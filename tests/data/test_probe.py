@@ -7,8 +7,8 @@ import tensorflow_datasets as tfds
 
 from vmoe_study.data import probe as probe_lib
 from vmoe_study.data.builders import make_builder
-from vmoe_study.data.pipeline import DataSpec
 from vmoe_study.data.probe import probe
+from vmoe_study.data.spec import DataSpec
 
 
 def test_it_tells_sizes_classes_and_labels(data_dir):
@@ -44,7 +44,7 @@ def test_the_cut_end_of_any_file_is_found(tmp_path, monkeypatch):
   (second,) = tmp_path.rglob("*train*00001-of-00003")
   second.write_bytes(second.read_bytes()[:-10])
   (error,) = probe(spec).damaged
-  assert "00001-of-00003, record 9: " in error and "cut short" in error
+  assert "00001-of-00003, record 9: " in error and "truncated" in error
 
 
 def test_nothing_readable_is_an_error(tmp_path):

@@ -146,24 +146,24 @@ def test_a_damaged_length_is_found(folder, tmp_path):
 def test_a_truncated_record_is_named(folder, tmp_path):
   data = copy_with(folder, tmp_path / "bad", lambda data: data[:-9])
   assert data[8] == PAYLOADS[8]
-  with pytest.raises(RecordError, match=r"bad, record 9: .* cut short"):
+  with pytest.raises(RecordError, match=r"bad, record 9: .* truncated"):
     data[9]
 
 
 def test_a_rewritten_file_gets_a_new_index(folder, tmp_path):
   target = tmp_path / "file"
-  first = records.sidecar(str(folder / "0.tfrecord"))
+  first = records.offset_index(str(folder / "0.tfrecord"))
   target.write_bytes((folder / "0.tfrecord").read_bytes())
-  old = records.sidecar(str(target))
+  old = records.offset_index(str(target))
   target.write_bytes((folder / "1.tfrecord").read_bytes())
-  new = records.sidecar(str(target))
+  new = records.offset_index(str(target))
   assert len({first, old, new}) == 3
-  assert records.sidecar(str(target)) == new
+  assert records.offset_index(str(target)) == new
   assert len(np.fromfile(new, np.int64)) == 11
 
 
 def test_array_records_are_local_only():
-  with pytest.raises(ValueError, match="mount the bucket"):
+  with pytest.raises(ValueError, match="Mount the bucket"):
     ArrayRecords([FileSpan("gs://bucket/x.array_record", 0, 1)])
 
 

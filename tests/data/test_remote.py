@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from vmoe_study.data.sources import open_source
+from vmoe_study.data.sources import open_split
 from vmoe_study.files import location
 
 
@@ -16,4 +16,4 @@ def test_a_store_that_refuses_connections_is_named_at_once(monkeypatch):
     port = free.getsockname()[1]
   monkeypatch.setitem(location.ENDPOINTS, "gs", ("localhost", port))
   with pytest.raises(OSError, match="gs://bucket/tfds: no connection to local"):
-    open_source("imagenet2012", "train", "gs://bucket/tfds")
+    open_split("imagenet2012", "train", "gs://bucket/tfds")

@@ -1,13 +1,12 @@
-"""`prepare`: builds data sets on disk."""
+"""Builds data sets on disk."""
 
 import argparse
 
-from vmoe_study.data import builders
 from vmoe_study.data.dataset_specs import DATASETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds this command's options."""
+  """Declares the command's options."""
   parser.add_argument(
     "names",
     nargs="+",
@@ -17,15 +16,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
       " TFDS name"
     ),
   )
-  parser.add_argument("--data_dir", help="where data sets live (TFDS folder)")
-  parser.add_argument("--manual_dir", help="the folder of files you supply")
+  parser.add_argument(
+    "--data-dir", help="the TFDS folder, where data sets are stored"
+  )
+  parser.add_argument("--manual-dir", help="folder of files that you supply")
   parser.add_argument(
     "--download", action="store_true", help="allow TFDS to use the network"
   )
 
 
 def run(args: argparse.Namespace) -> int:
-  """Builds every named data set; prints where it is and its sizes."""
+  """Builds every named data set; prints its folder and sizes."""
+  from vmoe_study.data import builders  # Imports TFDS.
+
   for name in args.names:
     builder = builders.prepare(
       name, args.data_dir, args.manual_dir, args.download

@@ -1,1 +1,1 @@
-"""Images in, batches out: sources, operations, the input pipeline."""
+"""From data sets to batches: sources, image operations, input pipeline."""

@@ -1,7 +1,7 @@
-"""From a data set's name to its TFDS builder, and building it.
+"""TFDS builders by name: building a data set, and opening a prepared one.
 
-Reading a prepared data set needs only its files; building one needs code:
-ours for the sets of `datasets/`, TFDS's for the rest.
+A prepared data set is read from its files alone. Building one needs code: the
+modules of `datasets/` for the sets in `OURS`, TFDS's own for all others.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ AUTOMATIC = "digits"
 
 
 class MissingDataError(FileNotFoundError):
-  """A data set, or a file it is built from, is not there; says the remedy."""
+  """A data set, or a file that it is built from, is missing."""
 
 
 def make_builder(
   name: str, data_dir: str | None = None
 ) -> tfds.core.DatasetBuilder:
-  """Returns the builder whose code makes data set `name`.
+  """Returns the builder with the code of data set `name`.
 
   Args:
-    name: a TFDS name, with "/config" and ":version" where there are such.
+    name: a TFDS name, optionally with "/config" and ":version".
     data_dir: the TFDS folder; TFDS's default when None.
 
   Raises:
@@ -58,13 +58,13 @@ def make_builder(
 
 
 def _is_known(name: str) -> bool:
-  """Whether this package or TFDS builds it; of a community's set, perhaps."""
+  """Whether there is a builder; True for all sets of a TFDS community."""
   base = _base(name)
   return ":" in base or base in _names()
 
 
 def _base(name: str) -> str:
-  """Without config and version."""
+  """Strips config and version."""
   return re.split(r"/|:\d", name)[0]
 
 
@@ -74,7 +74,7 @@ def _names() -> list[str]:
 
 def _unknown(name: str) -> MissingDataError:
   return MissingDataError(
-    f"no builder is known for data set {name!r}."
+    f"data set {name!r}: no builder is known."
     f"{did_you_mean(_base(name), _names())} This package builds "
     f"{', '.join(OURS)}; TFDS lists its own with `tfds.list_builders()`."
   )
@@ -86,19 +86,20 @@ def prepare(
   manual_dir: str | None = None,
   download: bool = False,
 ) -> tfds.core.DatasetBuilder:
-  """Builds data set `name`, unless it is there already; shows progress.
+  """Builds data set `name` if it is not prepared yet; shows progress.
 
   Args:
-    name: as for `make_builder`.
-    data_dir: where to put it.
-    manual_dir: the folder with the files that the user has to supply.
-    download: whether TFDS may fetch files from the network.
+    name: as in `make_builder`.
+    data_dir: the TFDS folder; TFDS's default when None.
+    manual_dir: folder of the files that the user must supply.
+    download: whether TFDS may use the network.
 
   Returns:
     The builder; its `info` has the number of examples per split.
 
   Raises:
-    MissingDataError: a needed file is missing or may not be downloaded.
+    MissingDataError: a file or a package that the builder needs is missing, or
+      downloading is not allowed.
   """
   _check_tensorflow(name)
   builder = make_builder(name, data_dir)
@@ -112,19 +113,19 @@ def prepare(
     _check_manual_files(name, Path(folder).expanduser(), builder)
   config = tfds.download.DownloadConfig(manual_dir=folder)
   if name.split("/")[0] in OURS:
-    # ArrayRecord is written without TensorFlow, which takes seconds to import.
+    # Writing ArrayRecord needs no TensorFlow.
     builder.download_and_prepare(
       download_config=config, file_format="array_record"
     )
     return builder
   if not download:
     raise MissingDataError(
-      f"TFDS builds {name!r} from files that it may fetch from the network;"
-      " allow that with --download"
+      f"data set {name!r}: TFDS may need to download files. Allow it with "
+      "--download."
     )
   import tensorflow as tf
 
-  tf.config.set_visible_devices([], "GPU")  # JAX owns the accelerators
+  tf.config.set_visible_devices([], "GPU")  # JAX uses the accelerators.
   builder.download_and_prepare(download_config=config)
   return builder
 
@@ -135,8 +136,8 @@ def _check_tensorflow(name: str) -> None:
     return
   if importlib.util.find_spec("tensorflow") is None:
     raise MissingDataError(
-      f"TFDS builds {name!r} with TensorFlow, which is not installed. Install "
-      "the extra `tfds` of this package."
+      f"data set {name!r}: TFDS builds it with TensorFlow, which is not "
+      "installed. Install the extra `tfds` of this package."
     )
 
 
@@ -149,23 +150,22 @@ def _check_manual_files(
   if missing:
     instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
     raise MissingDataError(
-      f"data set {name!r} needs {', '.join(missing)} in {folder}"
-      f" (--manual_dir names another folder). {instructions}"
+      f"data set {name!r}: needs {', '.join(missing)} in {folder} (or in the "
+      f"folder given by --manual-dir). {instructions}"
     )
 
 
 def open_prepared(
   name: str, data_dir: str | None = None
 ) -> tfds.core.DatasetBuilder:
-  """Returns a builder read from the files of a prepared data set.
+  """Returns a read-only builder from the files of a prepared data set.
 
-  Builds nothing and downloads nothing, except that `digits`, which is part of
-  scikit-learn, is built on first use (a fraction of a second).
+  Never downloads, and builds only `digits`, on first use: scikit-learn has its
+  images, and it takes a fraction of a second.
 
   Raises:
-    MissingDataError: the data set is not there; names the command to get it.
-    OSError: it is on remote storage that cannot be read; at once, if that
-      does not answer.
+    MissingDataError: the data set is not prepared; names the command.
+    OSError: the remote store cannot be read.
   """
   where = str(data_dir or tfds.core.constants.DATA_DIR)
   check_reachable(where)
@@ -176,19 +176,19 @@ def open_prepared(
       return _build_automatic(data_dir)
     if not _is_known(name):
       raise _unknown(name) from error
-    option = f" --data_dir={data_dir}" if data_dir else ""
+    option = f" --data-dir={data_dir}" if data_dir else ""
     raise MissingDataError(
-      f"data set {name!r} is not prepared in {where}; run\n"
+      f"data set {name!r}: is not prepared in {where}. Run\n"
       f"  python -m vmoe_study prepare {name}{option}"
     ) from error
-  except Exception as error:  # of TensorFlow, which knows no OSError
+  except Exception as error:  # A store's own error types.
     if "://" not in where:
       raise
     raise OSError(f"{where}: {error}. {REMEDY}") from error
 
 
 def _build_automatic(data_dir: str | None) -> tfds.core.DatasetBuilder:
-  """Builds `digits`; of several processes that try at once, one succeeds."""
-  with contextlib.suppress(FileExistsError):  # another process was faster
+  """Builds `digits`; several processes may try at the same time."""
+  with contextlib.suppress(FileExistsError):  # Another process was faster.
     prepare(AUTOMATIC, data_dir)
   return builder_from_files(AUTOMATIC, data_dir=data_dir)

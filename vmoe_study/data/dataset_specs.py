@@ -1,8 +1,7 @@
-"""Ready recipes: the field's data sets under the names that TFDS gives them.
+"""The field's data sets, by their TFDS names: splits, classes and labels.
 
-A recipe says which splits train, select and test, how many classes there are,
-and under which key the labels stand. Where a set has no validation split, the
-last part of its training split serves as one.
+For a data set without a validation split, the last part of its training split
+is held out.
 """
 
 import dataclasses
@@ -10,14 +9,14 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-  """How one TFDS data set is used.
+  """How a TFDS data set is used.
 
   Attributes:
     splits: TFDS split expressions for "train", "val" and "test".
-    num_classes: the number of classes.
-    label_key: the feature that holds the label or labels.
-    manual: files the data set cannot be built without, to be put in the
-      manual folder; empty where TFDS can download everything.
+    num_classes: number of classes.
+    label_key: feature that holds the label or labels.
+    manual: files that the user must put into the manual folder before the data
+      set is built; empty if TFDS can download everything.
   """
 
   splits: dict[str, str]
@@ -27,7 +26,7 @@ class DatasetSpec:
 
 
 def _held_out(percent: int, test: str = "test") -> dict[str, str]:
-  """The last `percent` of the training split selects, `test` tests."""
+  """Holds out the last `percent` of the training split for validation."""
   keep = 100 - percent
   return {"train": f"train[:{keep}%]", "val": f"train[{keep}%:]", "test": test}
 
@@ -37,8 +36,8 @@ def _given(val: str = "validation", test: str = "test") -> dict[str, str]:
   return {"train": "train", "val": val, "test": test}
 
 
-# For sets that come in one piece: 60% train, 20% select, 20% test.
-_ONE_PIECE = {
+# For data sets with a single split: 60% train, 20% validate, 20% test.
+_SINGLE_SPLIT = {
   "train": "train[:60%]",
   "val": "train[60%:80%]",
   "test": "train[80%:]",
@@ -85,18 +84,18 @@ DATASETS: dict[str, DatasetSpec] = {
   "cars196": DatasetSpec(_held_out(10), 196),
   "cifar10": DatasetSpec(_held_out(10), 10),
   "cifar100": DatasetSpec(_held_out(10), 100),
-  "colorectal_histology": DatasetSpec(_ONE_PIECE, 8),
+  "colorectal_histology": DatasetSpec(_SINGLE_SPLIT, 8),
   "dtd": DatasetSpec(_given(), 47),
-  "eurosat/rgb": DatasetSpec(_ONE_PIECE, 10),
+  "eurosat/rgb": DatasetSpec(_SINGLE_SPLIT, 10),
   "food101": DatasetSpec(_held_out(10, "validation"), 101),
   "oxford_flowers102": DatasetSpec(_given(), 102),
   "oxford_iiit_pet": DatasetSpec(_held_out(10), 37),
   "patch_camelyon": DatasetSpec(_given(), 2),
   "places365_small": DatasetSpec(_held_out(1, "validation"), 365),
-  "resisc45": DatasetSpec(_ONE_PIECE, 45, manual=("NWPU-RESISC45.rar",)),
+  "resisc45": DatasetSpec(_SINGLE_SPLIT, 45, manual=("NWPU-RESISC45.rar",)),
   "stanford_dogs": DatasetSpec(_held_out(10), 120),
   "stl10": DatasetSpec(_held_out(10), 10),
   "sun397/tfds": DatasetSpec(_given(), 397),
   "svhn_cropped": DatasetSpec(_held_out(10), 10),
-  "uc_merced": DatasetSpec(_ONE_PIECE, 21),
+  "uc_merced": DatasetSpec(_SINGLE_SPLIT, 21),
 }

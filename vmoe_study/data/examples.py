@@ -1,15 +1,16 @@
-"""Single examples: what is read, decoded and augmented, and in what form."""
+"""Single examples: reading, decoding and augmenting them."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from vmoe_study.data.augment import ImageError, Ops, decode, parse_ops
+from vmoe_study.data.augment import ImageError, decode
+from vmoe_study.data.ops import Ops, parse_ops
 from vmoe_study.data.records import RecordError
 from vmoe_study.data.sources import Source, open_source
+from vmoe_study.data.spec import DataSpec
 
 Batch = dict[str, np.ndarray]
 Example = dict[str, Any]
@@ -17,73 +18,30 @@ Example = dict[str, Any]
 MAX_REPLACEMENTS = 16
 
 
-@dataclasses.dataclass(frozen=True)
-class DataSpec:
-  """What is read and what is done to it.
-
-  Attributes:
-    name: a TFDS name ("name", "name/config").
-    split: a TFDS split expression.
-    ops: image operations (`augment.OPS`), "inception_crop(224)|flip_lr|...".
-    num_classes: the width of the label vectors.
-    data_dir: the TFDS folder; TFDS's default when None.
-    label_key: the label's feature; the recipe's, else "label", when None.
-    label_smoothing: share of the label mass spread over all classes.
-    on_error: what a damaged example does: "raise", or "skip": in training the
-      next example stands in, in evaluation its mask is 0; both are counted.
-  """
-
-  name: str
-  split: str
-  ops: str
-  num_classes: int
-  data_dir: str | None = None
-  label_key: str | None = None
-  label_smoothing: float = 0.0
-  on_error: str = "raise"
-
-  def __post_init__(self) -> None:
-    parse_ops(self.ops)
-    if self.num_classes < 1:
-      raise ValueError(
-        f"num_classes is {self.num_classes}; it must be at least 1: give the"
-        " number of classes of the data set"
-      )
-    if not 0 <= self.label_smoothing < 1:
-      raise ValueError(
-        f"label_smoothing is {self.label_smoothing}; it must lie in [0, 1):"
-        " 0 switches it off"
-      )
-    if self.on_error not in ("raise", "skip"):
-      raise ValueError(
-        f"on_error is {self.on_error!r}; it must be 'raise' or 'skip'"
-      )
-
-
 class LabelError(ValueError):
-  """A label that the class count does not allow."""
+  """A label is outside the range of the class count."""
 
 
 def check_labels(label: int | Sequence[int], num_classes: int) -> np.ndarray:
   """Returns the label or labels of one example as int64 (n,).
 
   Raises:
-    LabelError: a label lies outside [0, num_classes).
+    LabelError: a label is not in [0, num_classes).
   """
   labels = np.array(label, np.int64, ndmin=1)
   if any(not 0 <= label < num_classes for label in labels.tolist()):
     raise LabelError(
-      f"label {label} lies outside [0, {num_classes}); set num_classes to the"
-      " data set's, or mend the data set"
+      f"label={label}: must be in [0, {num_classes}). Set num_classes to that "
+      "of the data set, or correct the data set."
     )
   return labels
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-  """Packs examples for the way out of a worker process, as light as can be.
+  """Collates examples compactly for transfer between processes.
 
-  Images stay bytes, labels stay class numbers: `labels[i]` belongs to example
-  `owner[i]`.
+  Images stay uint8, and labels stay class numbers: `labels[i]` belongs to
+  example `owner[i]`.
   """
   labels = [example["labels"] for example in examples]
   return {
@@ -109,39 +67,39 @@ def label_matrix(
   return rows
 
 
-class Loader:
-  """Reads, decodes and augments single examples of one data set.
+class ExampleReader:
+  """Reads, decodes and augments single examples of a data set.
 
   An example is a dict of "image" (uint8, H W C), "labels" (int64, n), "mask"
-  (float) and "skipped" (int).
+  (float) and "skipped" (int): how many damaged examples it stands in for.
 
   Attributes:
-    source: the examples.
-    ops: what is done to the images.
+    spec: of the data set.
+    source: the undecoded examples.
+    ops: the operations of the spec.
     image_shape: (H, W, C) of every image after the operations.
   """
 
   def __init__(self, spec: DataSpec):
-    """Opens the data set and loads one example to learn the image's shape.
+    """Opens the data set and reads one example to find the image shape.
 
     Raises:
       MissingDataError: the data set is not prepared; names the command.
-      ValueError: no such split or label feature, or an empty split.
+      ValueError: there is no such split or label feature, or it is empty.
+      RecordError: the first example cannot be used.
     """
     self.spec = spec
     self.ops: Ops = parse_ops(spec.ops)
-    self.source: Source = open_source(
-      spec.name, spec.split, spec.data_dir, spec.label_key
-    )
+    self.source: Source = open_source(spec)
     self.image_shape: tuple[int, ...] | None = None
-    first = self.load_or_next(0, np.random.default_rng(0))
+    first = self.read_or_next(0, np.random.default_rng(0))
     self.image_shape = first["image"].shape
 
-  def load(self, index: int, rng: np.random.Generator | None = None) -> Example:
+  def read(self, index: int, rng: np.random.Generator | None = None) -> Example:
     """Returns example `index`, augmented.
 
     Raises:
-      RecordError: naming the record, whatever is wrong with it.
+      RecordError: the example cannot be used; names its file and record.
     """
     example = self.source[index]
     try:
@@ -155,36 +113,36 @@ class Loader:
   def _check_shape(self, image: np.ndarray) -> None:
     if self.image_shape not in (None, image.shape):
       raise ImageError(
-        f"the image's shape is {image.shape} after {self.spec.ops!r}, but"
-        f" {self.image_shape} before; let the operations fix the shape, e.g."
-        " with resize or central_crop"
+        f"ops={self.spec.ops!r}: the image has shape {image.shape} after the "
+        f"operations, the first one {self.image_shape}. Fix the shape with "
+        "resize or central_crop."
       )
 
-  def load_or_next(self, index: int, rng: np.random.Generator) -> Example:
-    """As `load`; where damaged examples are skipped, the next one stands in."""
+  def read_or_next(self, index: int, rng: np.random.Generator) -> Example:
+    """As `read`; if on_error is "skip", takes the next intact example."""
     for skipped in range(MAX_REPLACEMENTS):
       try:
-        example = self.load((index + skipped) % len(self.source), rng)
+        example = self.read((index + skipped) % len(self.source), rng)
         return {**example, "skipped": skipped}
       except RecordError as error:
         if self.spec.on_error == "raise":
           raise
         logging.warning("skipped: %s", error)
     raise RecordError(
-      f"{MAX_REPLACEMENTS} damaged examples in a row from"
-      f" {self.source.where(index)}; prepare data set {self.spec.name!r} again"
+      f"{self.source.where(index)}: {MAX_REPLACEMENTS} damaged examples in a "
+      f"row start here. Prepare data set {self.spec.name!r} again."
     )
 
-  def load_or_mask(self, index: int) -> Example:
-    """As `load`, with "mask" 0 beyond the end of the data set.
+  def read_or_mask(self, index: int) -> Example:
+    """As `read`; "mask" is 0 beyond the end of the data set.
 
-    The mask is also 0 for an example without any label (there is no truth to
-    count it against) and, where damaged examples are skipped, for such a one.
+    It is also 0 for examples without a label, as there is nothing to compare
+    with, and for damaged examples if on_error is "skip".
     """
     skipped = 0
     if index < len(self.source):
       try:
-        example = self.load(index)
+        example = self.read(index)
         return {**example, "mask": float(example["labels"].size > 0)}
       except RecordError as error:
         if self.spec.on_error == "raise":

@@ -9,32 +9,35 @@ import jax.numpy as jnp
 def mixup(
   batch: Mapping[str, jax.Array], key: jax.Array, alpha: float
 ) -> dict[str, jax.Array]:
-  """Blends every image with the other of its pair: x <- w x + (1 - w) x'.
+  """Blends every image with the other one of its pair: x <- w x + (1 - w) x'.
 
-  Images 2i and 2i + 1 are a pair. The input's order is random already, and
-  pairs stay on one device, so that nothing is sent and the result does not
-  depend on the devices. One w for the whole batch, w ~ Beta(alpha, alpha),
-  folded to [1/2, 1] so that an image stays the greater part of itself. Images
-  and labels share it, hence the label mass of every pair is conserved.
+  Images 2i and 2i + 1 are a pair: their order is random already, and both are
+  on the same device, so the result needs no communication and does not depend
+  on the devices. The whole batch has one w ~ Beta(alpha, alpha), replaced by
+  max(w, 1 - w), so that each image contributes at least half to itself. Labels
+  are blended with the same w, which conserves the label mass of every pair.
 
   Args:
     batch: "image" (B, H, W, C) and "label" (B, classes).
     key: a PRNG key.
-    alpha: the Beta distribution's parameter; greater blends more.
+    alpha: parameter of the Beta distribution; a larger one blends more.
 
   Returns:
-    The blended "image" and "label"; other entries as they are.
+    The blended "image" and "label"; other entries unchanged.
 
   Raises:
-    ValueError: alpha is not positive, or the batch is odd.
+    ValueError: alpha is not positive, or B is odd.
   """
   if alpha <= 0:
     raise ValueError(
-      f"mixup's alpha is {alpha}; it must be positive: leave mixup out instead"
+      f"mixup={alpha}: must be positive. Leave mixup out instead."
     )
   size = batch["image"].shape[0]
   if size % 2:
-    raise ValueError(f"mixup of a batch of {size}; it takes pairs of images")
+    raise ValueError(
+      f"batch_size={size}: must be even, as mixup takes pairs of images. "
+      "Change it, or leave mixup out."
+    )
   weight = jax.random.beta(key, alpha, alpha)
   weight = jnp.maximum(weight, 1 - weight)
 

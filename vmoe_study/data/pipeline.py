@@ -1,122 +1,64 @@
 """Batches from data sets: training batch n is a pure function of (seed, n).
 
 Training: every epoch is a new permutation of the examples, epochs follow each
-other without a gap, and batch n is positions [n*B, (n+1)*B) of that stream.
+other without a gap, and batch n is positions [n*B, (n+1)*B) of this sequence.
 The random numbers of an example's augmentation come from (seed, position).
 Nothing depends on the number of hosts or of worker processes: host h takes the
 h-th contiguous slice of every global batch. So there is no state to save.
 
-Evaluation: every example once, in order, the last batch padded and masked.
+Evaluation: every example once, in order; the last batch is padded and masked.
 """
 
 import functools
-import multiprocessing.connection
-import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import cv2
 import grain
 import numpy as np
-from absl import flags
 
-from vmoe_study.data.augment import parse_ops
-from vmoe_study.data.examples import (
-  Batch,
-  DataSpec,
-  Loader,
-  collate,
-  label_matrix,
-)
+from vmoe_study.data.examples import Batch, ExampleReader, collate, label_matrix
+from vmoe_study.data.ops import parse_ops
+from vmoe_study.data.spec import DataSpec
+from vmoe_study.data.workers import iterate_batches
 
-THREADS = 2  # of this process, where there are no worker processes
-BATCHES_AHEAD = 2
-
-
-def _host_batch_size(batch_size: int, process_count: int) -> int:
-  if batch_size < 1 or batch_size % process_count:
-    raise ValueError(
-      f"batch_size is {batch_size}; it must be a positive multiple of the"
-      f" {process_count} processes: change it to one"
-    )
-  return batch_size // process_count
-
-
-class Batches:
-  """Batches by number, in this process or ahead of time in others."""
-
-  def __init__(
-    self,
-    batches: grain.MapDataset,
-    finish: Callable[[Batch], Batch],
-    num_workers: int,
-  ):
-    """Takes collated batches and what `finish`es them in this process."""
-    self._batches = batches
-    self._finish = finish
-    self._workers = grain.MultiprocessingOptions(
-      num_workers, per_worker_buffer_size=BATCHES_AHEAD
-    )
-
-  def __getitem__(self, number: int) -> Batch:
-    return self._finish(self._batches[number])
-
-  def iterate(self, start: int = 0) -> Iterator[Batch]:
-    """Yields batches `start`, `start` + 1, ... prepared ahead of time."""
-    if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()  # Grain's workers ask for absl flags
-    threads = 1 if self._workers.num_workers else THREADS
-    reading = grain.ReadOptions(threads, prefetch_buffer_size=BATCHES_AHEAD)
-    dataset = self._batches[start:].to_iter_dataset(reading)
-    iterator = iter(dataset.mp_prefetch(self._workers, _start_worker))
-    try:
-      for batch in iterator:
-        yield self._finish(batch)
-    finally:
-      iterator.close()
-
-
-def _start_worker(index: int, count: int) -> None:
-  """One OpenCV thread in each worker process: the workers share the cores."""
-  del index, count
-  cv2.setNumThreads(1)
-  threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-  """A process that is killed cannot end its workers: they see it end."""
-  parent = multiprocessing.parent_process()
-  if parent is not None:
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
+Mixture = Sequence[tuple[DataSpec, float]]
 
 
 class _Input:
-  """What training and evaluation inputs share.
+  """Common parts of training and evaluation inputs.
 
   Attributes:
     num_examples: examples in all data sets together, over all hosts.
-    num_classes: the width of the label vectors.
+    num_classes: width of the label vectors.
     image_shape: (H, W, C).
     value_range: of the images.
     label_names: of the classes; their numbers where mixed data sets differ.
     label_smoothing: share of the label mass spread over all classes.
-    skipped: damaged examples passed over or masked so far, on this host.
+    skipped: damaged examples skipped or masked so far, on this host.
   """
 
-  def __init__(self, loaders: Sequence[Loader], num_examples: int):
+  def __init__(
+    self,
+    readers: Sequence[ExampleReader],
+    batches: grain.MapDataset,
+    num_examples: int,
+    num_workers: int,
+  ):
+    """Takes this host's collated batches and the readers of their examples."""
+    first = readers[0]
     self.num_examples = num_examples
-    self.num_classes = loaders[0].spec.num_classes
-    self.image_shape = loaders[0].image_shape
+    self.num_classes = first.spec.num_classes
+    self.image_shape = first.image_shape
+    self.value_range = first.ops.value_range
+    self.label_names = _label_names(readers)
+    self.label_smoothing = first.spec.label_smoothing
     self.skipped = 0
-    self.label_smoothing = loaders[0].spec.label_smoothing
-    self.label_names = _label_names(loaders)
-    self._ops = loaders[0].ops
-    self.value_range = self._ops.value_range
+    self._ops = first.ops
+    self._batches = batches
+    self._num_workers = num_workers
 
   def _finish(self, batch: Batch) -> Batch:
-    """From bytes and class numbers to float32 images and label vectors."""
+    """Turns a collated batch into float32 images and label vectors."""
     self.skipped += int(batch["skipped"].sum())
     return {
       "image": self._ops.finish(batch["image"]),
@@ -125,40 +67,37 @@ class _Input:
     }
 
 
-def _label_names(loaders: Sequence[Loader]) -> Sequence[str]:
-  names = {tuple(loader.source.label_names) for loader in loaders}
-  numbers = [str(number) for number in range(loaders[0].spec.num_classes)]
+def _label_names(readers: Sequence[ExampleReader]) -> Sequence[str]:
+  names = {tuple(reader.source.label_names) for reader in readers}
+  numbers = [str(number) for number in range(readers[0].spec.num_classes)]
   own = list(names.pop()) if len(names) == 1 else []
   return own + numbers[len(own) :]
 
 
 class TrainInput(_Input):
-  """An endless stream of training batches; see the module's docstring.
+  """An endless sequence of training batches; see the module's docstring.
 
   Attributes:
-    batch_size: the global batch size.
+    batch_size: global batch size.
   """
 
   def __init__(
     self,
-    loaders: Sequence[Loader],
-    stream: grain.MapDataset,
+    readers: Sequence[ExampleReader],
+    batches: grain.MapDataset,
     order: grain.MapDataset,
     batch_size: int,
     num_workers: int,
   ):
-    """Takes this host's collated batches as `stream`, and what they hold.
-
-    `order` has for every position (number of the loader, example).
-    """
-    super().__init__(loaders, sum(len(loader.source) for loader in loaders))
+    """As the base class; `order` has (reader, example) for every position."""
+    num_examples = sum(len(reader.source) for reader in readers)
+    super().__init__(readers, batches, num_examples, num_workers)
     self.batch_size = batch_size
     self._order = order
-    self._specs = [loader.spec for loader in loaders]
-    self._batches = Batches(stream, self._finish_training, num_workers)
+    self._specs = [reader.spec for reader in readers]
 
-  def _finish_training(self, batch: Batch) -> Batch:
-    finished = self._finish(batch)
+  def _finish(self, batch: Batch) -> Batch:
+    finished = super()._finish(batch)
     return {"image": finished["image"], "label": finished["label"]}
 
   def __getitem__(self, step: int) -> Batch:
@@ -166,15 +105,14 @@ class TrainInput(_Input):
 
     Returns:
       {"image": float32 (b, H, W, C), "label": float32 (b, num_classes)}, with
-      b the global batch size over the number of hosts.
+      b the global batch size divided by the number of hosts.
     """
-    return self._batches[step]
+    return self._finish(self._batches[step])
 
   def examples(self, step: int) -> list[tuple[str, int]]:
-    """Data set and example of each row of the global batch of `step`.
+    """Data set and index of each example in the global batch of `step`.
 
-    Reads no data. For a damaged example that is passed over, the next one is
-    in the batch.
+    Reads no data. If a damaged example is skipped, the batch has the next one.
     """
     first = step * self.batch_size
     pairs = [self._order[first + row] for row in range(self.batch_size)]
@@ -187,34 +125,20 @@ class TrainInput(_Input):
 
     Close the iterator (or let it be collected) to end its worker processes.
     """
-    return self._batches.iterate(start_step)
+    batches = self._batches[start_step:]
+    return iterate_batches(batches, self._finish, self._num_workers)
 
 
 class EvalInput(_Input):
-  """One pass over a data set, as often as it is iterated."""
-
-  def __init__(
-    self,
-    loader: Loader,
-    stream: grain.MapDataset,
-    num_examples: int,
-    num_workers: int,
-  ):
-    """Takes this host's collated batches, padding included, as `stream`."""
-    super().__init__([loader], num_examples)
-    self._num_batches = len(stream)
-    self._batches = Batches(stream, self._finish, num_workers)
+  """A data set in batches; can be iterated several times."""
 
   def __len__(self) -> int:
-    """Batches per pass: the same on every host."""
-    return self._num_batches
+    """Number of batches: the same on every host."""
+    return len(self._batches)
 
   def __iter__(self) -> Iterator[Batch]:
     """Yields {"image", "label", "mask"}, all float32; mask is (b,)."""
-    return self._batches.iterate()
-
-
-Mixture = Sequence[tuple[DataSpec, float]]
+    return iterate_batches(self._batches, self._finish, self._num_workers)
 
 
 def train_input(
@@ -229,53 +153,62 @@ def train_input(
   """Opens the training input.
 
   Args:
-    spec: one data set, or several with weights: examples are then drawn from
-      each in proportion to its weight.
-    batch_size: the global batch size.
-    seed: 0 <= seed < 2**32; fixes order and augmentation.
-    process_index: this host's number.
-    process_count: the number of hosts.
-    num_workers: worker processes; 0 works in threads of this process.
+    spec: a data set, or several with weights: examples are drawn from each in
+      proportion to its weight.
+    batch_size: global batch size.
+    seed: determines order and augmentation; in [0, 2**32).
+    process_index: number of this host.
+    process_count: number of hosts.
+    num_workers: worker processes; 0 uses threads of this process.
 
   Raises:
     MissingDataError: a data set is not prepared; names the command.
-    ValueError: a batch size, seed or mixture that cannot be.
+    ValueError: batch size, seed or mixture are invalid.
   """
   mixture = [(spec, 1.0)] if isinstance(spec, DataSpec) else list(spec)
   _check_weights(mixture)
   if not 0 <= seed < 2**32:
-    raise ValueError(f"seed is {seed}; it must lie in [0, 2**32)")
+    raise ValueError(f"seed={seed}: must be in [0, 2**32).")
   host_batch = _host_batch_size(batch_size, process_count)
-  loaders = [Loader(spec) for spec, _ in mixture]
-  _check_agreement(loaders)
+  readers = [ExampleReader(spec) for spec, _ in mixture]
+  _check_agreement(readers)
   orders = [
-    grain.MapDataset.range(len(loader.source))
+    grain.MapDataset.range(len(reader.source))
     .seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
     .shuffle()
     .repeat()
-    for number, loader in enumerate(loaders)
+    for number, reader in enumerate(readers)
   ]
   weights = [weight for _, weight in mixture]
-  loaded = [
-    order.random_map(loader.load_or_next)
-    for order, loader in zip(orders, loaders, strict=True)
+  examples = [
+    order.random_map(reader.read_or_next)
+    for order, reader in zip(orders, readers, strict=True)
   ]
-  batches = _mix(loaded, weights).batch(host_batch, batch_fn=collate)
+  batches = _mix(examples, weights).batch(host_batch, batch_fn=collate)
   local = batches[process_index::process_count]
   numbered = [
     order.map(functools.partial(_numbered, number))
     for number, order in enumerate(orders)
   ]
   order = _mix(numbered, weights)
-  return TrainInput(loaders, local, order, batch_size, num_workers)
+  return TrainInput(readers, local, order, batch_size, num_workers)
+
+
+def _host_batch_size(batch_size: int, process_count: int) -> int:
+  if batch_size < 1 or batch_size % process_count:
+    raise ValueError(
+      f"batch_size={batch_size}: must be a positive multiple of the number of "
+      f"processes, {process_count}. Change it to one."
+    )
+  return batch_size // process_count
 
 
 def _mix(
-  streams: Sequence[grain.MapDataset], weights: Sequence[float]
+  sequences: Sequence[grain.MapDataset], weights: Sequence[float]
 ) -> grain.MapDataset:
-  return (
-    streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
-  )
+  if len(sequences) == 1:
+    return sequences[0]
+  return grain.MapDataset.mix(sequences, weights)
 
 
 def _numbered(number: int, index: int) -> tuple[int, int]:
@@ -286,23 +219,24 @@ def _check_weights(mixture: Mixture) -> None:
   for spec, weight in mixture:
     if not weight > 0:
       raise ValueError(
-        f"the weight of {spec.name!r} is {weight}; it must be positive: leave"
-        " the data set out instead"
+        f"weight={weight}: must be positive for data set {spec.name!r}. Leave "
+        "the data set out instead."
       )
 
 
-def _check_agreement(loaders: Sequence[Loader]) -> None:
-  """Raises ValueError unless examples of all loaders fit into one batch."""
+def _check_agreement(readers: Sequence[ExampleReader]) -> None:
+  """Raises ValueError unless examples of all readers fit into one batch."""
   properties: dict[str, list[Any]] = {
-    "num_classes": [loader.spec.num_classes for loader in loaders],
-    "label_smoothing": [loader.spec.label_smoothing for loader in loaders],
-    "value_range": [loader.ops.value_range for loader in loaders],
-    "image shape": [loader.image_shape for loader in loaders],
+    "num_classes": [reader.spec.num_classes for reader in readers],
+    "label_smoothing": [reader.spec.label_smoothing for reader in readers],
+    "value_range": [reader.ops.value_range for reader in readers],
+    "image shape": [reader.image_shape for reader in readers],
   }
   for name, values in properties.items():
     if len(set(values)) > 1:
       raise ValueError(
-        f"the mixed data sets differ in {name}: {values}; make it the same"
+        f"mixture: the mixed data sets differ in {name}: {values}. Make it the "
+        "same."
       )
 
 
@@ -319,32 +253,32 @@ def eval_input(
 
   Args:
     spec: the data set; its operations must not be random.
-    batch_size: the global batch size.
-    process_index: this host's number.
-    process_count: the number of hosts.
+    batch_size: global batch size.
+    process_index: number of this host.
+    process_count: number of hosts.
     indices: the examples to take, in this order; all of them when None.
-    num_workers: worker processes; 0 works in threads of this process.
+    num_workers: worker processes; 0 uses threads of this process.
 
   Raises:
     MissingDataError: the data set is not prepared; names the command.
-    ValueError: random operations, or a batch size that cannot be.
+    ValueError: operations are random, or the batch size is invalid.
   """
   if parse_ops(spec.ops).is_random:
     raise ValueError(
-      f"evaluation operations {spec.ops!r} draw random numbers; use"
-      " deterministic ones such as resize_small and central_crop"
+      f"ops={spec.ops!r}: evaluation must not draw random numbers. Use "
+      "deterministic operations such as resize_small and central_crop."
     )
   host_batch = _host_batch_size(batch_size, process_count)
-  loader = Loader(spec)
+  reader = ExampleReader(spec)
   if indices is None:
-    indices = np.arange(len(loader.source))
+    indices = np.arange(len(reader.source))
   num_batches = -(-len(indices) // batch_size)
   padding = num_batches * batch_size - len(indices)
-  order = np.pad(indices, (0, padding), constant_values=len(loader.source))
+  order = np.pad(indices, (0, padding), constant_values=len(reader.source))
   batches = (
     grain.MapDataset.source(order)
-    .map(loader.load_or_mask)
+    .map(reader.read_or_mask)
     .batch(host_batch, batch_fn=collate)
   )
   local = batches[process_index::process_count]
-  return EvalInput(loader, local, len(indices), num_workers)
+  return EvalInput([reader], local, len(indices), num_workers)

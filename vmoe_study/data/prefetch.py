@@ -1,4 +1,4 @@
-"""Batches go to the device while the step before them runs."""
+"""Transfers batches to the device while the previous step runs."""
 
 import queue
 import threading
@@ -11,10 +11,10 @@ _END = object()
 
 
 class Prefetcher(Iterator[T], Generic[T]):
-  """An iterator whose items a thread makes ahead of the consumer.
+  """An iterator whose items are prepared in a thread ahead of the consumer.
 
   Attributes:
-    wait_seconds: how long the consumer has waited for items, in all.
+    wait_seconds: total time that the consumer has waited for items.
   """
 
   def __init__(
@@ -34,12 +34,12 @@ class Prefetcher(Iterator[T], Generic[T]):
       for item in self._iterator:
         if not self._offer(self._put(item)):
           return
-    except BaseException as error:  # raised again where the items are used
+    except BaseException as error:  # Re-raised by `__next__`.
       self._error = error
     self._offer(_END)
 
   def _offer(self, item: Any) -> bool:
-    """Queues `item` as soon as there is room; False once closed."""
+    """Queues `item` as soon as there is room; returns False if closed."""
     while not self._closed.is_set():
       try:
         self._ready.put(item, timeout=0.1)
@@ -54,13 +54,13 @@ class Prefetcher(Iterator[T], Generic[T]):
     self.wait_seconds += time.perf_counter() - start
     if item is not _END:
       return item
-    self._ready.put(_END)  # a second call ends in the same way
+    self._ready.put(_END)  # For further calls.
     if self._error is not None:
       raise self._error
     raise StopIteration
 
   def close(self) -> None:
-    """Ends the thread, then the iterator beneath with its processes."""
+    """Ends the thread, then closes the host iterator."""
     self._closed.set()
     self._thread.join()
     if hasattr(self._iterator, "close"):
@@ -73,12 +73,12 @@ def prefetch_to_device(
   """Runs `put` (the transfer to the device) up to `size` items ahead.
 
   Args:
-    iterator: host batches.
-    put: moves one batch to the device and returns it there.
-    size: how many items may wait; 2 is double buffering.
+    iterator: of host batches.
+    put: transfers one batch to the device.
+    size: number of items that may wait; 2 is double buffering.
 
   Returns:
-    The iterator of device batches. An exception of `iterator` or `put` is
-    raised again by its `next`. Close it to end its thread.
+    The iterator of device batches. It re-raises exceptions of `iterator` and
+    `put`. Close it to end its thread.
   """
   return Prefetcher(iterator, put, size)

@@ -1,24 +1,25 @@
-"""A sheet of training images with their labels, for a look before a run."""
+"""A contact sheet of training images with their labels."""
 
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from vmoe_study.data.pipeline import Batch, TrainInput
+from vmoe_study.data.examples import Batch
+from vmoe_study.data.pipeline import TrainInput
 
 COLUMNS, ROWS = 8, 5
-CELL = 160  # pixels: the larger side of an image on the sheet
+CELL = 160  # Pixels: the larger side of an image on the sheet.
 MARGIN = 8
-LINE = 18  # height of a line of text
+LINE = 18  # Height of a line of text.
 LINES = 2
 FONT, SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 
 
 def training_sheet(data: TrainInput) -> np.ndarray:
-  """Draws the first training images, augmented as they reach the model.
+  """Draws the first training images, augmented as for the model.
 
-  Mixup is not drawn: it takes place on the device.
+  Without mixup, which is computed on the device.
 
   Returns:
     uint8 (H, W, 3), RGB.
@@ -48,7 +49,7 @@ def to_bytes(
 
 
 def sheet(images: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
-  """Lays uint8 (H, W, C) images out in rows, each with its text below."""
+  """Arranges uint8 (H, W, C) images in rows, each with its text below."""
   cells = [_cell(*pair) for pair in zip(images, texts, strict=True)]
   blank = np.full_like(cells[0], 255)
   cells += [blank] * (-len(cells) % COLUMNS)
@@ -69,7 +70,7 @@ def _cell(image: np.ndarray, text: str) -> np.ndarray:
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
-  """Fits the larger side to the cell; enlarged pixels stay visible."""
+  """Resizes so that the larger side fills the cell; pixels stay visible."""
   height, width = image.shape[:2]
   scale = CELL / max(height, width)
   size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -79,7 +80,7 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
 
 
 def _lines(text: str) -> list[str]:
-  """Cuts a text to the lines that fit; the font knows ASCII only."""
+  """Breaks a text into the lines that fit; the font has ASCII only."""
   rest, lines = text.encode("ascii", "replace").decode(), []
   while rest and len(lines) < LINES:
     fitting = _fitting(rest)
@@ -91,7 +92,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _fitting(text: str) -> int:
-  """How many characters fit into a line; at least one."""
+  """Number of characters that fit into a line; at least one."""
   for count in range(len(text), 1, -1):
     if cv2.getTextSize(text[:count], FONT, SCALE, 1)[0][0] <= CELL:
       return count

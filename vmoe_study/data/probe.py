@@ -1,4 +1,4 @@
-"""What a data set is like, told from a part of it: as a run would read it."""
+"""Reads a sample of a data set, as a run would, and describes it."""
 
 import dataclasses
 import functools
@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from vmoe_study.data.examples import DataSpec, Example, Loader
+from vmoe_study.data.examples import Example, ExampleReader
 from vmoe_study.data.records import RecordError
+from vmoe_study.data.spec import DataSpec
 
 EXAMPLES = 1000
 THREADS = 8
@@ -15,17 +16,17 @@ THREADS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """What reading some examples of a data set told.
+  """A data set, by a sample of its examples.
 
   Attributes:
-    num_examples: of the whole split.
+    num_examples: size of the whole split.
     num_classes: that the data set declares.
     image_shape: (H, W, C) after the operations.
-    num_read: examples that were read, decoded and augmented.
-    damaged: of these, the errors of those that cannot be used.
-    label_range: smallest and largest label read; None without any.
-    num_labels_seen: different labels among those read.
-    most_labels: of one image.
+    num_read: size of the sample.
+    damaged: error messages of the examples that cannot be used.
+    label_range: smallest and largest label of the sample; None if it has none.
+    num_labels_seen: number of different labels in the sample.
+    most_labels: largest number of labels of an image.
   """
 
   num_examples: int
@@ -39,20 +40,20 @@ class Probe:
 
 
 def probe(spec: DataSpec) -> Probe:
-  """Reads up to `EXAMPLES` examples, spread evenly, and the ends of all files.
+  """Reads up to `EXAMPLES` examples, evenly spaced, and the end of every file.
 
-  The end of a file is where it shows that the file was cut short.
+  The end shows whether a file is truncated.
 
   Raises:
     MissingDataError: the data set is not prepared; names the command.
-    ValueError: it cannot be opened, or nothing in it can be read.
+    ValueError: it cannot be opened, or no example can be used.
   """
-  loader = Loader(dataclasses.replace(spec, on_error="skip"))
-  count = len(loader.source)
+  reader = ExampleReader(dataclasses.replace(spec, on_error="skip"))
+  count = len(reader.source)
   spread = np.linspace(0, count - 1, min(count, EXAMPLES)).astype(int)
-  indices = np.union1d(spread, loader.source.file_ends()).tolist()
+  indices = np.union1d(spread, reader.source.file_ends()).tolist()
   with ThreadPoolExecutor(THREADS) as pool:
-    found = list(pool.map(functools.partial(_load, loader), indices))
+    found = list(pool.map(functools.partial(_read, reader), indices))
   labels = [np.zeros(0, int)]
   labels += [
     example["labels"] for example in found if isinstance(example, dict)
@@ -60,8 +61,8 @@ def probe(spec: DataSpec) -> Probe:
   every = np.concatenate(labels)
   return Probe(
     num_examples=count,
-    num_classes=loader.source.num_classes,
-    image_shape=tuple(loader.image_shape or ()),
+    num_classes=reader.source.num_classes,
+    image_shape=tuple(reader.image_shape or ()),
     num_read=len(found),
     damaged=tuple(error for error in found if isinstance(error, str)),
     label_range=(int(every.min()), int(every.max())) if every.size else None,
@@ -70,10 +71,10 @@ def probe(spec: DataSpec) -> Probe:
   )
 
 
-def _load(loader: Loader, index: int) -> Example | str:
-  """An example without its image, or what is wrong with it."""
+def _read(reader: ExampleReader, index: int) -> Example | str:
+  """Returns an example without its image, or the error message."""
   try:
-    example = loader.load(index, np.random.default_rng(index))
+    example = reader.read(index, np.random.default_rng(index))
   except RecordError as error:
     return str(error)
   return {"labels": example["labels"]}

@@ -1,17 +1,20 @@
 """RandAugment (arXiv:1909.13719): n random distortions of one strength.
 
-The sixteen distortions and the meaning of magnitude m are those in use for
-vision transformers: every strength is m / 10 of a fixed range, so m may exceed
-10, and signs are random. Lengths are for 224-pixel images and scale with the
-smaller side. Pixels from outside the image are grey (128). The
-arithmetic is Pillow's (`ImageOps`, `ImageEnhance`), computed with OpenCV and
-256-entry tables. Every distortion keeps shape and dtype (uint8, C = 1 or 3).
+The 16 distortions and the meaning of the magnitude m are the usual ones for
+Vision Transformers: the strength is m / 10 of a fixed range, so m may exceed
+10, and signs are random. Lengths are given for 224-pixel images and scale with
+the smaller side. Pixels from outside the image are grey (128). The arithmetic
+is Pillow's (`ImageOps`, `ImageEnhance`), computed with OpenCV and 256-entry
+tables. Every distortion keeps shape and dtype: uint8 (H, W, C), C = 1 or 3.
 """
 
 from collections.abc import Callable
 
-import cv2
 import numpy as np
+from etils import epy
+
+with epy.lazy_imports():  # Checking a config needs no OpenCV.
+  import cv2
 
 Image = np.ndarray
 Rng = np.random.Generator
@@ -23,12 +26,12 @@ MAX_ROTATION = 30.0  # degrees
 MAX_SHEAR = 0.3
 REFERENCE_SIDE = 224  # pixels
 MAX_TRANSLATION = 100.0  # pixels of an image of the reference side
-MAX_CUTOUT = 40.0  # likewise; half the side of the square
+MAX_CUTOUT = 40.0  # half the side of the square, in the same pixels
 MAX_SOLARIZE_ADD = 110
 
 
 def _lookup(image: Image, table: np.ndarray) -> Image:
-  """Replaces every level by its table entry; one table or one per channel."""
+  """Maps levels by a (256,) table, or by one table per channel (C, 256)."""
   table = np.clip(np.rint(table), 0, 255).astype(np.uint8)
   if table.ndim == 2:
     table = np.ascontiguousarray(table.T)[None]  # (1, 256, C) for OpenCV
@@ -36,14 +39,14 @@ def _lookup(image: Image, table: np.ndarray) -> Image:
 
 
 def _blend(base: Image, image: Image, factor: float) -> Image:
-  """base + factor * (image - base), clipped; factor 1 gives the image."""
+  """base + factor * (image - base), clipped to 0..255."""
   return cv2.addWeighted(image, factor, base, 1 - factor, 0).reshape(
     image.shape
   )
 
 
 def _grey(image: Image) -> Image:
-  """Luma (ITU-R 601), in every channel."""
+  """ITU-R 601 luma in every channel."""
   if image.shape[-1] == 1:
     return image
   return cv2.cvtColor(
@@ -52,7 +55,7 @@ def _grey(image: Image) -> Image:
 
 
 def _warp(image: Image, matrix: np.ndarray | list[list[float]]) -> Image:
-  """Pixel (x, y) of the result is pixel matrix @ (x, y, 1) of the image."""
+  """Pixel (x, y) of the result is pixel `matrix` @ (x, y, 1) of the image."""
   height, width, channels = image.shape
   return cv2.warpAffine(
     image,
@@ -73,7 +76,7 @@ def autocontrast(image: Image) -> Image:
 
 
 def equalize(image: Image) -> Image:
-  """Flattens every channel's histogram, as Pillow does."""
+  """Equalizes every channel's histogram, as Pillow does."""
   tables = []
   for channel in range(image.shape[-1]):
     histogram = np.bincount(image[..., channel].ravel(), minlength=256)
@@ -100,7 +103,7 @@ def solarize(image: Image, threshold: int) -> Image:
 
 
 def solarize_add(image: Image, addition: int) -> Image:
-  """Adds to the levels below 128."""
+  """Adds `addition` to the levels below 128."""
   return _lookup(image, np.where(LEVELS < 128, LEVELS + addition, LEVELS))
 
 
@@ -121,7 +124,7 @@ def brightness(image: Image, factor: float) -> Image:
 
 
 def sharpness(image: Image, factor: float) -> Image:
-  """Blends with a smoothed image (3x3, centre 5, others 1); keeps the rim."""
+  """Blends with a smoothed image (3x3, centre 5, others 1), except at edges."""
   kernel = np.ones((3, 3), np.float32)
   kernel[1, 1] = 5
   smooth = cv2.filter2D(image, -1, kernel / kernel.sum()).reshape(image.shape)
@@ -158,7 +161,7 @@ def translate_y(image: Image, pixels: float) -> Image:
 
 
 def cutout(image: Image, half_side: int, rng: Rng) -> Image:
-  """Greys out a square around a random pixel, clipped at the borders."""
+  """Fills a square around a random pixel with grey."""
   height, width = image.shape[:2]
   y, x = int(rng.integers(height)), int(rng.integers(width))
   image = image.copy()
@@ -178,7 +181,7 @@ def _scaled(image: Image, pixels: float) -> float:
 
 Distortion = Callable[[Image, float, Rng], Image]
 
-# strength is magnitude / 10
+# Name -> (image, strength, rng); the strength is magnitude / 10.
 DISTORTIONS: dict[str, Distortion] = {
   "autocontrast": lambda x, strength, rng: autocontrast(x),
   "equalize": lambda x, strength, rng: equalize(x),
@@ -211,8 +214,8 @@ def randaug(
   Args:
     image: uint8 (H, W, C), C = 1 or 3.
     num_layers: how many distortions.
-    magnitude: strength; 10 is the full range of each distortion.
-    rng: the example's generator.
+    magnitude: 10 is the full range of each distortion.
+    rng: of this example.
   """
   image = np.ascontiguousarray(image)
   names = list(DISTORTIONS)

@@ -3,9 +3,9 @@
 A TFRecord file is a sequence of records, each of
     length (uint64), masked crc32c of length (uint32),
     data (`length` bytes), masked crc32c of data (uint32),
-all little-endian. It has no index, so the headers are read once and the start
-of every record kept in a sidecar file in the cache folder, as int64; a record
-is then one ranged read, on a local disk or a remote store alike.
+all little-endian. It has no index, so all headers are read once, and the
+offsets of the records are stored as int64 in a file of the cache folder. To
+read a record is then one ranged read, on a local disk or a remote store.
 """
 
 import dataclasses
@@ -20,7 +20,6 @@ import fsspec
 import google_crc32c
 import numpy as np
 from absl import logging
-from grain.sources import ArrayRecordDataSource
 
 from vmoe_study.files.atomic import write_atomically
 from vmoe_study.files.location import locate
@@ -28,10 +27,11 @@ from vmoe_study.files.location import locate
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
 FILE_THREADS = 16
+REMEDY = "Fetch or prepare it again."
 
 
 class RecordError(ValueError):
-  """A record, or the example in it, cannot be used; says which and why."""
+  """A record, or the example in it, cannot be used."""
 
 
 def masked_crc(data: bytes) -> int:
@@ -41,12 +41,12 @@ def masked_crc(data: bytes) -> int:
 
 
 def _length(header: bytes, where: str) -> int:
-  """The record length in a header, checked against its checksum."""
+  """Returns the record length in a header; verifies its checksum."""
   length, crc = struct.unpack("<QI", header)
   if masked_crc(header[:8]) != crc:
     raise RecordError(
-      f"{where}: the checksum of the record's length is wrong; the file is"
-      " damaged: fetch or prepare it again"
+      f"{where}: the checksum of the record's length is wrong, so the file is "
+      f"damaged. {REMEDY}"
     )
   return length
 
@@ -61,9 +61,8 @@ def scan_offsets(
     path: the file's path on it.
 
   Returns:
-    int64 (N + 1,): where each complete record begins and where the last one
-    ends. A record cut short by the end of the file is left out, so reading it
-    fails by number.
+    int64 (N + 1,): the start of each complete record, and the end of the last
+    one. A record that the end of the file truncates is left out.
 
   Raises:
     RecordError: a header's checksum is wrong.
@@ -83,27 +82,24 @@ def scan_offsets(
 
 
 def cache_dir() -> Path:
-  """Where sidecar files live: $XDG_CACHE_HOME/vmoe_study or under ~/.cache."""
+  """$XDG_CACHE_HOME/vmoe_study, by default ~/.cache/vmoe_study."""
   root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
   return Path(root) / "vmoe_study"
 
 
 def digest(text: str) -> str:
-  """A file name's worth of the SHA-256 of `text`."""
+  """The first 32 digits of the SHA-256 of `text`."""
   return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def file_key(url: str) -> str:
-  """A digest of a file's name, size and times.
-
-  A file that was prepared again gets a new key.
-  """
+  """A digest of a file's name, size and times; new if it is prepared again."""
   filesystem, path = locate(url)
   return digest(f"{url} {filesystem.ukey(path)}")
 
 
-def sidecar(url: str) -> Path:
-  """Returns the offset index of a TFRecord file, made on first use."""
+def offset_index(url: str) -> Path:
+  """Returns the file of offsets of a TFRecord file, written on first use."""
   target = cache_dir() / "offsets" / f"{file_key(url)}.i64"
   if not target.exists():
     write_atomically(target, scan_offsets(*locate(url)).tobytes())
@@ -120,10 +116,10 @@ class FileSpan:
 
 
 class Records:
-  """The records of a list of file spans, as one sequence of bytes."""
+  """The records of several file spans, as one sequence of bytes."""
 
   def __init__(self, spans: Sequence[FileSpan]):
-    """Takes spans in order; a span needs filename, skip and take."""
+    """Takes spans in order, as `FileSpan` or with the same attributes."""
     self._spans = list(spans)
     self._starts = np.cumsum([0, *(span.take for span in spans)])
 
@@ -131,22 +127,22 @@ class Records:
     return int(self._starts[-1])
 
   def locate(self, index: int) -> tuple[int, int]:
-    """Returns which span holds record `index`, and its number in that file."""
+    """Returns (number of the span, number of the record in its file)."""
     shard = int(np.searchsorted(self._starts, index, side="right")) - 1
     record = index - int(self._starts[shard]) + self._spans[shard].skip
     return shard, record
 
   def where(self, index: int) -> str:
-    """Names record `index` for a reader of error messages."""
+    """File and number of record `index`, for error messages."""
     shard, record = self.locate(index)
     return f"{self._spans[shard].filename}, record {record}"
 
   def file_ends(self) -> np.ndarray:
-    """The last record of each span: it is missing where a file was cut."""
+    """Indices of the last record of each span; lost if a file is truncated."""
     return self._starts[1:] - 1
 
   def key(self) -> str:
-    """A digest of which records of which files these are, as files are now."""
+    """A digest of the files' names, sizes and times, and of the spans."""
     with ThreadPoolExecutor(FILE_THREADS) as pool:
       keys = list(pool.map(file_key, [str(s.filename) for s in self._spans]))
     parts = zip(keys, self._spans, strict=True)
@@ -159,29 +155,28 @@ class Records:
 class TfRecords(Records):
   """Records of TFRecord files on any file system that fsspec knows.
 
-  Pickles small: the offsets stay in the sidecar files.
+  Pickled objects are small, as the offsets stay in their files.
   """
 
   def __init__(self, spans: Sequence[FileSpan]):
-    """Finds or makes the offset index of every file."""
+    """Opens the offset index of every file, or writes it."""
     super().__init__(spans)
     with ThreadPoolExecutor(FILE_THREADS) as pool:
-      self._sidecars = list(pool.map(sidecar, [s.filename for s in spans]))
+      self._offsets = list(pool.map(offset_index, [s.filename for s in spans]))
     logging.info("offset index ready for %d record files", len(spans))
 
   def __getitem__(self, index: int) -> bytes:
-    """Returns the data of one record, its checksums verified.
+    """Returns the data of one record; verifies its checksums.
 
     Raises:
-      RecordError: the record is damaged or cut short.
+      RecordError: the record is damaged or truncated.
     """
     shard, record = self.locate(index)
     where = self.where(index)
-    span = np.fromfile(self._sidecars[shard], np.int64, 2, offset=8 * record)
+    span = np.fromfile(self._offsets[shard], np.int64, 2, offset=8 * record)
     if len(span) < 2:
       raise RecordError(
-        f"{where}: the file ends before this record does: it was cut short;"
-        " fetch or prepare it again"
+        f"{where}: the file is truncated and ends before this record. {REMEDY}"
       )
     filesystem, path = locate(self._spans[shard].filename)
     raw = filesystem.cat_file(path, start=int(span[0]), end=int(span[1]))
@@ -189,14 +184,14 @@ class TfRecords(Records):
     data = raw[HEADER_BYTES : HEADER_BYTES + length]
     if masked_crc(data) != int.from_bytes(raw[-FOOTER_BYTES:], "little"):
       raise RecordError(
-        f"{where}: the checksum of the data is wrong: the file is damaged;"
-        " fetch or prepare it again"
+        f"{where}: the checksum of the data is wrong, so the file is damaged. "
+        f"{REMEDY}"
       )
     return data
 
 
 class ArrayRecords(Records):
-  """Records of ArrayRecord files, which are read from local paths only."""
+  """Records of ArrayRecord files on local disks."""
 
   def __init__(self, spans: Sequence[FileSpan]):
     """Raises ValueError if a file is not on a local path."""
@@ -204,9 +199,11 @@ class ArrayRecords(Records):
     for span in spans:
       if "://" in str(span.filename):
         raise ValueError(
-          f"{span.filename}: ArrayRecord files are read from local paths only;"
-          " mount the bucket, or prepare the data set as TFRecord"
+          f"{span.filename}: ArrayRecord files must be on a local path. Mount "
+          "the bucket, or prepare the data set as TFRecord."
         )
+    from grain.sources import ArrayRecordDataSource  # Slow to import.
+
     self._source = ArrayRecordDataSource(
       [f"{s.filename}[{s.skip}:{s.skip + s.take}]" for s in spans]
     )
@@ -220,6 +217,4 @@ class ArrayRecords(Records):
     try:
       return self._source[index]
     except (ValueError, RuntimeError, IndexError) as error:
-      raise RecordError(
-        f"{self.where(index)}: {error}; fetch or prepare the file again"
-      ) from error
+      raise RecordError(f"{self.where(index)}: {error}. {REMEDY}") from error

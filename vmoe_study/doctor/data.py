@@ -8,11 +8,11 @@ import numpy as np
 
 from vmoe_study import options
 from vmoe_study.config import Config, TrainSpec
-from vmoe_study.data.augment import parse_ops
-from vmoe_study.data.examples import DataSpec
+from vmoe_study.data.ops import parse_ops
 from vmoe_study.data.pipeline import TrainInput, train_input
 from vmoe_study.data.probe import Probe, probe
 from vmoe_study.data.sources import open_source
+from vmoe_study.data.spec import DataSpec
 from vmoe_study.doctor.finding import (
   NOTE,
   OK,
@@ -209,5 +209,4 @@ def check_shots(
 
 
 def _labels(spec: DataSpec) -> np.ndarray:
-  source = open_source(spec.name, spec.split, spec.data_dir, spec.label_key)
-  return source.labels()
+  return open_source(spec).labels()

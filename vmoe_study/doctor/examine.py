@@ -12,9 +12,9 @@ from etils import epath
 
 from vmoe_study import options
 from vmoe_study.config import Config, InitializeSpec
-from vmoe_study.data.examples import DataSpec
 from vmoe_study.data.pipeline import TrainInput
 from vmoe_study.data.preview import training_sheet
+from vmoe_study.data.spec import DataSpec
 from vmoe_study.doctor import data as data_checks
 from vmoe_study.doctor import model as model_checks
 from vmoe_study.doctor import workdir as workdir_checks

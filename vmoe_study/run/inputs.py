@@ -8,13 +8,13 @@ from jax.sharding import Mesh
 
 from vmoe_study.config import Config, FewshotSpec
 from vmoe_study.data.pipeline import (
-  DataSpec,
   EvalInput,
   TrainInput,
   eval_input,
   train_input,
 )
 from vmoe_study.data.sources import open_source
+from vmoe_study.data.spec import DataSpec
 from vmoe_study.evaluation.classification import ClassificationEvaluator
 from vmoe_study.evaluation.fewshot import FewshotEvaluator, FewshotTask
 from vmoe_study.parallel import sharding
@@ -76,16 +76,14 @@ def make_evaluators(model: Model) -> list:
 
 
 def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
-  train = spec.train
-  source = open_source(train.name, train.split, train.data_dir, train.label_key)
   return FewshotTask(
     name,
-    source.labels(),
+    open_source(spec.train).labels(),
     functools.partial(
-      _open, model, f"fewshot.{name}.train", train, spec.batch_size
+      _open, model, f"fewshot.{name}.train", spec.train, spec.batch_size
     ),
     _open(model, f"fewshot.{name}.test", spec.test, spec.batch_size),
-    train.num_classes,
+    spec.train.num_classes,
   )
 
 

@@ -11,9 +11,9 @@ import tensorflow_datasets as tfds
 
 @contextlib.contextmanager
 def unregistered() -> Iterator[None]:
-  """Within it, builder classes stay out of TFDS's global register.
+  """Builder classes defined in the block are not registered with TFDS.
 
-  Ours are found by `builders.make_builder`, so that a name may repeat TFDS's.
+  `builders.make_builder` finds them, so they may have the name of a TFDS set.
   """
   with tfds.core.registered.skip_registration():
     yield
@@ -22,7 +22,7 @@ def unregistered() -> Iterator[None]:
 def as_png(image: np.ndarray) -> io.BytesIO:
   """Encodes a uint8 (H, W, 1) or RGB (H, W, 3) image for a TFDS `Image`.
 
-  Handing TFDS encoded bytes spares it (and us) the import of TensorFlow.
+  TFDS would import TensorFlow to encode it.
   """
   if image.shape[-1] == 3:
     image = image[..., ::-1]

@@ -1,4 +1,4 @@
-"""`digits`: scikit-learn's 1,797 hand-written digits, 8x8 grey, ten classes."""
+"""`digits`: scikit-learn's 1,797 handwritten digits, 8x8 grey, 10 classes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ with unregistered():
     """TFDS builder of `digits`: 1,438 training and 359 test images.
 
     The split is stratified by class and fixed by a seed. Pixels, 0 to 16 in
-    scikit-learn, are scaled to 0..255. Needs no download.
+    scikit-learn, are scaled to 0..255.
     """
 
     name = "digits"

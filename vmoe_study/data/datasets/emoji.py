@@ -1,6 +1,6 @@
-"""`emoji`: 3,655 colour emoji in 99 subgroups, a set for few-shot tests.
+"""`emoji`: 3,655 colour emoji in 99 subgroups, for few-shot evaluation.
 
-Pictures come from the Noto colour font, groups from Unicode's list: the Debian
+Images come from the Noto colour font, subgroups from Unicode's list: the Debian
 packages fonts-noto-color-emoji and unicode-data.
 """
 
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from vmoe_study.data.builders import MissingDataError
 from vmoe_study.data.dataset_specs import DATASETS
 from vmoe_study.data.datasets import as_png, unregistered
 
@@ -25,11 +26,11 @@ INSTRUCTIONS = (
 NUM_CLASSES = 99
 TEST_EVERY = 5
 VARIATION_SELECTOR = 0xFE0F
-LIGATURE, EXTENSION = 4, 7  # lookup types of a font's substitution table
+LIGATURE, EXTENSION = 4, 7  # Lookup types of a font's substitution table.
 
 
 def read_list(path: Path) -> list[tuple[str, tuple[int, ...]]]:
-  """Returns (subgroup, code points) of every fully-qualified emoji."""
+  """Returns (subgroup, code points) of every fully qualified emoji."""
   emoji, subgroup = [], ""
   for line in path.read_text(encoding="utf-8").splitlines():
     if line.startswith("# subgroup:"):
@@ -45,7 +46,14 @@ class EmojiFont:
   """The bitmaps of a colour font, by code points."""
 
   def __init__(self, path: Path):
-    from fontTools.ttLib import TTFont
+    """Reads the font; raises MissingDataError if fontTools is missing."""
+    try:
+      from fontTools.ttLib import TTFont
+    except ImportError as error:
+      raise MissingDataError(
+        f"data set 'emoji': fontTools is not installed ({error}). Install the "
+        "extra `demo` of this package."
+      ) from error
 
     font = TTFont(path)
     self._glyphs = font.getBestCmap()
@@ -63,7 +71,7 @@ class EmojiFont:
         self._ligatures[first, *ligature.Component] = ligature.LigGlyph
 
   def image(self, points: tuple[int, ...]) -> np.ndarray:
-    """Returns uint8 (128, 136, 3): the emoji on white."""
+    """Returns uint8 (128, 136, 3): the emoji on a white background."""
     glyphs = tuple(self._glyphs[point] for point in points)
     glyph = glyphs[0] if len(glyphs) == 1 else self._ligatures[glyphs]
     data = np.frombuffer(self._bitmaps[glyph].imageData, np.uint8)
@@ -78,7 +86,7 @@ class EmojiFont:
 with unregistered():
 
   class Emoji(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of `emoji`; every fifth of a subgroup is a test image."""
+    """TFDS builder of `emoji`; every fifth of each subgroup is a test image."""
 
     name = "emoji"
     VERSION = tfds.core.Version("1.0.0")

@@ -1,7 +1,8 @@
 """`fashion_mnist` from the files of the Debian package dataset-fashion-mnist.
 
-TFDS's own builder downloads, and checks other checksums than these files
-have; this one reads them where the package puts them, or in `manual_dir`.
+TFDS's own builder downloads files, and these do not have the checksums that it
+expects. This one reads them where the package installs them, or in
+`manual_dir`.
 """
 
 import gzip
@@ -31,8 +32,8 @@ def read_idx(path: Path) -> np.ndarray:
   data = gzip.decompress(path.read_bytes())
   if data[:3] != b"\x00\x00\x08":
     raise ValueError(
-      f"{path} begins with {data[:3]!r}; an idx file of bytes begins with"
-      " b'\\x00\\x00\\x08'; put the original file in its place"
+      f"{path}: starts with {data[:3]!r}; an idx file of bytes must start with "
+      "b'\\x00\\x00\\x08'. Replace it with the original file."
     )
   shape = np.frombuffer(data, ">i4", count=data[3], offset=4)
   return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)

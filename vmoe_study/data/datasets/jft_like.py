@@ -1,7 +1,7 @@
-"""`jft_like/N`: N synthetic JPEGs with a long-tailed multi-label space.
+"""`jft_like/N`: N synthetic JPEGs with long-tailed multiple labels.
 
-For load tests where JFT cannot be had: 18,291 classes whose frequencies fall
-as one over their rank, one or a few labels per image, JPEGs of many sizes.
+For load tests, as JFT is not public: 18,291 classes with frequencies
+proportional to 1 / rank, one or a few labels per image, JPEGs of various sizes.
 """
 
 import io
@@ -15,16 +15,16 @@ import tensorflow_datasets as tfds
 from vmoe_study.data.datasets import unregistered
 
 NUM_CLASSES = 18_291
-EXTRA_LABELS = 0.25  # mean number beyond the first
-MIN_SIDE, MAX_SIDE = 340, 512  # pixels
+EXTRA_LABELS = 0.25  # Mean number of labels after the first.
+MIN_SIDE, MAX_SIDE = 340, 512  # Pixels.
 JPEG_QUALITY = 90
 SEED = 0
 
 
 def synthetic_image(rng: np.random.Generator) -> np.ndarray:
-  """Returns uint8 (H, W, 3): coarse colour clouds under fine noise.
+  """Returns uint8 (H, W, 3): coarse colour clouds and fine noise.
 
-  The mean is ImageNet's: 180 thousand pixels and 108 kB a file.
+  Mean sizes are those of ImageNet: 180,000 pixels and 108 kB per file.
   """
   height, width = rng.integers(MIN_SIDE, MAX_SIDE + 1, size=2)
   image = np.zeros((height, width, 3), np.float32)
@@ -36,7 +36,7 @@ def synthetic_image(rng: np.random.Generator) -> np.ndarray:
 
 
 def sample_labels(rng: np.random.Generator) -> list[int]:
-  """Draws one label or more, P(class c) proportional to 1 / (c + 1)."""
+  """Draws at least one label, with P(class c) proportional to 1 / (c + 1)."""
   count = 1 + rng.poisson(EXTRA_LABELS)
   ranks = (NUM_CLASSES + 1.0) ** rng.random(count)
   return sorted({int(rank) - 1 for rank in ranks})
@@ -52,15 +52,15 @@ with unregistered():
 
     @classmethod
     def config_from_name(cls, name: str) -> tfds.core.BuilderConfig:
-      """The config "N": how many training images.
+      """The config "N", the number of training images.
 
       Raises:
-        ValueError: N is not a positive whole number.
+        ValueError: N is not a positive integer.
       """
       if not name.isdigit() or int(name) < 1:
         raise ValueError(
-          f"'jft_like/{name}': jft_like needs the number of its images, e.g."
-          " jft_like/5000"
+          f"data set 'jft_like/{name}': must be jft_like/N with the number of "
+          "images. Use jft_like/5000, for example."
         )
       return tfds.core.BuilderConfig(name=name, description=f"{name} images")
 

@@ -1,4 +1,4 @@
-"""`image_folder`: images in one folder per class, read where they lie."""
+"""`image_folder`: image files in one folder per class, read in place."""
 
 import os
 from collections.abc import Sequence
@@ -11,21 +11,24 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class ImageFolderSource:
-  """The images of DATA_DIR/SPLIT/CLASS/*.jpg (.jpeg, .png), in sorted order.
+  """The images DATA_DIR/SPLIT/CLASS/*.jpg (.jpeg, .png), in sorted order.
+
+  A `Source`; see there.
 
   Attributes:
-    num_classes: the number of class folders.
-    label_names: the class folders' names, sorted.
-    channels: 3; grey images are converted to RGB.
+    num_classes: number of class folders.
+    label_names: names of the class folders, sorted.
+    channels: 3, as grey images are converted to RGB.
   """
 
   channels = 3
 
   def __init__(self, data_dir: str, split: str):
-    """Lists the folder.
+    """Lists the files.
 
     Raises:
-      ValueError: no such folder, no class in it, or a class without images.
+      ValueError: the folder does not exist, or has no class folders, or one of
+        them has no images.
     """
     self._root = Path(data_dir).expanduser() / split
     self.label_names: Sequence[str] = _class_names(self._root)
@@ -47,7 +50,7 @@ class ImageFolderSource:
     return {"image": image, "label": int(self._labels[index])}
 
   def file_ends(self) -> np.ndarray:
-    return np.zeros(0, np.int64)  # a file holds one image
+    return np.zeros(0, np.int64)  # Every file is one example.
 
   def labels(self) -> np.ndarray:
     return self._labels.astype(np.int64)
@@ -56,12 +59,13 @@ class ImageFolderSource:
 def _class_names(root: Path) -> list[str]:
   if not root.is_dir():
     raise ValueError(
-      f"{root} is not a folder; image_folder reads DATA_DIR/SPLIT/CLASS/*.jpg"
+      f"{root}: there is no such folder. image_folder reads "
+      "DATA_DIR/SPLIT/CLASS/*.jpg."
     )
   names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
   if not names:
     raise ValueError(
-      f"{root} holds no folders; image_folder needs one folder per class"
+      f"{root}: has no sub-folders. image_folder needs one folder per class."
     )
   return names
 
@@ -78,6 +82,6 @@ def _check_none_empty(
   empty = [str(root / name) for name, images in pairs if not images]
   if empty:
     raise ValueError(
-      f"class folder {', '.join(empty)} holds no {', '.join(SUFFIXES)} file;"
-      " add images or remove the folder"
+      f"{', '.join(empty)}: no {', '.join(SUFFIXES)} file in this class "
+      "folder. Add images, or remove the folder."
     )

@@ -1,0 +1,60 @@
+"""Chains of image operations, parsed from a string."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from vmoe_study.data.ops import parse_ops
+
+
+def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
+  """A smooth uint8 image."""
+  y, x = np.mgrid[:height, :width]
+  waves = [np.sin(x / (9 + c)) + np.cos(y / (7 - c)) for c in range(channels)]
+  return (127 + 60 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def test_a_chain_runs_in_order_and_is_deterministic_in_its_generator():
+  ops = parse_ops(
+    "inception_crop(24) | flip_lr|randaug(2, 15)|value_range(-1, 1)"
+  )
+  assert ops.is_random and ops.value_range == (-1, 1)
+  a, b, c = (ops(photo(50, 60), np.random.default_rng(s)) for s in (1, 1, 2))
+  assert a.shape == (24, 24, 3) and a.dtype == np.uint8
+  np.testing.assert_array_equal(a, b)
+  assert not np.array_equal(a, c)
+  plain = parse_ops("resize_small(24)|central_crop(24)")
+  assert not plain.is_random and plain.value_range == (0, 255)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("blur(3)", "unknown operation 'blur'. Valid names: central_crop, flip_lr"),
+    (
+      "resize",
+      "missing a required argument: 'size'. Its form is resize(size).",
+    ),
+    ("resize(2, 3)", "too many positional"),
+    ("resize(size)", "must have the form"),
+    ("__import__('os').system('x')", "must have the form"),
+    ("resize(8)||flip_lr", "must have the form"),
+    ("value_range(0, 1)|resize(8)", "must come last"),
+  ],
+)
+def test_bad_chains_are_explained(text, message):
+  with pytest.raises(ValueError) as error:
+    parse_ops(text)
+  assert message in str(error.value)
+
+
+def test_a_spec_is_checked_without_opencv():
+  code = (
+    "import sys; from vmoe_study.data.spec import DataSpec;"
+    "DataSpec('x', 'train', 'resize(8)|randaug(2, 15)', 10);"
+    "slow = {'cv2', 'grain', 'jax', 'tensorflow', 'tensorflow_datasets'};"
+    "assert not slow & sys.modules.keys(), slow & sys.modules.keys()"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)

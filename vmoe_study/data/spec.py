@@ -1,0 +1,49 @@
+"""What a config says about a data set. Imports no package that reads data."""
+
+import dataclasses
+
+from vmoe_study.data.ops import parse_ops
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+  """A data set, and how its examples become a batch.
+
+  Attributes:
+    name: a TFDS name ("name", "name/config"), or "image_folder".
+    split: a TFDS split expression; the name of a sub-folder for image_folder.
+    ops: image operations (`ops.OPS`), "inception_crop(224)|flip_lr|...".
+    num_classes: width of the label vectors.
+    data_dir: the TFDS folder; TFDS's default when None.
+    label_key: feature that holds the label; by default the one given in
+      `dataset_specs`, else "label".
+    label_smoothing: share of the label mass spread over all classes.
+    on_error: "raise" for damaged examples, or "skip": training takes the next
+      example instead, evaluation masks it. Both count skipped examples.
+  """
+
+  name: str
+  split: str
+  ops: str
+  num_classes: int
+  data_dir: str | None = None
+  label_key: str | None = None
+  label_smoothing: float = 0.0
+  on_error: str = "raise"
+
+  def __post_init__(self) -> None:
+    parse_ops(self.ops)
+    if self.num_classes < 1:
+      raise ValueError(
+        f"num_classes={self.num_classes}: must be at least 1. Give the number "
+        "of classes of the data set."
+      )
+    if not 0 <= self.label_smoothing < 1:
+      raise ValueError(
+        f"label_smoothing={self.label_smoothing}: must be in [0, 1). Set 0 to "
+        "switch it off."
+      )
+    if self.on_error not in ("raise", "skip"):
+      raise ValueError(
+        f"on_error={self.on_error!r}: must be 'raise' or 'skip'."
+      )
