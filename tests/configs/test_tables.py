@@ -102,7 +102,7 @@ def test_the_study_covers_all_combinations():
   models = [build(row.config, row.overrides, POD) for row in rows]
   moe = [model.config.model.moe for model in models]
   assert {m.router for m in moe} == {"dense", *tables.ROUTERS}
-  assert {m.options["num_experts"] for m in moe if m.options} == {1, 32}
+  assert {m.options["num_experts"] for m in moe if m.options} == {32}
   choices = {
     (m.router, m.options["num_selected_experts"], m.options["batch_priority"])
     for m in moe

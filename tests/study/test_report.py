@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -163,6 +165,16 @@ def test_report_regenerates_its_own_output_byte_for_byte(root, tmp_path):
   assert kinds == {"json", "md", "csv", "tex", "png", "svg"}
   for name in names:
     assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_a_table_of_runs_needs_no_heavy_import(root):
+  code = (
+    "import sys; from vmoe_study.cli.main import main;"
+    f"main(['report', {str(root)!r}]);"
+    "heavy = {'jax', 'tensorflow', 'matplotlib', 'scipy.stats', 'grain'};"
+    "assert not heavy & {*sys.modules}, heavy & {*sys.modules}"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_runs_that_differ_by_seed_alone_make_one_cell(root):
