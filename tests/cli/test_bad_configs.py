@@ -151,8 +151,8 @@ def test_any_arguments_of_a_config(arguments):
     ),
     (
       [f"{FILE}:router=softmax_token_choice,k=9"],
-      "softmax_token_choice.num_selected_experts=9: a token can choose from 1 "
-      "to num_experts=8",
+      "softmax_token_choice.num_selected_experts=9: must be from 1 to "
+      "num_experts=8.",
     ),
     (
       [FILE, "--config.train.btach_size=3"],

@@ -127,7 +127,7 @@ def test_wrong_fields_hide_no_data(doctor):
     "--config.data.ops=blur(3)",
   )
   assert code == 1
-  assert "optimizer.name='adamw'" in out and "backbone 'B16'" in out
+  assert "optimizer.name='adamw'" in out and "backbone='B16'" in out
   assert "unknown operation 'blur'" in out and "no split 'tset'" in out
   assert "not checked  devices and model: because the config is wrong" in out
 

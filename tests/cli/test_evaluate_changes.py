@@ -159,7 +159,7 @@ def test_a_router_of_the_same_options_can_be_swapped():
     ),
     (
       "--config.evaluations.test.data.ops=resize(9)|value_range(-1, 1)",
-      "patch_size=2 does not divide the image size 9 x 9",
+      "patch_size=2: must divide the image size 9 x 9",
     ),
     (
       "--config.model.moe.router=sinkhorn_token_choice",

@@ -1,4 +1,4 @@
-"""Every example counts once, whatever the padding."""
+"""Every example counts once, independent of padding."""
 
 import functools
 
@@ -11,7 +11,7 @@ from vmoe_study.training.loss import softmax_xent
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(11, 5)).astype(np.float32)
 LABELS = np.eye(5, dtype=np.float32)[RNG.integers(0, 5, 11)]
-LABELS[3] = [1, 1, 0, 0, 1]  # An image with many labels.
+LABELS[3] = [1, 1, 0, 0, 1]  # An image with several labels.
 
 
 def batches(size):

@@ -1,4 +1,4 @@
-"""Few-shot evaluation by two processes gives what one process gives."""
+"""Few-shot evaluation gives the same in two processes as in one."""
 
 import os
 import socket

@@ -21,7 +21,7 @@ def _mlp(x, p):
 
 
 def _attend(queries, x, p):
-  """One head after the other."""
+  """Multi-head attention, one head at a time."""
   total = p["out"]["bias"]
   for head in range(p["out"]["kernel"].shape[0]):
     q, k, v = (
@@ -51,7 +51,7 @@ def _patches(image, p, patch):
 
 
 def sincos2d(rows, columns, width):
-  """Positions of a grid, entry by entry."""
+  """Position embeddings of a grid, entry by entry."""
   quarter = width // 4
   table = np.zeros((rows * columns, width))
   for r in range(rows):
@@ -66,7 +66,7 @@ def sincos2d(rows, columns, width):
 
 
 def vit(image, params, patch):
-  """Logits and features. What the model has is read off its parameters."""
+  """Logits and features; the architecture follows from the parameters."""
   p, encoder = params, params["Encoder"]
   x = _patches(image, p["embedding"], patch)
   if "posembed_input" not in encoder:

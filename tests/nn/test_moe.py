@@ -18,7 +18,7 @@ def x():
 
 
 def _layer(name, images=1, **fields):
-  options = {"num_experts": 1 if name == "dense" else E}
+  options = {"num_experts": E}
   return Moe(MoeOptions(name, options, group_images=images, **fields), F)
 
 
@@ -55,21 +55,22 @@ def test_equals_a_loop_over_slots(name, images, x):
     np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("alike", [True, False])
-def test_experts_start_alike_or_apart(alike, x):
-  layer = _layer("softmax_expert_choice", shared_expert_init=alike)
+@pytest.mark.parametrize("shared", [True, False])
+def test_experts_may_share_their_initial_values(shared, x):
+  layer = _layer("softmax_expert_choice", shared_expert_init=shared)
   params = jax.jit(layer.init)(jax.random.key(0), x)["params"]
   assert params["Mlp"]["Dense_0"]["kernel"].shape == (E, D, F)
   for layer in ("Dense_0", "Dense_1"):
     kernel = params["Mlp"][layer]["kernel"]
     for e in range(1, E):
-      assert np.array_equal(kernel[0], kernel[e]) == alike
+      assert np.array_equal(kernel[0], kernel[e]) == shared
 
 
 def test_experts_drop_different_units():
-  """Three equal experts get equal inputs; each output is their mean.
+  """Three equal experts get equal inputs; every output is their mean.
 
-  Half of it would be zero if all dropped the same units, else an eighth.
+  Half of the outputs would be zero if all experts dropped the same units, an
+  eighth otherwise.
   """
   x = jax.random.normal(jax.random.key(0), (B, E, 64))
   layer = _layer("soft").clone(dropout_rate=0.5)
@@ -94,3 +95,24 @@ def test_groups_are_consecutive_images():
 def test_groups_must_divide_the_batch(images, x):
   with pytest.raises(ValueError, match=rf"group_images={images}:.*4 images"):
     group_images(x, images)
+
+
+def test_a_dense_model_has_no_router():
+  assert not MoeOptions("dense").is_routed
+  assert not MoeOptions("dense").is_sparse
+  MoeOptions("dense").check_router()
+  with pytest.raises(ValueError, match=r"options=.*'num_experts'.*empty"):
+    MoeOptions("dense", {"num_experts": 4}).check_router()
+  with pytest.raises(ValueError, match="'dense'"):
+    make_router("dense")
+
+
+def test_routed_options_are_checked():
+  assert not MoeOptions("soft").is_sparse
+  assert MoeOptions("sinkhorn_expert_choice").is_sparse
+  MoeOptions("soft", {"num_experts": 4}).check_router()
+  with pytest.raises(ValueError, match=r"soft\.num_experts.*must be given"):
+    MoeOptions("soft").check_router()
+  with pytest.raises(ValueError, match="'denes'.*mean 'dense'") as error:
+    MoeOptions("denes").check_router()
+  assert all(name in str(error.value) for name in ROUTERS)

@@ -55,7 +55,6 @@ def test_names_of_the_study():
     "sinkhorn_expert_choice",
     "sparsity_constrained_expert_choice",
     "soft",
-    "dense",
   }
 
 
@@ -72,8 +71,6 @@ def test_parameters(x):
         "mu": (D, E, S // E),
         "scale": (),
       }
-    elif name == "dense":
-      assert shapes == {}
     else:
       assert shapes["dense"]["kernel"].shape == (D, E)
       assert list(shapes) == ["dense"]
@@ -83,7 +80,7 @@ def test_unknown_router_lists_the_known():
   with pytest.raises(ValueError, match="'softmx_token_choice'") as error:
     make_router("softmx_token_choice", num_experts=E)
   message = str(error.value)
-  assert "Did you mean 'softmax_token_choice'" in message
+  assert "mean 'softmax_token_choice'" in message
   assert all(name in message for name in ROUTERS)
 
 
@@ -128,7 +125,7 @@ def test_bad_values(option, value, rule):
 
 
 def test_number_of_experts_is_needed():
-  with pytest.raises(ValueError, match="'num_experts'.*must be given"):
+  with pytest.raises(ValueError, match="num_experts.*must be given"):
     make_router("soft")
 
 
@@ -169,9 +166,7 @@ def test_numbers_of_numpy():
     (SoftRouter, "capacity_rounding", "floor", "'round' or 'ceil'"),
   ],
 )
-def test_a_router_refuses_strings_that_it_does_not_know(
-  router, option, value, known
-):
+def test_unknown_strings_are_refused(router, option, value, known):
   where = f"{router.__name__}.{option}='{value}'"
   with pytest.raises(ValueError, match=rf"{where}.*must be {known}"):
     router(E, **{option: value})
@@ -245,9 +240,7 @@ def test_deviation_of_soft_noise_is_not(x):
   assert np.std(logits.noise) == pytest.approx(3.0, rel=0.02)
 
 
-@pytest.mark.parametrize(
-  "name", ["sparsity_constrained_expert_choice", "soft", "dense"]
-)
+@pytest.mark.parametrize("name", ["sparsity_constrained_expert_choice", "soft"])
 def test_others_have_no_noise(name, x):
   router = make_router(name, num_experts=E)
   logits, _ = router.init_with_output(
@@ -258,7 +251,7 @@ def test_others_have_no_noise(name, x):
 
 @pytest.mark.parametrize("name", NOISY)
 def test_which_logits_weigh_outputs(name, x, kernel):
-  """Of the authors' routers, only Sinkhorn token choice ignores the noise."""
+  """In the public code, only Sinkhorn token choice ignores the noise."""
   router = make_router(name, num_experts=E)
   logits = _logits(router, kernel, x, seed=0)
   plan, _ = router.route(logits)
@@ -302,7 +295,7 @@ def test_load_loss_is_defined_by_noise(x, kernel):
 
 @dataclasses.dataclass(frozen=True)
 class _Chooses:
-  """Of a class that no router knows."""
+  """A choice of a class that the package does not know."""
 
   tokens_choose: ClassVar[bool]
   num_selected_experts: int = 2
@@ -363,7 +356,7 @@ def test_sparse_token_choice_follows_its_plan(x, kernel):
 def test_the_form_of_a_plan_follows_machine_and_shape(
   platform, tokens, form, monkeypatch
 ):
-  """No accelerator is here: only the name of the machine is pretended."""
+  """Needs no accelerator: only its name is patched in."""
   monkeypatch.setattr(jax, "default_backend", lambda: platform)
   router = make_router("softmax_expert_choice", num_experts=E, plan_form="auto")
   found = []

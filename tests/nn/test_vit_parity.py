@@ -1,4 +1,4 @@
-"""Vision Transformers against numbers that the public V-MoE code printed.
+"""Vision Transformers against arrays computed by the public V-MoE code.
 
 tests/data/reference/README.txt explains the arrays.
 """

@@ -6,5 +6,5 @@ import pytest
 
 @pytest.fixture
 def unchecked(monkeypatch):
-  """Without the tests' own checks of shapes, as users run the code."""
+  """Turns off the shape checks of the tests: users run without them."""
   monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

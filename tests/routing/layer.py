@@ -1,4 +1,4 @@
-"""A small mixture-of-experts layer around any router, for the tests."""
+"""A small mixture-of-experts layer with any router, for the tests."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ WIDTH = 8
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """Shapes and options, one compilation each."""
+  """Shapes and options; each is compiled once."""
 
   groups: int
   tokens: int
@@ -27,7 +27,7 @@ class Setting:
 
 
 def router_of(name, setting, **more):
-  """The router with all its losses on and, where it has one, its noise."""
+  """The router with all of its losses and, if it has any, its noise."""
   options = {
     "num_experts": setting.experts,
     "noise_std": 1.0,
@@ -41,7 +41,7 @@ def router_of(name, setting, **more):
   }
   valid = ROUTERS[name].options()
   options = {k: v for k, v in (options | more).items() if k in valid}
-  return make_router(name, **({} if name == "dense" else options))
+  return make_router(name, **options)
 
 
 def plan_forms(name):
@@ -60,7 +60,7 @@ class Data:
 
 
 def draw(name, setting, seed=0, logit_std=1.0) -> Data:
-  """Random data; sparse logits have about the given deviation."""
+  """Random data; sparse logits have about the given standard deviation."""
   rng = np.random.default_rng(seed)
 
   def normal(shape, std=1.0):
@@ -98,7 +98,7 @@ def forward(router, params, x, noise):
 
 
 def loss(router, params, x, noise):
-  """Every token's output and every loss matters to it."""
+  """Depends on the output of every token and on all auxiliary losses."""
   y, plan, aux = forward(router, params, x, noise)
   target = jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
   error = jnp.mean((y.astype(jnp.float32) - target) ** 2)

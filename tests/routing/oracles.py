@@ -1,4 +1,4 @@
-"""Slow, plain restatements of what routing/ computes, in numpy float64."""
+"""Slow reference implementations of routing/, in NumPy float64."""
 
 import itertools
 
@@ -29,8 +29,8 @@ def token_choice(scores, K, C, batch_priority, fill_zero_scores=True):
   for k in range(K):
     for s in order:
       expert = preferences[s][k]
-      wanted = fill_zero_scores or scores[s][expert] > 0
-      if wanted and len(slots[expert]) < C:
+      is_choice = fill_zero_scores or scores[s][expert] > 0
+      if is_choice and len(slots[expert]) < C:
         slots[expert].append(s)
   return slots
 

@@ -1,4 +1,4 @@
-"""Arrays of any kind are read as float32, and what does not fit is named."""
+"""Arrays of any kind are cast to float32; errors name what does not fit."""
 
 import functools
 
@@ -82,13 +82,13 @@ def test_arrays_of_any_kind(use, dtype, values):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("name", [n for n in ROUTERS if n != "dense"])
+@pytest.mark.parametrize("name", ROUTERS)
 def test_router_logits_of_any_kind(name, dtype, values):
   clean, noise = values["scores"], values["weights"]
   if name == "soft":
     clean, noise = values["slots"], -values["slots"]
   router = make_router(name, num_experts=E)
-  single = RouterLogits(clean, noise).float32()
+  single = RouterLogits(clean, noise).as_float32()
   given = RouterLogits(clean.astype(dtype), noise.astype(dtype))
   _equal(router.route(given), router.route(single))
 
@@ -115,7 +115,7 @@ def test_tokens_and_outputs_keep_their_dtype(plan_of, dtype, values):
 @pytest.mark.parametrize("name", ROUTERS)
 def test_float32_where_jax_has_float64(name):
   """Only shapes and dtypes are computed."""
-  options = {"num_experts": 1 if name == "dense" else E, "noise_std": 1.0}
+  options = {"num_experts": E, "noise_std": 1.0}
   solvers = ({},)
   if "solver" in ROUTERS[name].options():
     solvers = [{"solver": solver} for solver in sparse_transport.SOLVERS]
@@ -141,29 +141,35 @@ SCORES = np.ones((G, S, E), np.float32)
   [
     (
       lambda: TOKENS_CHOOSE(SCORES, SCORES[:, 1:]),
-      r"scores of shape \(2, 6, 3\) and weights of shape \(2, 5, 3\): .*same",
+      r"weights.*\(2, 5, 3\).*scores.*\(2, 6, 3\)",
     ),
-    (lambda: EXPERTS_CHOOSE(SCORES, SCORES[:1]), r"scores .*weights .*same"),
-    (lambda: TOKENS_CHOOSE(SCORES[0], SCORES[0]), "scores.*the axes G S E"),
-    (lambda: EXPERTS_CHOOSE(SCORES[0], SCORES[0]), "scores.*the axes G S E"),
+    (
+      lambda: EXPERTS_CHOOSE(SCORES, SCORES[:1]),
+      r"weights.*\(1, 6, 3\).*scores.*\(2, 6, 3\)",
+    ),
+    (lambda: TOKENS_CHOOSE(SCORES[0], SCORES[0]), r"scores.*\(G, S, E\)"),
+    (lambda: EXPERTS_CHOOSE(SCORES[0], SCORES[0]), r"scores.*\(G, S, E\)"),
     (
       lambda: token_choice(SCORES, SCORES, num_selected_experts=1, capacity=0),
-      "capacity=0: must be at least 1",
+      "capacity=0.*at least 1",
     ),
     (
       lambda: expert_choice(SCORES, SCORES, capacity=-1),
-      "capacity=-1: must be at least 1",
+      "capacity=-1.*at least 1",
     ),
-    (lambda: sinkhorn.sinkhorn(SCORES[0]), r"logits of shape \(6, 3\).*G S E"),
+    (
+      lambda: sinkhorn.sinkhorn(SCORES[0]),
+      r"logits.*\(6, 3\).*\(G, S, E\)",
+    ),
     (
       lambda: sparse_transport.sparse_transport(SCORES[0], 2),
-      r"affinity of shape \(6, 3\).*G S E",
+      r"affinity.*\(6, 3\).*\(G, S, E\)",
     ),
     (
       lambda: sparse_transport.sparse_transport(SCORES, 0),
-      "max_nonzeros=0: must be at least 1",
+      "max_nonzeros=0.*at least 1",
     ),
-    (lambda: balance.gshard_loss(SCORES[0]), r"gates of shape \(6, 3\)"),
+    (lambda: balance.gshard_loss(SCORES[0]), r"gates.*\(6, 3\)"),
     (
       lambda: balance.load_loss(SCORES, SCORES, 0.0, 1),
       "noise_std=0.0.*above 0",
@@ -171,6 +177,6 @@ SCORES = np.ones((G, S, E), np.float32)
   ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_what_does_not_fit_is_named(call, message):
+def test_errors_name_the_argument(call, message):
   with pytest.raises(ValueError, match=message):
     call()

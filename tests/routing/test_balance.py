@@ -1,4 +1,4 @@
-"""Balance losses against plain loops."""
+"""Balance losses against plain loops in NumPy."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Both choices against plain loops."""
+"""Both choices against plain loops in NumPy."""
 
 import functools
 
@@ -28,7 +28,7 @@ def tied():
 
 @pytest.fixture(scope="module")
 def contested():
-  """Everybody wants expert 2 most and expert 0 next."""
+  """All tokens prefer expert 2, then expert 0."""
   scores = np.random.default_rng(2).uniform(size=SHAPE).astype(np.float32)
   return scores + np.float32([1, 0, 2, 0])
 
@@ -78,10 +78,10 @@ def test_token_choice(scores, weights, K, C, batch_priority):
 @pytest.mark.parametrize("batch_priority", [False, True])
 @pytest.mark.parametrize("C", [1, 3, 12])
 @pytest.mark.parametrize("K", [1, 2, E])
-def test_tokens_leave_zero_scores_if_told_to(
+def test_tokens_do_not_choose_zero_scores_if_told_so(
   tied, weights, K, C, batch_priority
 ):
-  scores = np.maximum(tied - 1, 0)  # A third is positive, as a token's or none.
+  scores = np.maximum(tied - 1, 0)  # A third is positive; none of some tokens.
   options = {"batch_priority": batch_priority, "fill_zero_scores": False}
   plan = token_choice(
     scores, weights, num_selected_experts=K, capacity=C, **options
@@ -90,7 +90,7 @@ def test_tokens_leave_zero_scores_if_told_to(
   dispatch, combine = _expected(slots_of, scores, weights, C)
   _assert_plan(plan, dispatch, combine)
   assert np.any(scores.max(axis=2) == 0)
-  assert plan.slots.max() == E * C  # What marks a choice that was dropped.
+  assert plan.slots.max() == E * C  # Marks a dropped choice.
   per_token = dispatch.sum(axis=(2, 3))
   np.testing.assert_array_equal(plan.experts_per_token(), per_token)
   y = np.random.default_rng(4).uniform(size=(E, G, C, 2)).astype(np.float32)
@@ -98,7 +98,7 @@ def test_tokens_leave_zero_scores_if_told_to(
   np.testing.assert_allclose(plan.combine(y), dense, rtol=1e-5)
 
 
-def test_a_sparse_plan_does_not_flood_the_first_expert():
+def test_a_sparse_transport_plan_does_not_overload_the_first_expert():
   logits = 0.1 * np.random.default_rng(0).normal(size=(1, 196, 32))
   scores = SparseTransport()(logits, 6)
   loads = {}
@@ -169,7 +169,7 @@ def test_impossible_number_of_experts(distinct, weights, K):
     )
 
 
-def test_experts_leave_zero_scores_if_told_to():
+def test_experts_do_not_choose_zero_scores_if_told_so():
   scores = jnp.array([[[0.5, 0.0], [0.0, 0.0], [0.2, 0.1]]])
   weights = jnp.full_like(scores, 0.5)
   filled = expert_choice(scores, weights, capacity=2)

@@ -1,6 +1,6 @@
-"""What holds for every router, in every plan form.
+"""The contract of all routers, in every plan form.
 
-A new row of `ROUTERS` is covered without a line here.
+It covers every row of `ROUTERS`, including new ones.
 """
 
 import dataclasses
@@ -26,17 +26,17 @@ SETTINGS = [CROWDED, TWO_CHOICES, ROOMY, ONE_TOKEN, ONE_EXPERT]
 HALF_PRECISION = dataclasses.replace(CROWDED, dtype="bfloat16")
 
 
-def _choosing(part):
+def _with_choice(part):
   return [name for name, r in ROUTERS.items() if r.parts.get("choice") is part]
 
 
-SPARSE = [name for name, recipe in ROUTERS.items() if recipe.parts]
-TOKENS_CHOOSE = _choosing(TokenChoice)
-EXPERTS_CHOOSE = _choosing(ExpertChoice)
+SPARSE = [name for name, spec in ROUTERS.items() if spec.parts]
+TOKENS_CHOOSE = _with_choice(TokenChoice)
+EXPERTS_CHOOSE = _with_choice(ExpertChoice)
 
 
 def contract(*names):
-  """Runs a test for each router, on random data of every setting."""
+  """Runs a test for each of these routers on random data and settings."""
 
   def decorate(test):
     cases = given(
@@ -57,7 +57,7 @@ def _outcomes(name, setting, seed, logit_std):
   return run(name, setting, data).values()
 
 
-@contract(*SPARSE, "dense")
+@contract(*SPARSE)
 def test_a_slot_holds_one_token_at_most(name, setting, seed, logit_std):
   for outcome in _outcomes(name, setting, seed, logit_std):
     dispatch = np.asarray(outcome["dispatch"])
@@ -96,7 +96,7 @@ def test_soft_plans_are_convex(name, setting, seed, logit_std):
 
 
 def _scores(name, setting, seed, logit_std):
-  """Of the router's affinity: logits, C, and the function that scores."""
+  """Random logits, C and the affinity of the router."""
   router = router_of(name, setting)
   shape = setting.groups, setting.tokens, setting.experts
   logits = logit_std * jax.random.normal(jax.random.key(seed), shape)
@@ -142,7 +142,7 @@ def test_load_agrees_with_dispatch(name, setting, seed, logit_std):
 
 
 @contract(*ROUTERS)
-def test_the_layer_is_its_two_tensors(name, setting, seed, logit_std):
+def test_the_layer_equals_its_two_tensors(name, setting, seed, logit_std):
   data = draw(name, setting, seed, logit_std)
   for outcome in run(name, setting, data).values():
     dispatch, combine = outcome["dispatch"], outcome["combine"]
@@ -176,7 +176,7 @@ def test_groups_are_independent(name, setting, seed, logit_std):
     assert np.any(before[form]["y"][1] != after[form]["y"][1])
 
 
-# Sparse transport scores tie at zero, and ties go by position.
+# Scores of sparse transport tie at zero, and ties go to the lower index.
 @contract(*(name for name in ROUTERS if "sparsity" not in name))
 def test_permuting_tokens_permutes_the_result(name, setting, seed, logit_std):
   if name in TOKENS_CHOOSE:
@@ -230,7 +230,7 @@ class TestNumerics:
     data.noise[:] = 0
     _assert_finite(run(name, setting, data))
 
-  def test_an_expert_that_nobody_wants(self, name, setting):
+  def test_an_expert_without_tokens(self, name, setting):
     data = draw(name, setting)
     data.x[..., 0] = 1
     for kernel in jax.tree.leaves(data.params["router"]):

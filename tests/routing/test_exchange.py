@@ -1,4 +1,4 @@
-"""A layer over eight devices is the layer on one, and says little."""
+"""A layer on eight devices equals one on a single device; its transfers."""
 
 import re
 
@@ -14,7 +14,6 @@ from vmoe_study.routing.exchange import Exchange
 
 SHAPE = 16, 6, 8  # B L D
 AXES = ("replica", "expert")
-ROUTED = [name for name in ROUTERS if name != "dense"]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def _layer(name, exchange):
 
 @pytest.fixture(scope="module")
 def params(x):
-  """Of any layer's name: random values, which take no compilation."""
+  """Draws random parameters for a router's layer, without compilation."""
 
   def draw(name):
     layer = _layer(name, Exchange())
@@ -84,7 +83,7 @@ def _count(compiled, operation):
   return len(re.findall(starts, compiled.as_text()))
 
 
-@pytest.mark.parametrize("name", ROUTED)
+@pytest.mark.parametrize("name", ROUTERS)
 def test_equals_one_device_with_four_transfers(name, mesh, x, params):
   alone = _layer(name, Exchange())
   arguments = params(name), x

@@ -1,4 +1,4 @@
-"""Routers against numbers that the authors' public code printed.
+"""Routers against arrays computed by the public V-MoE code.
 
 tests/data/reference/README.txt explains the arrays.
 """

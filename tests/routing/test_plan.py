@@ -1,4 +1,4 @@
-"""What the index form never makes, and how precisely it adds."""
+"""The index form: its memory, its precision, and the shapes it accepts."""
 
 import functools
 import math
@@ -14,9 +14,9 @@ from vmoe_study.routing.plan import IndexPlan
 
 from .layer import Setting, draw, loss, router_of
 
-# Many tokens for their width: the routing tensors dwarf all else.
+# Many tokens of small width: the routing tensors are the largest arrays.
 SETTING = Setting(groups=2, tokens=64, experts=4)
-SPARSE = [name for name, recipe in ROUTERS.items() if recipe.parts]
+SPARSE = [name for name, spec in ROUTERS.items() if spec.parts]
 
 
 def _inner(value):
@@ -29,7 +29,7 @@ def _inner(value):
 
 
 def _sizes(jaxpr):
-  """Elements of every array that a program makes, inner programs included."""
+  """Elements of every array that a program and its inner programs make."""
   for equation in jaxpr.eqns:
     for made in equation.outvars:
       yield math.prod(getattr(made.aval, "shape", ()))
@@ -62,7 +62,7 @@ def test_no_routing_tensor_in_the_index_form(name, weights):
 
 @pytest.fixture(params=["slots known", "slots unknown", "dense"])
 def plan(request):
-  """Of 2 groups, 4 tokens, 3 experts with 2 slots."""
+  """A plan of 2 groups of 4 tokens and 3 experts with 2 slots each."""
   choose = {
     "slots known": functools.partial(token_choice, num_selected_experts=2),
     "slots unknown": expert_choice,

@@ -1,4 +1,4 @@
-"""Sinkhorn's transport plan against float64, at any size of logits."""
+"""Sinkhorn transport plans against float64, for logits of any size."""
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def test_both_sides_of_the_switch_of_form(structure, spread):
 
 @pytest.mark.parametrize("structure", [_one_peak, _unpopular_expert])
 def test_many_tokens_at_the_edge_of_the_scaling_form(structure):
-  """A kernel sum of so many reaches e^49; u and v stay apart from it."""
+  """Sums over the kernel reach e^49; u and v stay within their bounds."""
   logits = np.repeat(39.9 * structure(np.random.default_rng(0)), 834, axis=0)
   transport_plan = scaling_form(logits[None], 20)[0]
   np.testing.assert_allclose(
@@ -108,7 +108,7 @@ def test_rows_are_exact_at_huge_logits(std):
   np.testing.assert_allclose(rows, 1, rtol=1e-6)
 
 
-def test_a_wide_group_leaves_the_others_right():
+def test_a_group_of_wide_range_does_not_affect_others():
   logits = np.random.default_rng(0).normal(size=(2, S, E))
   logits[1] *= 1000
   _against_float64(logits, tolerance=1e-3)

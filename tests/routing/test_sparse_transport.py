@@ -1,4 +1,4 @@
-"""The sparse transport against brute force and against POT's solver."""
+"""Sparse transport against brute force and against the solver of POT."""
 
 import os
 
@@ -17,7 +17,7 @@ from vmoe_study.routing.sparse_transport import (
 
 from . import oracles
 
-# Of the array libraries that POT would load, it needs none but numpy.
+# POT needs none of the array libraries that it would load, except NumPy.
 os.environ["POT_BACKEND_DISABLE_PYTORCH"] = "1"
 os.environ["POT_BACKEND_DISABLE_JAX"] = "1"
 os.environ["POT_BACKEND_DISABLE_CUPY"] = "1"
@@ -110,7 +110,7 @@ def _pot(affinity, k):
 
 
 def _objectives(alpha, affinity, k):
-  """Ours, and POT's, which maximises the negative, less a constant."""
+  """Our objective, and that of POT with its sign and constant adapted."""
   ours = semi_dual(jnp.float32(alpha)[None], jnp.asarray(affinity)[None], k)[0]
   rows, columns, cost, regulariser = _pot(affinity, k)
   theirs, _ = pot.semi_dual_obj_grad(alpha, rows, columns, cost, regulariser)
@@ -161,7 +161,7 @@ def test_solvers_approach_pots_optimum(larger, solver, closeness):
 
 
 def _uneven(kind):
-  """Affinities far from what a router starts with."""
+  """Affinities unlike those of a router at initialisation."""
   logits = np.random.default_rng(0).normal(size=(1, 24, 4))
   one_peak = np.zeros((1, 24, 4))
   one_peak[0, 3, 1] = 1.0
@@ -186,7 +186,7 @@ def test_the_entropic_start_holds_for_any_affinity(kind):
     alpha = solver(affinity, k, num_iterations)
     assert np.all(np.isfinite(alpha))
     if k >= 6 and num_iterations >= 20:
-      # Where tokens are alike the start, 0, is optimal already.
+      # For equal tokens the start, 0, is already optimal.
       start = semi_dual(jnp.zeros_like(alpha), affinity, k)[0]
       assert semi_dual(alpha, affinity, k)[0] < 1.05 * start
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmoe_study.training.ahead import StepsAhead
-from vmoe_study.training.health import DECISIVE, HealthSpec, RouterWatch
+from vmoe_study.training.health import MUST_BE_FINITE, HealthSpec, RouterWatch
 from vmoe_study.training.loop import Hooks, Timetable, train
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.preemption import Preemption
@@ -32,7 +32,7 @@ def run(tmp_path, preempted_at):
   steps = StepsAhead(
     lambda s, batch: (
       s.replace(step=s.step + 1),
-      dict.fromkeys(DECISIVE, s.params),
+      dict.fromkeys(MUST_BE_FINITE, s.params),
     ),
     TrainState.create(0, jnp.zeros(()), ()),
     RouterWatch(HealthSpec()),

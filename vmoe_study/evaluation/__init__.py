@@ -1,1 +1,1 @@
-"""Evaluators: objects that measure parameters on data of their own."""
+"""Evaluators: measure parameters on data sets."""

@@ -1,4 +1,4 @@
-"""Accuracy and loss over a data set, every example counted once."""
+"""Accuracy and loss over a data set."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -8,7 +8,11 @@ import jax.numpy as jnp
 
 
 class ClassificationEvaluator:
-  """Precision at 1 (accuracy, if images have one label) and mean loss."""
+  """Precision at 1 and mean loss over all examples of a data set.
+
+  Precision at 1 is the fraction of the examples whose highest logit belongs to
+  one of their labels: the accuracy, if every example has one label.
+  """
 
   def __init__(
     self,
@@ -17,14 +21,14 @@ class ClassificationEvaluator:
     batches: Callable[[], Iterable[dict[str, jax.Array]]],
     loss: Callable[[jax.Array, jax.Array], jax.Array],
   ):
-    """Prepares an evaluator; nothing is read before `run`.
+    """Makes an evaluator; data is only read by `run`.
 
     Args:
-      name: prefix of the metrics.
-      predict: (params, images) to logits (B, classes).
-      batches: makes one pass over global batches with `image`, `label`
-        (B, classes) and `mask` (B,), 0 for what does not count.
-      loss: (logits, labels) to (B,).
+      name: prefix of the metric names.
+      predict: maps (params, images) to logits (B, classes).
+      batches: returns an iterable of the global batches of one pass, with
+        `image`, `label` (B, classes) and `mask` (B,), which is 0 for padding.
+      loss: maps (logits, labels) to losses (B,).
     """
     self.name = name
     self._batches = batches
@@ -43,8 +47,12 @@ class ClassificationEvaluator:
     self._sums = sums
 
   def run(self, params: Any) -> Iterator[tuple[str, float]]:
-    """Yields accuracy, loss and the number of examples."""
-    # Fetched batch by batch: see `train.loop.STEPS_AHEAD`.
+    """Yields NAME/accuracy, NAME/loss and NAME/examples, the number of these.
+
+    Args:
+      params: for `predict`.
+    """
+    # Fetched batch by batch, so that few batches are in flight on the devices.
     batches = self._batches()
     sums = sum(jax.device_get(self._sums(params, b)) for b in batches)
     correct, loss, count = sums

@@ -1,9 +1,9 @@
 """k-shot linear transfer: ridge regression on frozen features.
 
-From k images per class, predict one-hot targets scaled to {-1, +1} from the
-features before the head, for thirty penalties, and count how often the argmax
-is right on the test images. Source: the evaluation of the V-MoE and Soft MoE
-papers (arXiv:2106.05974, arXiv:2308.00951); ImageNet 10-shot is the headline.
+A ridge regression on k images per class predicts one-hot targets, scaled to
+{-1, +1}, from the features before the head, for each of thirty penalties. Its
+accuracy is measured on the test images, as in the V-MoE and Soft MoE papers
+(arXiv:2106.05974, arXiv:2308.00951), which report ImageNet 10-shot.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
 
 PENALTIES = tuple(2.0**power for power in range(-10, 20))
-BIAS = 100.0  # Large, so that the penalty hardly acts on the bias.
+BIAS = 100.0  # So large that the penalty has little effect on the bias.
 _STD_FLOOR = 1e-5
-_ROWS = 4096  # Test images scored at a time: bounds memory.
+_ROWS = 4096  # Test images scored at a time, to limit memory.
 
 Batch = Mapping[str, Any]
 
@@ -27,10 +27,14 @@ Batch = Mapping[str, Any]
 def select_shots(
   labels: Int[np.ndarray, "N"], num_classes: int, shots: int, seed: int
 ) -> Int[np.ndarray, "n"]:
-  """Indices of `shots` images of each class, class after class.
+  """Indices of `shots` random images of each class, ordered by class.
 
-  A class with fewer images gives all it has. For one seed, the images of fewer
-  shots are among those of more shots.
+  Args:
+    labels: of all images, in [0, num_classes).
+    num_classes: number of classes.
+    shots: images per class; all images of a class that has fewer.
+    seed: of the selection. For the same seed, fewer shots select a subset of
+      the images that more shots select.
   """
   labels = np.asarray(labels)
   rng = np.random.default_rng(seed)
@@ -42,20 +46,26 @@ def select_shots(
 
 @dataclasses.dataclass(frozen=True)
 class RidgePath:
-  """Ridge regression for every penalty from one eigendecomposition, float64.
+  """Ridge regression for all penalties from one eigendecomposition, float64.
 
-  X (N, D+1) are the whitened features with the constant column, Y (N, classes)
-  the targets. The ridge solution is, in two equal forms,
+  Let X (N, D+1) be the whitened features with a constant column, Y (N, classes)
+  the targets, and l the penalty.
 
-    W = (X'X + l I)^-1 X'Y = X' (XX' + l I)^-1 Y.
+  1. The solution has two equal forms,
+     W = (X'X + l I)^-1 X'Y = X' (XX' + l I)^-1 Y.
+  2. Decompose the smaller of X'X and XX', of size R = min(N, D+1), once into
+     Q diag(s) Q' with Q orthogonal. With the penalty its inverse is
+     Q diag(1 / (s + l)) Q' for every l.
+  3. Hence W = left diag(1 / (s + l)) right, with
+     left = Q,    right = Q'X'Y   if N >= D+1,
+     left = X'Q,  right = Q'Y     otherwise.
 
-  Take the smaller Gram matrix, of size R = min(N, D+1), and decompose it once,
-  Q diag(s) Q' with Q orthogonal. Its regularised inverse is then
-  Q diag(1 / (s + l)) Q' for any l, and for both forms
-
-    W = left diag(1 / (s + l)) right,
-      left = Q,    right = Q'X'Y   if N >= D+1,
-      left = X'Q,  right = Q'Y     otherwise.
+  Attributes:
+    mean: of the training features.
+    std: of the training features, plus 1e-5.
+    left: see above.
+    eigenvalues: s.
+    right: see above.
   """
 
   mean: Float[np.ndarray, "D"]
@@ -71,10 +81,15 @@ class RidgePath:
     labels: Int[np.ndarray, "N"],
     num_classes: int,
   ) -> "RidgePath":
-    """Decomposes the k-shot training set.
+    """Fits the k-shot training set.
+
+    Args:
+      features: of any float dtype.
+      labels: in [0, num_classes).
+      num_classes: number of classes.
 
     Raises:
-      ValueError: for a label outside 0 ... num_classes - 1.
+      ValueError: for a label out of range.
     """
     _check_labels("labels", labels, num_classes)
     features = np.asarray(features, np.float64)
@@ -87,7 +102,7 @@ class RidgePath:
     return cls(mean, std, left, eigenvalues, right)
 
   def weights(self, penalty: float) -> Float[np.ndarray, "D+1 classes"]:
-    """The ridge solution; the last row belongs to the constant column."""
+    """W, float64; the last row belongs to the constant column."""
     return (self.left / (self.eigenvalues + penalty)) @ self.right
 
   def accuracies(
@@ -96,7 +111,13 @@ class RidgePath:
     labels: Int[np.ndarray, "N"],
     penalties: Sequence[float],
   ) -> Float[np.ndarray, "penalties"]:
-    """Share of images whose highest score is their label; scores float32."""
+    """Fraction of the images whose highest score is that of their label.
+
+    Args:
+      features: of the images, any float dtype.
+      labels: in [0, num_classes).
+      penalties: each gives one accuracy. Scores are computed in float32.
+    """
     weights = [self.weights(l2).astype(np.float32) for l2 in penalties]
     correct = np.zeros(len(penalties))
     for start in range(0, len(labels), _ROWS):
@@ -115,7 +136,19 @@ def fewshot_accuracies(
   num_classes: int,
   penalties: Sequence[float] = PENALTIES,
 ) -> Float[np.ndarray, "penalties"]:
-  """Test accuracy in [0, 1] for every penalty, trained on all of `train_*`."""
+  """Test accuracies in [0, 1] after training on all of `train_*`.
+
+  Args:
+    train_features: of any float dtype.
+    train_labels: in [0, num_classes).
+    test_features: of any float dtype.
+    test_labels: in [0, num_classes).
+    num_classes: number of classes.
+    penalties: each gives one accuracy.
+
+  Raises:
+    ValueError: for a training label out of range.
+  """
   path = RidgePath.fit(train_features, train_labels, num_classes)
   return path.accuracies(test_features, test_labels, penalties)
 
@@ -123,13 +156,15 @@ def fewshot_accuracies(
 def best_penalty(
   accuracies: Mapping[str, Float[np.ndarray, "penalties"]],
 ) -> int:
-  """Index of the penalty with the best mean rank over the data sets.
+  """Index of the penalty with the best mean rank over all data sets.
 
-  One penalty for all data sets, so that it is not fitted to any single one.
-  Ranks are those of the authors' code: equal accuracies of a data set take
-  different ranks, in the order in which NumPy's default sort leaves them as
-  float32, which may depend on the processor. Among equal mean ranks the smaller
-  penalty is taken.
+  All data sets share the penalty, so that it is not fitted to a single one.
+  Ranks are those of the public V-MoE code: equal accuracies of a data set get
+  different ranks, in the order of NumPy's default sort of float32 values, which
+  may depend on the processor. Of equal mean ranks, the smallest penalty wins.
+
+  Args:
+    accuracies: of every penalty, in ascending order of penalties, by data set.
   """
   ranks = [
     np.argsort(np.argsort(np.asarray(values, np.float32)))
@@ -140,18 +175,19 @@ def best_penalty(
 
 @dataclasses.dataclass(frozen=True)
 class FewshotTask:
-  """One data set to transfer to.
+  """A data set for few-shot transfer.
+
+  A batch holds this process's share of the images: "image" (b, ...), "label"
+  one-hot (b, classes) and "mask" (b,), which is 0 for padding. The shares of
+  all processes, in the order of processes, are the images in order.
 
   Attributes:
     name: part of the metric names.
-    train_labels: (N,) integer labels of the training images.
-    make_batches: from training indices to batches of those images, in order.
-    test_batches: batches of the test images, iterable any number of times.
-    num_classes: labels are 0 ... num_classes - 1.
-
-  A batch is this process's share: "image" (b, ...), "label" one-hot
-  (b, classes), "mask" (b,) 1 for images and 0 for padding. The shares of all
-  processes, in their order, are the images in order.
+    train_labels: labels of the training images.
+    make_batches: maps indices of training images to batches of these images, in
+      order.
+    test_batches: batches of the test images; can be iterated repeatedly.
+    num_classes: labels are in [0, num_classes).
   """
 
   name: str
@@ -162,7 +198,7 @@ class FewshotTask:
 
 
 class FewshotEvaluator:
-  """Few-shot accuracy of a model's features on one or more data sets."""
+  """Few-shot accuracy of a model's features on several data sets."""
 
   def __init__(
     self,
@@ -173,20 +209,19 @@ class FewshotEvaluator:
     seed: int = 0,
     penalties: Sequence[float] = PENALTIES,
   ):
-    """Checks the tasks and reports classes with too few images.
+    """Checks the tasks and logs a warning for classes with too few images.
 
     Args:
       name: prefix of the metric names.
-      features_fn: (params, images of a batch) -> (b, D) features of these
-        images, in their order.
-      tasks: the data sets; they share one penalty for each number of shots.
+      features_fn: maps (params, images of a batch) to features (b, D).
+      tasks: the data sets; they share one penalty per number of shots.
       shots: numbers of training images per class.
-      seed: chooses the images.
-      penalties: the ridge penalties tried, increasing.
+      seed: of the selection of training images.
+      penalties: candidates, ascending.
 
     Raises:
-      ValueError: no task, shots below 1, penalties not above 0, or a label
-        outside its range.
+      ValueError: without tasks, for shots below 1, penalties that are not above
+        0, or labels out of range.
     """
     _check(tasks, shots, penalties)
     self._name = name
@@ -199,7 +234,11 @@ class FewshotEvaluator:
       _report_small_classes(task, max(self._shots))
 
   def run(self, params: Any) -> Iterator[tuple[str, float]]:
-    """Yields NAME/TASK/Kshot accuracies and NAME/Kshot_penalty chosen."""
+    """Yields accuracies NAME/TASK/Kshot and the penalties NAME/Kshot_penalty.
+
+    Args:
+      params: for `features_fn`.
+    """
     results = {
       task.name: self._accuracies(params, task) for task in self._tasks
     }
@@ -213,7 +252,7 @@ class FewshotEvaluator:
   def _accuracies(
     self, params: Any, task: FewshotTask
   ) -> dict[int, Float[np.ndarray, "penalties"]]:
-    """Accuracies by number of shots; every image passes the model once."""
+    """Accuracies by number of shots; applies the model once to every image."""
     labels = np.asarray(task.train_labels)
     pool = select_shots(labels, task.num_classes, max(self._shots), self._seed)
     train, _ = self._features(params, task.make_batches(pool))
@@ -231,7 +270,7 @@ class FewshotEvaluator:
   def _features(
     self, params: Any, batches: Iterable[Batch]
   ) -> tuple[Float[np.ndarray, "N D"], Int[np.ndarray, "N"]]:
-    """Features and labels of all processes' images, without padding."""
+    """Features and labels of the images of all processes, without padding."""
     features, labels = [], []
     for batch in batches:
       real = _gather(batch["mask"]) > 0
@@ -251,7 +290,7 @@ def _whiten(
 
 
 def _gather(array: Any) -> np.ndarray:
-  """Every process's rows in process order."""
+  """Concatenates the rows of all processes in order."""
   if jax.process_count() == 1:
     return np.asarray(array)
   return multihost_utils.process_allgather(array, tiled=True)
@@ -261,15 +300,15 @@ def _check(
   tasks: Sequence[FewshotTask], shots: Sequence[int], penalties: Sequence[float]
 ) -> None:
   if not tasks:
-    raise ValueError("tasks is empty: give at least one data set.")
+    raise ValueError("tasks=(): must not be empty. Give a data set or more.")
   if not shots or min(shots) < 1:
     raise ValueError(
-      f"shots={tuple(shots)}: give one or more numbers of images per class, "
+      f"shots={tuple(shots)}: must be one or more numbers of images per class, "
       "each at least 1."
     )
   if not penalties or min(penalties) <= 0:
     raise ValueError(
-      f"penalties={tuple(penalties)}: give one or more numbers above 0."
+      f"penalties={tuple(penalties)}: must be one or more numbers above 0."
     )
   for task in tasks:
     _check_labels(f"{task.name}: labels", task.train_labels, task.num_classes)
@@ -281,8 +320,8 @@ def _check_labels(
   low, high = np.min(labels), np.max(labels)
   if low < 0 or high >= num_classes:
     raise ValueError(
-      f"{where} run from {low} to {high}, num_classes={num_classes} allows 0 "
-      f"to {num_classes - 1}. Correct num_classes."
+      f"{where} from {low} to {high}: must be from 0 to {num_classes - 1}, as "
+      f"num_classes={num_classes}. Correct num_classes."
     )
 
 
@@ -291,8 +330,8 @@ def _report_small_classes(task: FewshotTask, shots: int) -> None:
   small = np.flatnonzero(counts < shots)
   if small.size:
     logging.warning(
-      "%s: %d of %d classes have fewer than %d training images and give all "
-      "they have; the first is class %d with %d.",
+      "%s: %d of %d classes have fewer than %d training images, all of which "
+      "are used; the first is class %d with %d.",
       task.name,
       small.size,
       task.num_classes,

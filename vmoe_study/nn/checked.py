@@ -1,4 +1,4 @@
-"""Modules that know which strings their options take."""
+"""Modules that check the values of their options."""
 
 import dataclasses
 from typing import Literal, get_origin
@@ -9,10 +9,10 @@ from vmoe_study.options import check_type
 
 
 class CheckedModule(nn.Module):
-  """Every field of a `Literal` type holds one of its values.
+  """A module that checks its fields of a `Literal` type when it is made.
 
   Raises:
-    ValueError: as it is made, naming the field, the value and the values known.
+    ValueError: for another value, with the field, the value and valid values.
   """
 
   def __post_init__(self):

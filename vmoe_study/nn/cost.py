@@ -60,7 +60,7 @@ def routing(
 ) -> Routing | None:
   """The sizes of the MoE blocks, or None for a dense model."""
   moe = module.moe
-  if moe is None or moe.router == "dense":
+  if moe is None or not moe.is_routed:
     return None
   router = make_router(moe.router, **moe.options)
   group_size = tokens_per_image(module, image_shape) * moe.group_images

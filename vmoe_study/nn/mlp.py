@@ -1,4 +1,4 @@
-"""The MLP of a Transformer block, which is also what an expert is."""
+"""The MLP of a Transformer block; each expert is one, too."""
 
 import functools
 
@@ -10,12 +10,12 @@ from vmoe_study.nn import parameter_names as names
 
 
 class Mlp(nn.Module):
-  """Two dense layers with a GELU between them.
+  """Two linear layers with a GELU between them.
 
   Attributes:
-    mlp_dim: F, hidden size.
-    dropout_rate: after each layer.
-    dtype: of the computation; parameters are float32.
+    mlp_dim: F, the hidden size.
+    dropout_rate: after each layer; needs the RNG stream "dropout".
+    dtype: of the computation and the result; parameters are float32.
   """
 
   mlp_dim: int

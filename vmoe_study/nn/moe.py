@@ -1,4 +1,4 @@
-"""The mixture-of-experts layer: route, dispatch, run experts, combine."""
+"""The mixture-of-experts layer: routes, dispatches, runs experts, combines."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,25 +9,38 @@ from jaxtyping import Array, Float
 
 from vmoe_study.nn import parameter_names as names
 from vmoe_study.nn.mlp import Mlp
-from vmoe_study.nn.router import make_router
-from vmoe_study.options import check_least
+from vmoe_study.nn.router import ROUTERS, SparseRouter, make_router
+from vmoe_study.options import check_least, check_names
 from vmoe_study.routing.balance import RoutingAux
 from vmoe_study.routing.exchange import Exchange
+
+DENSE = "dense"  # In place of a router's name: no routed blocks.
 
 
 @dataclasses.dataclass(frozen=True)
 class MoeOptions:
-  """What distinguishes a MoE block from a dense one.
+  """The routed blocks of a model.
 
   Attributes:
-    router: a name in `nn.router.ROUTERS`.
-    options: of that router, `num_experts` among them.
-    blocks: which blocks are MoE, see `nn.vit.moe_blocks`.
-    group_images: images whose tokens are routed together.
-    shared_expert_init: whether all experts start from the same random values.
+    router: a key of `ROUTERS`, or "dense" for a model without routed blocks.
+    options: options of the router, see `make_router`.
+    blocks: which blocks are routed, see `nn.vit.moe_blocks`.
+    group_images: images per routing group: their tokens compete for slots.
+    shared_expert_init: whether all experts start from the same values.
+
+  Raises:
+    ValueError: if `group_images` is below 1.
+
+  Example:
+    >>> from vmoe_study import MoeOptions
+    >>> moe = MoeOptions("softmax_expert_choice", {"num_experts": 8})
+    >>> moe.is_routed, moe.blocks
+    (True, 'every 2')
+    >>> MoeOptions().is_routed
+    False
   """
 
-  router: str = "dense"
+  router: str = DENSE
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   blocks: str | tuple[int, ...] = "every 2"
   group_images: int = 1
@@ -36,16 +49,60 @@ class MoeOptions:
   def __post_init__(self):
     check_least("group_images", self.group_images, 1)
 
+  @property
+  def is_routed(self) -> bool:
+    """Whether the model has routed blocks."""
+    return self.router != DENSE
+
+  @property
+  def is_sparse(self) -> bool:
+    """Whether its router is sparse: with a capacity factor and a plan form."""
+    return self.is_routed and issubclass(
+      ROUTERS[self.router].router, SparseRouter
+    )
+
+  def check_router(self) -> None:
+    """Checks the router's name and options.
+
+    Raises:
+      ValueError: for an unknown name, bad options, or options with "dense".
+    """
+    check_names("router", [self.router], [*ROUTERS, DENSE])
+    if self.is_routed:
+      make_router(self.router, **self.options)
+    elif self.options:
+      raise ValueError(
+        f"moe.options={dict(self.options)}: must be empty for router "
+        f"{DENSE!r}. Remove them."
+      )
+
 
 class Moe(nn.Module):
-  """Replaces the MLP of a block by E routed ones.
+  """A layer of E experts behind a router, in place of the MLP of a block.
+
+  Maps tokens (B, L, D) of any float dtype to tokens of `dtype` and a
+  `RoutingAux`.
 
   Attributes:
     moe: router, groups and experts.
-    mlp_dim: F of each expert.
-    dropout_rate: inside the experts.
+    mlp_dim: F, the hidden size of each expert.
+    dropout_rate: inside the experts; needs the RNG stream "dropout".
     dtype: of the experts; routers compute in float32.
-    exchange: where the experts are.
+    exchange: sends tokens to the devices of their experts.
+
+  Raises:
+    ValueError: when called with an unknown router, bad options, or a batch that
+      `group_images` does not divide.
+
+  Example:
+    >>> import jax
+    >>> from vmoe_study import Moe, MoeOptions
+    >>> layer = Moe(MoeOptions("soft", {"num_experts": 4}), mlp_dim=16)
+    >>> x = jax.random.normal(jax.random.key(0), (2, 8, 4))  # (B, L, D)
+    >>> params = layer.init(jax.random.key(1), x)
+    >>> y, aux = layer.apply(params, x)
+    >>> y.shape, aux.tokens_per_expert.shape
+    ((2, 8, 4), (2, 4))
   """
 
   moe: MoeOptions
@@ -88,11 +145,14 @@ def make_experts(
   """E independent MLPs, mapped over the leading axis of (E, G, C, D).
 
   Args:
-    mlp_dim: F.
-    dropout_rate: inside each expert.
+    mlp_dim: F, the hidden size of each expert.
+    dropout_rate: inside the experts; needs the RNG stream "dropout".
     dtype: of the computation.
-    shared_init: whether all experts start from the same random values.
+    shared_init: whether all experts start from the same values.
     name: of the module.
+
+  Returns:
+    A module that is called with (E, G, C, D) and `deterministic`.
   """
   experts = nn.vmap(
     Mlp,
@@ -106,7 +166,14 @@ def make_experts(
 def group_images(
   x: Float[Array, "B L D"], images: int
 ) -> Float[Array, "G S D"]:
-  """Puts the tokens of every `images` consecutive images into one group.
+  """Groups the tokens of every `images` consecutive images.
+
+  Args:
+    x: tokens by image.
+    images: per group.
+
+  Returns:
+    Tokens by group: G = B / images, S = images * L.
 
   Raises:
     ValueError: if the batch is not a multiple of `images`.
@@ -115,6 +182,6 @@ def group_images(
   if images < 1 or batch % images:
     raise ValueError(
       f"group_images={images}: must be positive and divide the batch of "
-      f"{batch} images."
+      f"{batch} images. Change one of them."
     )
   return x.reshape(batch // images, images * length, width)

@@ -1,9 +1,15 @@
-"""The router zoo: Flax modules from tokens to a routing plan.
+"""The routers: Flax modules from tokens to a routing plan.
 
-A router has two halves. `logits` holds the parameters. `route` is a pure
-function of its result: it can run inside `jax.shard_map`, and it is where
-routers differ. A sparse router is an affinity times a choice; to add one,
-write its affinity or choice and give it a row in `ROUTERS`.
+A router has two methods. `logits` computes router logits and holds all
+parameters. `route` is a pure function from these logits to a plan, so that it
+can run inside `jax.shard_map`. A sparse router combines an affinity with a
+choice: to add one, write an affinity or a choice and add a row to `ROUTERS`.
+
+>>> from vmoe_study import ROUTERS
+>>> "softmax_expert_choice" in ROUTERS
+True
+>>> ROUTERS["soft"].options()["num_experts"]
+<class 'int'>
 """
 
 import abc
@@ -28,33 +34,39 @@ from vmoe_study.routing.affinity import (
 )
 from vmoe_study.routing.capacity import expert_capacity
 from vmoe_study.routing.choice import Choice, ExpertChoice, TokenChoice
-from vmoe_study.routing.plan import IndexPlan, RoutingPlan, best_plan_form
+from vmoe_study.routing.plan import RoutingPlan, best_plan_form
 from vmoe_study.routing.soft import slot_logits, soft_choice
 
 
 class RouterLogits(NamedTuple):
-  """Float32 logits, groups leading, and in training their noise."""
+  """Router logits, float32.
+
+  Attributes:
+    clean: logits without noise; sparse routers have one per expert, Soft MoE
+      one per slot.
+    noise: what is added to them in training; None for no noise.
+  """
 
   clean: Float[Array, "G S ..."]
   noise: Float[Array, "G S ..."] | None = None
 
   @property
   def noisy(self) -> Float[Array, "G S ..."]:
-    """The logits by which the router picks."""
+    """The sum of both: the logits by which the router chooses."""
     return self.clean if self.noise is None else self.clean + self.noise
 
-  def float32(self) -> "RouterLogits":
-    """The same as float32 arrays of JAX, given arrays of any kind."""
+  def as_float32(self) -> "RouterLogits":
+    """Casts arrays of any kind to float32 arrays of JAX."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self)
 
 
 class Router(CheckedModule, abc.ABC):
-  """(G, S, D) tokens to a plan and its aux.
+  """Maps tokens (G, S, D) of any float dtype to a plan and its `RoutingAux`.
 
   Attributes:
     num_experts: E.
-    noise_std: in training, logits get noise of this deviation, in sparse
-      routers divided by E, from the rng stream "router".
+    noise_std: standard deviation of the Gaussian noise on the logits in
+      training; sparse routers divide it by E. Needs the RNG stream "router".
   """
 
   num_experts: int
@@ -64,13 +76,16 @@ class Router(CheckedModule, abc.ABC):
   def logits(
     self, x: Float[Array, "G S D"], deterministic: bool
   ) -> RouterLogits:
-    """Scores of tokens of any float dtype. Holds all parameters."""
+    """Computes router logits. Holds all parameters."""
 
   @abc.abstractmethod
   def route(
     self, logits: RouterLogits
   ) -> tuple[RoutingPlan, balance.RoutingAux]:
-    """Pure: uses no parameters and no random numbers; computes in float32."""
+    """Makes a plan of the logits, in float32.
+
+    Pure: uses no parameters and no random numbers.
+    """
 
   def __call__(
     self, x: Float[Array, "G S D"], deterministic: bool = True
@@ -85,23 +100,23 @@ class Router(CheckedModule, abc.ABC):
 
 
 class SparseRouter(Router):
-  """Affinity x choice: the affinity scores, the choice picks.
+  """Affinity x choice: the affinity scores tokens, the choice selects by them.
 
   Attributes:
-    affinity: logits to scores.
-    choice: scores and weights to an index plan.
-    capacity_factor: slots per choice that the tokens of a group make.
+    affinity: maps logits to scores.
+    choice: maps scores and weights to an index plan.
+    capacity_factor: slots per choice of a token, see `expert_capacity`.
     capacity_rounding: "round" (half to even) or "ceil".
-    capacity_multiple_of: slots are raised to a multiple of this.
-    weights: what scales the outputs: "softmax" probabilities, not
-      renormalised, or the scores themselves, the "transport" plan (of softmax
-      routers the same probabilities, always with the noise).
-    noisy_weights: whether the softmax probabilities see the noise.
-    plan_form: "index" moves rows, "dense" multiplies by routing tensors, "auto"
-      is the cheaper of them, see `routing.plan.best_plan_form`.
+    capacity_multiple_of: C is rounded up to a multiple of this.
+    weights: what scales the expert outputs: "softmax", the softmax
+      probabilities of the logits, not renormalised over the chosen experts; or
+      "transport", the scores of the affinity, always with noise.
+    noisy_weights: whether the softmax probabilities include the noise.
+    plan_form: "index" copies rows, "dense" multiplies by the routing tensors,
+      "auto" takes the faster one, see `routing.plan.best_plan_form`.
     importance_loss_weight: of `balance.importance_loss`.
-    load_loss_weight: of `balance.load_loss`; defined for token choice, in
-      training, with noise.
+    load_loss_weight: of `balance.load_loss`, which is defined for token choice,
+      in training, with noise.
     gshard_loss_weight: of `balance.gshard_loss`.
     router_z_loss_weight: of `balance.router_z_loss`.
   """
@@ -128,7 +143,7 @@ class SparseRouter(Router):
       use_bias=False,
       dtype=jnp.float32,
       precision=jax.lax.Precision.HIGHEST,
-      name="dense",
+      name="dense",  # Named as in V-MoE's checkpoints.
     )(x)
     std = self.noise_std / self.num_experts
     return RouterLogits(clean, self._noise(clean.shape, std, deterministic))
@@ -137,12 +152,12 @@ class SparseRouter(Router):
   def route(
     self, logits: RouterLogits
   ) -> tuple[RoutingPlan, balance.RoutingAux]:
-    logits = logits.float32()
+    logits = logits.as_float32()
     capacity = self.capacity(logits.clean.shape[1])
     if self.weights == "transport":
       weights = scores = self.affinity(logits.noisy, capacity)
     else:
-      # Scores only pick: nothing of them is kept for the backward pass.
+      # Scores carry no gradient here: nothing is stored for the backward pass.
       scores = self.affinity(jax.lax.stop_gradient(logits.noisy), capacity)
       seen = logits.noisy if self.noisy_weights else logits.clean
       weights = jax.nn.softmax(seen)
@@ -155,7 +170,7 @@ class SparseRouter(Router):
 
   @nn.nowrap
   def capacity(self, num_tokens: int) -> int:
-    """C, in groups of `num_tokens`."""
+    """C for groups of `num_tokens` tokens."""
     return expert_capacity(
       num_tokens,
       self.num_experts,
@@ -194,17 +209,17 @@ class SparseRouter(Router):
 
 
 class SoftRouter(Router):
-  """Soft MoE: learned slots, each a mixture of all tokens (2308.00951).
+  """Soft MoE: learned slots, each a weighted mean of all tokens (2308.00951).
 
-  Without noise by default. If there is any, it is the authors': `noise_std`
-  itself is the deviation, which sparse routers divide by E.
+  There is no noise by default. If there is, `noise_std` is its standard
+  deviation, not divided by E, as in the public implementation.
 
   Attributes:
     capacity_factor: slots per token.
     capacity_rounding: "round" (half to even) or "ceil".
-    capacity_multiple_of: slots are raised to a multiple of this.
-    slots_per_expert: C, if given instead of derived. Slots are parameters, so
-      fix C to train and test at different resolutions.
+    capacity_multiple_of: C is rounded up to a multiple of this.
+    slots_per_expert: C, instead of deriving it from the number of tokens. Slots
+      have parameters: fix C to use a model at several resolutions.
   """
 
   capacity_factor: float = 1.0
@@ -229,12 +244,12 @@ class SoftRouter(Router):
   def route(
     self, logits: RouterLogits
   ) -> tuple[RoutingPlan, balance.RoutingAux]:
-    plan = soft_choice(logits.float32().noisy)
+    plan = soft_choice(logits.as_float32().noisy)
     return plan, balance.routing_aux(plan, {}, {})
 
   @nn.nowrap
   def capacity(self, num_tokens: int) -> int:
-    """C, in groups of `num_tokens`."""
+    """C for groups of `num_tokens` tokens."""
     if self.slots_per_expert is not None:
       return self.slots_per_expert
     return expert_capacity(
@@ -246,40 +261,16 @@ class SoftRouter(Router):
     )
 
 
-class DenseRouter(Router):
-  """The baseline as a router: one expert takes every token, in order.
-
-  So that it can stand in for any router, it accepts their common fields.
-  """
-
-  num_experts: int = 1
-
-  @nn.nowrap
-  def logits(
-    self, x: Float[Array, "G S D"], deterministic: bool
-  ) -> RouterLogits:
-    return RouterLogits(jnp.zeros((*x.shape[:2], 1), jnp.float32))
-
-  @nn.nowrap
-  def route(
-    self, logits: RouterLogits
-  ) -> tuple[RoutingPlan, balance.RoutingAux]:
-    num_groups, num_tokens, _ = logits.clean.shape
-    tokens = jnp.arange(num_tokens, dtype=jnp.int32)
-    tokens = jnp.broadcast_to(tokens, (num_groups, 1, num_tokens))
-    weights = jnp.ones(tokens.shape, jnp.float32)
-    plan = IndexPlan(tokens, weights, num_tokens, tokens.swapaxes(1, 2))
-    return plan, balance.routing_aux(plan, {}, {})
-
-
 @dataclasses.dataclass(frozen=True)
 class RouterSpec:
-  """A row of `ROUTERS`: a router's class, its parts and its own defaults.
+  """A row of `ROUTERS`: a router's class, its parts and its default options.
+
+  The options of a router are the fields of its class and of its parts.
 
   Attributes:
     router: the class.
-    parts: classes that make fields of it, by the field's name.
-    defaults: of options, where they differ from the classes'.
+    parts: classes whose instances become fields of the router, by field name.
+    defaults: option values that differ from the defaults of the classes.
 
   Raises:
     ValueError: if two of the classes have an option of the same name.
@@ -294,8 +285,8 @@ class RouterSpec:
     if twice := sorted({name for name in names if names.count(name) > 1}):
       classes = [c.__name__ for c in (self.router, *self.parts.values())]
       raise ValueError(
-        f"options {twice} are fields of more than one of {classes}: rename "
-        "them, so that a name says which is meant."
+        f"options {twice}: each must be a field of only one of {classes}. "
+        "Rename the fields."
       )
 
   def _fields(self) -> list[dataclasses.Field]:
@@ -303,12 +294,12 @@ class RouterSpec:
     return [f for part in classes for f in dataclasses.fields(part)]
 
   def options(self) -> dict[str, Any]:
-    """Every option by name, with its type."""
+    """Types of all options, by name."""
     hidden = {"parent", "name", *self.parts}
     return {f.name: f.type for f in self._fields() if f.name not in hidden}
 
   def default_options(self) -> dict[str, Any]:
-    """The default of every option that has one."""
+    """Values of all options that have a default, by name."""
     found: dict[str, Any] = {}
     for part in (self.router, *self.parts.values()):
       found |= defaults(part)
@@ -316,7 +307,7 @@ class RouterSpec:
     return {name: found[name] for name in self.options() if name in found}
 
   def make(self, options: dict[str, Any]) -> Router:
-    """Hands each option to the part that has a field of its name."""
+    """Makes the router, with each option in the part that defines it."""
     options = self.defaults | options
     parts = {}
     for field, part in self.parts.items():
@@ -326,16 +317,39 @@ class RouterSpec:
 
 
 def sparse(affinity: type, choice: type, **defaults) -> RouterSpec:
-  """The recipe of affinity x choice."""
+  """The row of a sparse router.
+
+  Args:
+    affinity: its class, a dataclass like those in `routing.affinity`.
+    choice: its class, a dataclass like those in `routing.choice`.
+    **defaults: option values that differ from the defaults of the classes.
+
+  Example:
+    >>> import dataclasses
+    >>> import jax
+    >>> from vmoe_study.nn.router import sparse
+    >>> from vmoe_study.routing.choice import ExpertChoice
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Sigmoid:
+    ...   temperature: float = 1.0
+    ...
+    ...   def __call__(self, logits, capacity):
+    ...     return jax.nn.sigmoid(logits / self.temperature)
+    >>> spec = sparse(Sigmoid, ExpertChoice, noise_std=1.0)
+    >>> router = spec.make({"num_experts": 4, "temperature": 0.5})
+    >>> router.affinity, router.noise_std
+    (Sigmoid(temperature=0.5), 1.0)
+  """
   parts = {"affinity": affinity, "choice": choice}
   return RouterSpec(SparseRouter, parts, defaults)
 
 
-# The authors' Sinkhorn token choice, alone among their routers, weighs outputs
-# by the probabilities of the logits without noise: kept as its default. In
-# sparsity-constrained token choice, which is not theirs, tokens go where their
-# transport plan sends them: ties at 0 would send most of them to expert 0.
-ROUTERS = {
+# In the public implementation, Sinkhorn token choice alone scales outputs by
+# the probabilities of the logits without noise: hence its `noisy_weights`.
+# Sparsity-constrained token choice is an addition of this project. Its tokens
+# go only where their transport plan sends them: otherwise ties of zero scores
+# would send most of them to expert 0.
+ROUTERS: dict[str, RouterSpec] = {
   "softmax_token_choice": sparse(Softmax, TokenChoice, noise_std=1.0),
   "sinkhorn_token_choice": sparse(
     Sinkhorn, TokenChoice, noise_std=1.0, noisy_weights=False
@@ -347,7 +361,6 @@ ROUTERS = {
   "sinkhorn_expert_choice": sparse(Sinkhorn, ExpertChoice, noise_std=1.0),
   "sparsity_constrained_expert_choice": sparse(SparseTransport, ExpertChoice),
   "soft": RouterSpec(SoftRouter),
-  "dense": RouterSpec(DenseRouter),
 }
 
 
@@ -373,16 +386,35 @@ def _check_range(where: str, option: str, value: Any) -> None:
 
 
 def make_router(router: str, /, **options) -> Router:
-  """A router of the zoo as a Flax module.
+  """Makes a router, a Flax module, by name.
 
   Args:
-    router: a name in `ROUTERS`.
-    **options: fields of the router, its affinity and its choice. Numbers may
-      be NumPy's.
+    router: a key of `ROUTERS`.
+    **options: fields of the router, its affinity and its choice; numbers may be
+      NumPy scalars.
+
+  Returns:
+    A module that maps tokens (G, S, D) of any float dtype to a `RoutingPlan`
+    with float32 weights and a float32 `RoutingAux`.
 
   Raises:
-    ValueError: for an unknown router or option, a value of a wrong type or out
-      of its range, or a missing option that has no default.
+    ValueError: for an unknown router or option, a value of the wrong type or
+      out of range, or a missing option without default.
+
+  Example:
+    >>> import jax
+    >>> from vmoe_study import make_router
+    >>> router = make_router("softmax_expert_choice", num_experts=4)
+    >>> x = jax.random.normal(jax.random.key(0), (2, 16, 8))  # (G, S, D)
+    >>> params = router.init(jax.random.key(1), x)
+    >>> plan, aux = router.apply(params, x)
+    >>> inputs = plan.dispatch(x)
+    >>> inputs.shape  # (E, G, C, D)
+    (4, 2, 4, 8)
+    >>> plan.combine(inputs).shape
+    (2, 16, 8)
+    >>> aux.tokens_per_expert.tolist()
+    [[4.0, 4.0, 4.0, 4.0], [4.0, 4.0, 4.0, 4.0]]
   """
   check_names("router", [router], ROUTERS)
   valid = ROUTERS[router].options()
@@ -396,12 +428,12 @@ def make_router(router: str, /, **options) -> Router:
     _check_range(f"{router}.{option}", option, value)
   all_options = ROUTERS[router].default_options() | options
   for option in sorted(valid.keys() - all_options.keys()):
-    raise ValueError(f"option {option!r} of router {router!r} must be given.")
+    raise ValueError(f"{router}.{option}: must be given.")
   choices = all_options.get("num_selected_experts", 1)
   experts = all_options["num_experts"]
   if choices > experts:
     raise ValueError(
-      f"{router}.num_selected_experts={choices}: a token can choose from 1 to "
-      f"num_experts={experts} experts. Lower it or add experts."
+      f"{router}.num_selected_experts={choices}: must be from 1 to "
+      f"num_experts={experts}. Lower K or add experts."
     )
   return ROUTERS[router].make(options)

@@ -21,7 +21,7 @@ from vmoe_study.routing.balance import RoutingAux
 from vmoe_study.routing.exchange import Exchange
 
 SIZES = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
-# 2308.00951 (Ti, S) and 2106.05974 (S8, its 8-layer "S"; B, L, H).
+# From 2308.00951 (Ti, S) and 2106.05974 (S8, there called S; B, L, H).
 VARIANTS = {
   "Ti": (192, 12, 768, 3),
   "S": (384, 12, 1536, 6),
@@ -33,7 +33,13 @@ VARIANTS = {
 
 
 def variant(name: str) -> dict[str, int]:
-  """Sizes of a backbone by name, as "B/16": variant and patch size.
+  """The sizes of a backbone.
+
+  Args:
+    name: variant and patch size, as in "B/16".
+
+  Returns:
+    The fields of `VisionTransformer` in `SIZES`.
 
   Raises:
     ValueError: for a name that is not VARIANT/PATCH.
@@ -41,25 +47,25 @@ def variant(name: str) -> dict[str, int]:
   match = re.fullmatch(r"(\w+)/([1-9]\d*)", name)
   if not match or match[1] not in VARIANTS:
     raise ValueError(
-      f"backbone {name!r}: must be one of {list(VARIANTS)}, a slash and a "
+      f"backbone={name!r}: must be one of {list(VARIANTS)}, a slash and a "
       "patch size, as in 'B/16'."
     )
   return dict(zip(SIZES, (*VARIANTS[match[1]], int(match[2])), strict=True))
 
 
 def moe_blocks(rule: str | Sequence[int], depth: int) -> tuple[int, ...]:
-  """Which 0-based blocks are MoE.
+  """Indices of the routed blocks, ascending.
 
   Args:
     rule: "every N" (blocks N-1, 2N-1, ...), "last N odd" (V-MoE), "last N"
-      (Soft MoE), or block numbers, also as a string, "1,3".
+      (Soft MoE), or block indices from 0, also as a string such as "1,3".
     depth: number of blocks.
 
   Raises:
-    ValueError: if the rule is none of these, names a block outside, or more
-      blocks than there are.
+    ValueError: if the rule is none of these, or the model lacks some of the
+      blocks.
   """
-  wanted = 1
+  min_blocks = 1
   if not isinstance(rule, str):
     blocks = tuple(sorted(set(rule)))
   elif match := re.fullmatch(r"\(?(\d+(?:, *\d+)*),?\)?", rule):
@@ -68,27 +74,27 @@ def moe_blocks(rule: str | Sequence[int], depth: int) -> tuple[int, ...]:
     blocks = tuple(range(int(match[1]) - 1, depth, int(match[1])))
   elif match := re.fullmatch(r"last ([1-9]\d*)( odd)?", rule):
     candidates = range(1, depth, 2) if match[2] else range(depth)
-    wanted = int(match[1])
-    blocks = tuple(candidates[-wanted:])
+    min_blocks = int(match[1])
+    blocks = tuple(candidates[-min_blocks:])
   else:
     raise ValueError(
       f"moe.blocks={rule!r}: must be 'every N', 'last N odd', 'last N' or a "
-      "list of block numbers."
+      "list of block indices."
     )
-  if len(blocks) < wanted or blocks[0] < 0 or blocks[-1] >= depth:
+  if len(blocks) < min_blocks or blocks[0] < 0 or blocks[-1] >= depth:
     raise ValueError(
-      f"moe.blocks={rule!r}: picks blocks {list(blocks)} of a model with "
-      f"blocks 0 to {depth - 1}. Ask for blocks that it has."
+      f"moe.blocks={rule!r}: selects blocks {list(blocks)}, must select "
+      f"{min_blocks} or more from 0 to {depth - 1}. Change the rule."
     )
   return blocks
 
 
 class VitOutputs(NamedTuple):
-  """What a forward pass leaves besides the logits.
+  """Outputs of a forward pass besides the logits.
 
   Attributes:
-    features: the representation before the classification head.
-    aux: of every MoE block, by its name.
+    features: the input of the classification head, float32.
+    aux: losses and load of every routed block, by the block's name.
   """
 
   features: Float[Array, "B D"]
@@ -96,16 +102,16 @@ class VitOutputs(NamedTuple):
 
 
 class EncoderBlock(nn.Module):
-  """Attention and an MLP or a mixture of experts, each with a residual.
+  """Self-attention and an MLP or MoE layer, each with a residual connection.
 
   Attributes:
-    mlp_dim: F, of the MLP or of each expert.
-    num_heads: of attention; divides D.
-    moe: routed experts in place of the MLP, whatever its `blocks` say; or None.
+    mlp_dim: F, the hidden size of the MLP or of each expert.
+    num_heads: attention heads; divides D.
+    moe: options of the MoE layer, except `blocks`; None for an MLP.
     dropout_rate: after attention and inside the MLP or the experts.
-    qk_norm: normalise queries and keys.
+    qk_norm: whether queries and keys are normalised.
     dtype: of the computation; parameters and routers are float32.
-    exchange: where experts are.
+    exchange: sends tokens to the devices of their experts.
   """
 
   mlp_dim: int
@@ -134,14 +140,14 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Position embeddings, blocks, and a final norm, which is float32.
+  """Position embeddings, blocks, and a final layer norm in float32.
 
   Attributes:
     depth: number of blocks.
-    block: fields of every `EncoderBlock` but `moe`.
-    moe: of the routed blocks, which `moe.blocks` names; None if there are none.
+    block: fields of every `EncoderBlock`, except `moe`.
+    moe: routed blocks; None for a dense model.
     posemb: "learned" or "sincos2d".
-    grid: patches down and across, for "sincos2d".
+    grid: rows and columns of patches, for "sincos2d".
     remat: what the backward pass recomputes, see `VisionTransformer`.
   """
 
@@ -188,7 +194,7 @@ _REMAT = {
 
 
 class AddPositions(nn.Module):
-  """Adds a learned embedding to every position."""
+  """Adds a learned position embedding to every token."""
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
@@ -198,14 +204,23 @@ class AddPositions(nn.Module):
 
 
 def sincos2d(height: int, width: int, features: int) -> Float[Array, "L D"]:
-  """Fixed positions: sine and cosine of x, then of y (2104.02057).
+  """Fixed position embeddings: sines and cosines of x, then y (2104.02057).
+
+  Args:
+    height: rows of patches.
+    width: columns of patches.
+    features: D.
+
+  Returns:
+    Embeddings of L = height * width positions, float32.
 
   Raises:
-    ValueError: if `features` is not a multiple of 4.
+    ValueError: if D is not a multiple of 4.
   """
   if features % 4:
     raise ValueError(
-      f"width={features}: posemb='sincos2d' needs a multiple of 4."
+      f"width={features}: must be a multiple of 4 for posemb='sincos2d'. "
+      "Change the width, or set posemb='learned'."
     )
   y, x = np.mgrid[:height, :width].reshape(2, -1, 1)
   omega = 10_000.0 ** -np.linspace(0, 1, features // 4)
@@ -214,12 +229,12 @@ def sincos2d(height: int, width: int, features: int) -> Float[Array, "L D"]:
 
 
 class MapHead(nn.Module):
-  """Multi-head attention pooling: one learned probe attends to all tokens.
+  """Attention pooling: one learned query attends to all tokens; float32.
 
   Attributes:
-    mlp_dim: F of the MLP behind the attention.
-    num_heads: of attention; divides D.
-    qk_norm: normalise queries and keys.
+    mlp_dim: F, the hidden size of the MLP after the attention.
+    num_heads: attention heads; divides D.
+    qk_norm: whether queries and keys are normalised.
   """
 
   mlp_dim: int
@@ -248,28 +263,50 @@ def _attention(module: nn.Module, dtype: str, name: str) -> nn.Module:
 
 
 class VisionTransformer(CheckedModule):
-  """Images to class logits.
+  """A Vision Transformer, with or without routed blocks.
+
+  Maps float32 images (B, H, W, channels) to float32 logits (B, classes) and
+  `VitOutputs`.
 
   Attributes:
     num_classes: size of the head.
-    patch_size: pixels, along both sides.
+    patch_size: height and width of a patch, in pixels.
     width: D.
     depth: number of blocks.
-    mlp_dim: F, of dense blocks and of experts.
-    num_heads: of attention; divides the width.
-    moe: routed blocks; None or router "dense" for a dense model.
+    mlp_dim: F, the hidden size of MLPs and experts.
+    num_heads: attention heads; divides the width.
+    moe: routed blocks; None, or router "dense", for a dense model.
     pool: features are the mean over tokens ("gap"), a class token ("token"),
       or attention pooling ("map").
     posemb: "learned" or "sincos2d".
     representation_size: width of a tanh layer before the head; 0 for none.
-    head_bias_init: constant that the head's biases start from.
-    qk_norm: normalise queries and keys.
+    head_bias_init: initial value of the head's biases.
+    qk_norm: whether queries and keys are normalised.
     dropout_rate: after position embeddings, attention and MLP layers.
-    dtype: of the blocks; parameters, routers and what comes after the blocks,
-      from the final norm to the head, are float32.
-    remat: what the backward pass recomputes: "none", "dots" (all but matrix
-      products with parameters), "full" (whole blocks).
-    exchange: where experts are.
+    dtype: of the blocks. Parameters, routers and all layers from the final norm
+      to the head are float32.
+    remat: what the backward pass recomputes: nothing ("none"), all but matrix
+      products with parameters ("dots"), or whole blocks ("full").
+    exchange: sends tokens to the devices of their experts.
+
+  Raises:
+    ValueError: for an unknown string, or when called with images and sizes that
+      do not fit.
+
+  Example:
+    >>> import jax
+    >>> from vmoe_study import MoeOptions, VisionTransformer
+    >>> model = VisionTransformer(
+    ...   num_classes=10, patch_size=4, width=16, depth=2, mlp_dim=32,
+    ...   num_heads=2, moe=MoeOptions("soft", {"num_experts": 4}),
+    ... )
+    >>> images = jax.numpy.ones((2, 16, 16, 3))
+    >>> params = jax.jit(model.init)(jax.random.key(0), images)
+    >>> logits, outputs = model.apply(params, images)
+    >>> logits.shape, outputs.features.shape
+    ((2, 10), (2, 16))
+    >>> outputs.aux["encoderblock_1"].tokens_per_expert.shape  # (G, E)
+    (2, 4)
   """
 
   num_classes: int
@@ -314,8 +351,8 @@ class VisionTransformer(CheckedModule):
     patch = self.patch_size
     if height % patch or width % patch:
       raise ValueError(
-        f"patch_size={patch} does not divide the image size {height} x "
-        f"{width}. Choose a divisor, or resize the images."
+        f"patch_size={patch}: must divide the image size {height} x {width}. "
+        "Choose a divisor, or resize the images."
       )
     embed = nn.Conv(
       self.width,
@@ -331,7 +368,8 @@ class VisionTransformer(CheckedModule):
   def _encoder(self, grid: tuple[int, int]) -> nn.Module:
     if self.width % self.num_heads:
       raise ValueError(
-        f"num_heads={self.num_heads} does not divide width={self.width}."
+        f"num_heads={self.num_heads}: must divide width={self.width}. Change "
+        "one of them."
       )
     block = {
       "mlp_dim": self.mlp_dim,
@@ -341,11 +379,11 @@ class VisionTransformer(CheckedModule):
       "dtype": self.dtype,
       "exchange": self.exchange,
     }
-    dense = self.moe is None or self.moe.router == "dense"
+    is_routed = self.moe is not None and self.moe.is_routed
     return Encoder(
       depth=self.depth,
       block=block,
-      moe=None if dense else self.moe,
+      moe=self.moe if is_routed else None,
       posemb=self.posemb,
       grid=grid,
       remat=self.remat,

@@ -1,1 +1,1 @@
-"""Routing as arrays in, arrays out: scores, choices, plans, losses."""
+"""Routing as pure functions on arrays: affinities, choices, plans, losses."""

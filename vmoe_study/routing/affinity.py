@@ -1,7 +1,8 @@
-"""From router logits to the scores by which somebody picks.
+"""Affinities: from router logits to the scores that a choice ranks.
 
-An affinity takes router logits (G, S, E), and the capacity C for those that
-need it, and returns float32 scores of the same shape.
+An affinity maps router logits (G, S, E), of any float dtype, and the capacity C
+to float32 scores of the same shape. Its dataclass fields are options of the
+routers that use it.
 """
 
 import dataclasses
@@ -11,13 +12,13 @@ import jax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from vmoe_study.routing.arguments import float32
+from vmoe_study.routing.arguments import as_float32
 from vmoe_study.routing.sinkhorn import sinkhorn
 from vmoe_study.routing.sparse_transport import sparse_transport
 
 
 class Affinity(Protocol):
-  """How well tokens and experts suit each other."""
+  """Scores every pair of a token and an expert."""
 
   def __call__(
     self, logits: Float[ArrayLike, "G S E"], capacity: int
@@ -26,18 +27,47 @@ class Affinity(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Softmax:
-  """Probabilities over experts."""
+  """Softmax over the experts: the scores of a token sum to 1.
+
+  Raises:
+    ValueError: when called with logits that do not have three axes.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from vmoe_study.routing.affinity import Softmax
+    >>> scores = Softmax()(jnp.zeros((1, 3, 2)), capacity=2)
+    >>> scores.tolist()
+    [[[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]]
+  """
 
   def __call__(
     self, logits: Float[ArrayLike, "G S E"], capacity: int
   ) -> Float[Array, "G S E"]:
     del capacity
-    return jax.nn.softmax(float32("logits", logits))
+    return jax.nn.softmax(as_float32("logits", logits))
 
 
 @dataclasses.dataclass(frozen=True)
 class Sinkhorn:
-  """The entropic transport plan (2202.01169)."""
+  """The entropic transport plan of `sinkhorn` (arXiv:2202.01169).
+
+  Attributes:
+    num_iterations: Sinkhorn iterations.
+
+  Raises:
+    ValueError: when called with logits that do not have three axes.
+
+  Example:
+    Both tokens prefer expert 0; the plan still gives each expert one token.
+
+    >>> import jax.numpy as jnp
+    >>> from vmoe_study.routing.affinity import Sinkhorn
+    >>> scores = Sinkhorn()(jnp.array([[[2.0, 0.0], [1.0, 0.0]]]), capacity=1)
+    >>> scores.sum(axis=1).round(3).tolist()
+    [[1.0, 1.0]]
+    >>> scores.argmax(axis=2).tolist()
+    [[0, 1]]
+  """
 
   num_iterations: int = 20
 
@@ -50,7 +80,29 @@ class Sinkhorn:
 
 @dataclasses.dataclass(frozen=True)
 class SparseTransport:
-  """The transport plan with at most C tokens per expert (2209.15466)."""
+  """The transport plan of `sparse_transport`, of softmax probabilities.
+
+  At most C tokens per expert have a score above 0 (arXiv:2209.15466).
+
+  Attributes:
+    num_iterations: iterations of the solver.
+    solver: "adam", the solver of the original routers, or "entropic_start",
+      which comes closer to the optimum in as many iterations.
+
+  Raises:
+    ValueError: when called with logits that do not have three axes, or with a
+      capacity below 1.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from vmoe_study.routing.affinity import SparseTransport
+    >>> logits = jnp.arange(8.0).reshape(1, 4, 2) % 3
+    >>> scores = SparseTransport()(logits, capacity=2)
+    >>> (scores > 0).sum(axis=1).tolist()
+    [[2, 2]]
+    >>> scores.sum(axis=1).round(3).tolist()
+    [[2.0, 2.0]]
+  """
 
   num_iterations: int = 20
   solver: Literal["adam", "entropic_start"] = "adam"
@@ -59,7 +111,7 @@ class SparseTransport:
     self, logits: Float[ArrayLike, "G S E"], capacity: int
   ) -> Float[Array, "G S E"]:
     return sparse_transport(
-      jax.nn.softmax(float32("logits", logits)),
+      jax.nn.softmax(as_float32("logits", logits)),
       capacity,
       solver=self.solver,
       num_iterations=self.num_iterations,

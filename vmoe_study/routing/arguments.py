@@ -1,20 +1,27 @@
-"""What the public functions of routing accept, and as what they read it."""
+"""Input validation: casts to float32 and checks ranks."""
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
 
-def float32(name: str, values: ArrayLike, axes: str = "G S E") -> Array:
-  """The values in float32, in which all routing is computed.
+def as_float32(name: str, values: ArrayLike, axes: str = "G S E") -> Array:
+  """Casts an argument to float32, in which all routing is computed.
+
+  Args:
+    name: the argument's name, for the error message.
+    values: array of any real dtype.
+    axes: one letter per axis; only their number is checked.
 
   Raises:
-    ValueError: if they do not have these axes.
+    ValueError: if the array has another number of axes.
   """
   array = jnp.asarray(values, jnp.float32)
-  if array.ndim != len(axes.split()):
+  letters = axes.split()
+  if array.ndim != len(letters):
     raise ValueError(
-      f"{name} of shape {array.shape}: must have the axes {axes}. Reshape it."
+      f"{name}.shape={array.shape}: must have the axes "
+      f"({', '.join(letters)}). Reshape the array."
     )
   return array
 

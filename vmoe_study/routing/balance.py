@@ -1,6 +1,6 @@
-"""Losses that balance experts, and what a routing did, per group.
+"""Balance losses and load statistics of one routed layer, per group.
 
-Both travel from the routers up to the loss as one `RoutingAux`.
+The router returns them beside its plan, as one `RoutingAux`.
 """
 
 import dataclasses
@@ -11,20 +11,21 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from vmoe_study.routing.arguments import float32
+from vmoe_study.routing.arguments import as_float32
 from vmoe_study.routing.plan import RoutingPlan
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RoutingAux:
-  """Losses and load of one MoE layer, each per group.
+  """Losses and load of one MoE layer, per group; all arrays are float32.
 
   Attributes:
-    auxiliary_loss: the weighted sum of the losses that train the router.
-    losses: every loss defined for the router, unweighted, by name.
-    tokens_per_expert: slots in use, or for a soft plan the mass in them.
-    unprocessed: share of tokens that no expert processes.
+    auxiliary_loss: the weighted sum of the losses, added to the training loss.
+    losses: every loss that is defined for the router, unweighted, by name.
+    tokens_per_expert: tokens in each expert's slots; under a soft plan, the sum
+      of their dispatch weights.
+    unprocessed: fraction of the tokens that no expert processes.
   """
 
   auxiliary_loss: Float[Array, "G"]
@@ -38,10 +39,19 @@ def routing_aux(
   losses: Mapping[str, Float[ArrayLike, "G"]],
   loss_weights: Mapping[str, float],
 ) -> RoutingAux:
-  """Weighs the losses, by name, and reads the load off the plan."""
+  """Sums the weighted losses and counts the tokens of the plan.
+
+  Args:
+    plan: of the layer.
+    losses: unweighted, by name.
+    loss_weights: by name, one for every loss; names without a loss are ignored.
+
+  Raises:
+    ValueError: for a loss that does not have one axis.
+  """
   tokens_per_expert = plan.tokens_per_expert()
   total = jnp.zeros_like(tokens_per_expert[:, 0])
-  arrays = {name: float32(name, loss, "G") for name, loss in losses.items()}
+  arrays = {name: as_float32(name, loss, "G") for name, loss in losses.items()}
   for name, loss in arrays.items():
     if loss_weights[name]:
       total += loss_weights[name] * loss
@@ -50,12 +60,21 @@ def routing_aux(
 
 
 def importance_loss(gates: Float[ArrayLike, "G S E"]) -> Float[Array, "G"]:
-  """(std / mean)^2 over experts of the gates summed over tokens (1701.06538).
+  """Squared coefficient of variation of the experts' importance.
+
+  The importance of an expert is the sum of its gates over tokens
+  (arXiv:1701.06538, Section 4).
 
   Args:
     gates: softmax probabilities of the logits without noise.
+
+  Returns:
+    (std / mean)^2 over experts, float32.
+
+  Raises:
+    ValueError: if the gates do not have three axes.
   """
-  return _squared_variation(float32("gates", gates).sum(axis=1))
+  return _squared_variation(as_float32("gates", gates).sum(axis=1))
 
 
 def load_loss(
@@ -64,39 +83,50 @@ def load_loss(
   noise_std: float,
   num_selected_experts: int,
 ) -> Float[Array, "G"]:
-  """(std / mean)^2 over experts of the chance to be chosen (2106.05974, A.2).
+  """Squared coefficient of variation of the experts' expected load.
 
-  The chance that an expert is among a token's top K if its noise is drawn
-  again, averaged over tokens.
+  The load of an expert is the probability that it is among a token's top K if
+  its noise is drawn again, averaged over tokens (arXiv:2106.05974, A.2).
 
   Args:
-    logits: without noise.
-    noisy_logits: as they were used to choose.
-    noise_std: standard deviation of the noise, in logits.
+    logits: router logits without noise.
+    noisy_logits: the logits by which tokens chose.
+    noise_std: standard deviation of the noise.
     num_selected_experts: K.
 
+  Returns:
+    (std / mean)^2 over experts, float32.
+
   Raises:
-    ValueError: without noise, where the loss is not defined.
+    ValueError: if `noise_std` is not above 0, or logits do not have three axes.
   """
   if noise_std <= 0:
     raise ValueError(
-      f"noise_std={noise_std}: the load loss needs noise, must be above 0. "
-      "Leave the loss out where there is none."
+      f"noise_std={noise_std}: must be above 0 for the load loss, which is "
+      "defined by the noise. Leave the loss out, or add noise."
     )
-  logits = float32("logits", logits)
-  noisy_logits = float32("noisy_logits", noisy_logits)
+  logits = as_float32("logits", logits)
+  noisy_logits = as_float32("noisy_logits", noisy_logits)
   threshold = jax.lax.top_k(noisy_logits, num_selected_experts)[0][..., -1:]
   chance = jax.scipy.stats.norm.sf((threshold - logits) / noise_std)
   return _squared_variation(chance.mean(axis=1))
 
 
 def gshard_loss(gates: Float[ArrayLike, "G S E"]) -> Float[Array, "G"]:
-  """E^2 times the mean of (share of first choices) x (mean gate) (2006.16668).
+  """Dot product of the experts' shares of first choices and mean gates.
+
+  Scaled such that perfect balance gives 1 (arXiv:2006.16668, arXiv:2101.03961).
 
   Args:
     gates: softmax probabilities by which tokens choose.
+
+  Returns:
+    E^2 * mean over experts of (share of first choices) * (mean gate), float32.
+
+  Raises:
+    ValueError: if the gates do not have three axes.
   """
-  gates = float32("gates", gates)
+  gates = as_float32("gates", gates)
   num_experts = gates.shape[2]
   first = jax.nn.one_hot(
     jnp.argmax(gates, axis=2), num_experts, dtype="float32"
@@ -106,8 +136,12 @@ def gshard_loss(gates: Float[ArrayLike, "G S E"]) -> Float[Array, "G"]:
 
 
 def router_z_loss(logits: Float[ArrayLike, "G S E"]) -> Float[Array, "G"]:
-  """Mean over tokens of logsumexp(logits)^2 (2202.08906)."""
-  logits = float32("logits", logits)
+  """Mean over tokens of logsumexp(logits)^2, float32 (arXiv:2202.08906).
+
+  Raises:
+    ValueError: if the logits do not have three axes.
+  """
+  logits = as_float32("logits", logits)
   return jnp.mean(jax.nn.logsumexp(logits, axis=2) ** 2, axis=1)
 
 

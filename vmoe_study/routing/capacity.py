@@ -1,4 +1,4 @@
-"""How many slots each expert gets per group."""
+"""How many slots each expert has per group."""
 
 import math
 from collections.abc import Callable
@@ -18,19 +18,26 @@ def expert_capacity(
   rounding: str = "round",
   multiple_of: int = 1,
 ) -> int:
-  """Slots per expert and group: f(S * K * factor / E), raised to a multiple.
+  """Slots per expert and group: C = rounding(S * K * capacity_factor / E).
 
   Args:
     num_tokens: S, tokens in a group.
     num_experts: E.
-    capacity_factor: slots per choice that a token may make; 1.0 has just as
-      many slots as choices.
+    capacity_factor: slots per choice of a token; at 1.0 there are as many slots
+      as choices.
     num_selected_experts: K under token choice; 1 for the other routers.
     rounding: "round" (half to even, as Python rounds) or "ceil".
-    multiple_of: the result is raised to the next multiple of this.
+    multiple_of: C is rounded up to a multiple of this.
 
   Raises:
-    ValueError: if no slot is left, or an argument is outside its domain.
+    ValueError: if C is 0, or an argument is out of range.
+
+  Example:
+    >>> from vmoe_study.routing.capacity import expert_capacity
+    >>> expert_capacity(196, 32, 1.0)
+    6
+    >>> expert_capacity(196, 32, 1.0, rounding="ceil", multiple_of=4)
+    8
   """
   if rounding not in _ROUNDINGS:
     raise ValueError(
@@ -48,11 +55,11 @@ def expert_capacity(
   slots = _ROUNDINGS[rounding](choices * capacity_factor / num_experts)
   if slots < 1:
     raise ValueError(
-      f"capacity_factor={capacity_factor} leaves each expert {slots} slots: "
-      f"S={num_tokens} tokens per group x K={num_selected_experts} choices x "
-      f"factor / E={num_experts} experts = "
-      f"{choices * capacity_factor / num_experts:.3g}, {rounding} to {slots}. "
+      f"capacity_factor={capacity_factor}: leaves each expert {slots} slots, "
+      f"must leave at least 1. S={num_tokens} tokens per group x "
+      f"K={num_selected_experts} choices x factor / E={num_experts} experts = "
+      f"{choices * capacity_factor / num_experts:.3g} ({rounding}: {slots}). "
       "Raise capacity_factor, route more images per group, use fewer experts, "
-      "or capacity_rounding='ceil'."
+      "or set capacity_rounding='ceil'."
     )
   return -(-slots // multiple_of) * multiple_of

@@ -1,8 +1,12 @@
-"""Who picks: tokens choose experts, or experts choose tokens.
+"""Choices: from scores and weights to a routing plan.
 
-Both functions turn scores, which decide who goes where, and weights, which
-decide how much of an expert's output comes back, into an `IndexPlan`. Scores
-only pick: no gradient flows through them. Ties go to the lower index.
+Scores decide which token goes to which expert, weights how much of the expert's
+output returns to the token. Either tokens choose experts (`token_choice`) or
+experts choose tokens (`expert_choice`). Scores only rank: no gradient flows
+through them. Ties go to the lower index.
+
+Names of local arrays end in their axes; N = K * S counts the choices of a
+group, choice k of token s being number k * S + s.
 """
 
 import dataclasses
@@ -13,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from vmoe_study.routing.arguments import check_positive, float32
+from vmoe_study.routing.arguments import as_float32, check_positive
 from vmoe_study.routing.plan import IndexPlan
 
 
@@ -26,56 +30,77 @@ def token_choice(
   batch_priority: bool = False,
   fill_zero_scores: bool = True,
 ) -> IndexPlan:
-  """Each token takes the K experts that it scores highest (2106.05974).
+  """Each token chooses the K experts with its highest scores.
 
-  An expert serves all first choices before all second choices and, within a
-  choice, tokens by position, or with `batch_priority` by decreasing largest
-  score. A choice that finds its expert full is dropped.
+  An expert serves all first choices before all second choices and so on, and
+  tokens of equal rank by position, or with `batch_priority` by decreasing
+  highest score (arXiv:2106.05974, Section 4). A choice whose expert is full
+  is dropped.
 
   Args:
-    scores: who goes where.
-    weights: how much comes back.
-    num_selected_experts: K, in [1, E].
+    scores: rank the experts of each token; any real dtype.
+    weights: scale what returns from each expert; any real dtype.
+    num_selected_experts: K, from 1 to E.
     capacity: C, slots per expert.
-    batch_priority: serve confident tokens first.
-    fill_zero_scores: whether a token may choose experts that it scores 0, as
-      it does all but a few in a sparse transport plan. They tie, so that it
-      would choose the first of them: expert 0, mostly. If not, such a choice
-      takes no slot.
+    batch_priority: whether confident tokens are served first.
+    fill_zero_scores: whether tokens may choose experts with score 0. A sparse
+      transport plan scores most experts 0; as ties go to the lower index, most
+      of these choices would go to expert 0. If False, such a choice is dropped.
 
   Returns:
     A plan that knows the slots of each token; its weights are float32.
 
   Raises:
-    ValueError: if K is not in [1, E], C is below 1, or scores and weights are
-      not of one shape (G, S, E).
+    ValueError: if K is not in [1, E], C is below 1, or scores and weights do
+      not have the same shape (G, S, E).
+
+  Example:
+    Both tokens choose expert 0, which has one slot: the second is dropped.
+
+    >>> import jax.numpy as jnp
+    >>> from vmoe_study.routing.choice import token_choice
+    >>> gates = jnp.array([[[0.6, 0.4], [0.9, 0.1]]])
+    >>> plan = token_choice(gates, gates, num_selected_experts=1, capacity=1)
+    >>> plan.experts_per_token().tolist()
+    [[1.0, 0.0]]
+    >>> plan = token_choice(
+    ...   gates, gates, num_selected_experts=1, capacity=1, batch_priority=True
+    ... )
+    >>> plan.experts_per_token().tolist()
+    [[0.0, 1.0]]
   """
-  scores, weights = _checked(scores, weights, capacity)
-  num_tokens, num_experts = scores.shape[1:]
+  scores_GSE, weights_GSE = _validate(scores, weights, capacity)
+  num_tokens, num_experts = scores_GSE.shape[1:]
   if not 1 <= num_selected_experts <= num_experts:
     raise ValueError(
-      f"num_selected_experts={num_selected_experts}: a token can choose from "
-      f"1 to num_experts={num_experts} experts. Lower K or add experts."
+      f"num_selected_experts={num_selected_experts}: must be from 1 to "
+      f"num_experts={num_experts}. Lower K or add experts."
     )
-  best, experts = jax.lax.top_k(scores, num_selected_experts)
+  best_GSK, experts_GSK = jax.lax.top_k(scores_GSE, num_selected_experts)
   if not fill_zero_scores:
-    experts = jnp.where(best > 0, experts, num_experts)
-  priority = best[..., 0] if batch_priority else None
-  queue = _queue(experts, priority)
-  lengths = jax.nn.one_hot(experts, num_experts, dtype=jnp.int32).sum((1, 2))
-  starts = jnp.cumsum(lengths, axis=1) - lengths
+    experts_GSK = jnp.where(best_GSK > 0, experts_GSK, num_experts)
+  priority_GS = best_GSK[..., 0] if batch_priority else None
+  # Expert e serves the entries start[e], ..., start[e] + length[e] - 1.
+  queue_GN = _service_order(experts_GSK, priority_GS)
+  one_hot = jax.nn.one_hot(experts_GSK, num_experts, dtype=jnp.int32)
+  length_GE = one_hot.sum((1, 2))
+  start_GE = jnp.cumsum(length_GE, axis=1) - length_GE
 
-  slot = jnp.arange(capacity)[None, None]
-  tokens = _take(queue, starts[..., None] + slot) % num_tokens
-  served = slot < lengths[..., None]
-  tokens = jnp.where(served, tokens, num_tokens)
+  slot_11C = jnp.arange(capacity)[None, None]
+  tokens_GEC = _take(queue_GN, start_GE[..., None] + slot_11C) % num_tokens
+  filled_GEC = slot_11C < length_GE[..., None]
+  tokens_GEC = jnp.where(filled_GEC, tokens_GEC, num_tokens)
 
-  rank = jnp.argsort(queue, axis=1).reshape(*experts.swapaxes(1, 2).shape)
-  rank = rank.swapaxes(1, 2) - _take(starts, experts)
-  slots = experts * capacity + rank
-  kept = (rank < capacity) & (experts < num_experts)
-  slots = jnp.where(kept, slots, num_experts * capacity)
-  return IndexPlan(tokens, _slot_weights(weights, tokens), num_tokens, slots)
+  # The inverse of the queue gives the place of every choice in it.
+  place_GKS = jnp.argsort(queue_GN, axis=1).reshape(
+    *experts_GSK.swapaxes(1, 2).shape
+  )
+  slot_GSK = place_GKS.swapaxes(1, 2) - _take(start_GE, experts_GSK)
+  kept_GSK = (slot_GSK < capacity) & (experts_GSK < num_experts)
+  slots_GSK = experts_GSK * capacity + slot_GSK
+  slots_GSK = jnp.where(kept_GSK, slots_GSK, num_experts * capacity)
+  slot_weights_GEC = _slot_weights(weights_GSE, tokens_GEC)
+  return IndexPlan(tokens_GEC, slot_weights_GEC, num_tokens, slots_GSK)
 
 
 def expert_choice(
@@ -85,89 +110,114 @@ def expert_choice(
   capacity: int,
   fill_zero_scores: bool = True,
 ) -> IndexPlan:
-  """Each expert takes the C tokens that score highest for it (2202.09368).
+  """Each expert chooses the C tokens with its highest scores.
 
-  A token may be taken by many experts or by none. If C > S, the slots beyond
-  S stay empty.
+  A token may be chosen by many experts or by none (arXiv:2202.09368). If C > S,
+  the slots beyond S stay empty.
 
   Args:
-    scores: who goes where.
-    weights: how much comes back.
+    scores: rank the tokens of each expert; any real dtype.
+    weights: scale what returns from each expert; any real dtype.
     capacity: C, slots per expert.
-    fill_zero_scores: whether an expert that has slots left takes tokens that
-      score 0, as those outside a sparse transport plan do.
+    fill_zero_scores: whether an expert fills the slots that remain with tokens
+      of score 0, such as those outside a sparse transport plan.
 
   Returns:
-    A plan whose slots hold tokens in decreasing order of score, the lower index
-    first among equals; its weights are float32.
+    A plan whose slots hold tokens in decreasing order of score, ties by lower
+    index; its weights are float32.
 
   Raises:
-    ValueError: if C is below 1, or scores and weights are not of one shape
-      (G, S, E).
+    ValueError: if C is below 1, or scores and weights do not have the same
+      shape (G, S, E).
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from vmoe_study.routing.choice import expert_choice
+    >>> gates = jnp.array([[[0.6, 0.4], [0.9, 0.1], [0.7, 0.3]]])
+    >>> plan = expert_choice(gates, gates, capacity=1)
+    >>> plan.tokens.tolist()
+    [[[1], [0]]]
+    >>> plan.experts_per_token().tolist()
+    [[1.0, 1.0, 0.0]]
   """
-  scores, weights = _checked(scores, weights, capacity)
-  num_tokens = scores.shape[1]
-  best, tokens = jax.lax.top_k(scores.swapaxes(1, 2), min(capacity, num_tokens))
+  scores_GSE, weights_GSE = _validate(scores, weights, capacity)
+  num_tokens = scores_GSE.shape[1]
+  num_ranked = min(capacity, num_tokens)
+  best_GEC, tokens_GEC = jax.lax.top_k(scores_GSE.swapaxes(1, 2), num_ranked)
   if not fill_zero_scores:
-    tokens = jnp.where(best > 0, tokens, num_tokens)
-  empty = ((0, 0), (0, 0), (0, capacity - tokens.shape[-1]))
-  tokens = jnp.pad(tokens, empty, constant_values=num_tokens)
-  return IndexPlan(tokens, _slot_weights(weights, tokens), num_tokens)
+    tokens_GEC = jnp.where(best_GEC > 0, tokens_GEC, num_tokens)
+  empty = ((0, 0), (0, 0), (0, capacity - num_ranked))
+  tokens_GEC = jnp.pad(tokens_GEC, empty, constant_values=num_tokens)
+  slot_weights_GEC = _slot_weights(weights_GSE, tokens_GEC)
+  return IndexPlan(tokens_GEC, slot_weights_GEC, num_tokens)
 
 
-def _checked(scores, weights, capacity: int) -> tuple[Array, Array]:
-  """Both in float32, if they suit each other; scores pass no gradient."""
-  scores, weights = float32("scores", scores), float32("weights", weights)
+def _validate(
+  scores: ArrayLike, weights: ArrayLike, capacity: int
+) -> tuple[Array, Array]:
+  """Casts scores and weights to float32; scores without gradient.
+
+  Raises:
+    ValueError: if their shapes differ or are not (G, S, E), or C is below 1.
+  """
+  scores, weights = as_float32("scores", scores), as_float32("weights", weights)
   if scores.shape != weights.shape:
     raise ValueError(
-      f"scores of shape {scores.shape} and weights of shape {weights.shape}: "
-      "must have the same. Give every score (G, S, E) its weight."
+      f"weights.shape={weights.shape}: must be scores.shape={scores.shape}. "
+      "Give one weight for every score."
     )
   check_positive("capacity", capacity)
   return jax.lax.stop_gradient(scores), weights
 
 
-def _queue(
-  experts: Int[Array, "G S K"], priority: Float[Array, "G S"] | None
+def _service_order(
+  experts_GSK: Int[Array, "G S K"], priority_GS: Float[Array, "G S"] | None
 ) -> Int[Array, "G K*S"]:
-  """All choices k*S + s: by expert, then in the order that it serves them.
+  """Sorts choices k * S + s by expert, then in the order of service.
 
-  Those of expert E, which does not exist, are last.
+  Choices of the expert E, which does not exist, come last.
   """
-  num_groups, _, num_choices = experts.shape
-  choice = jnp.arange(num_choices)[None, None]
-  by_choice = (experts * num_choices + choice).swapaxes(1, 2)
-  keys = [by_choice]
-  if priority is not None:
-    keys.append(jnp.broadcast_to(-priority[:, None], by_choice.shape))
-  flat = [key.reshape(num_groups, -1) for key in keys]
-  index = jax.lax.broadcasted_iota(jnp.int32, flat[0].shape, 1)
-  return jax.lax.sort((*flat, index), num_keys=len(flat), is_stable=True)[-1]
+  num_groups, _, num_choices = experts_GSK.shape
+  choice_11K = jnp.arange(num_choices)[None, None]
+  expert_then_choice_GKS = (experts_GSK * num_choices + choice_11K).swapaxes(
+    1, 2
+  )
+  keys_GKS = [expert_then_choice_GKS]
+  if priority_GS is not None:
+    shape = expert_then_choice_GKS.shape
+    keys_GKS.append(jnp.broadcast_to(-priority_GS[:, None], shape))
+  keys_GN = [key.reshape(num_groups, -1) for key in keys_GKS]
+  index_GN = jax.lax.broadcasted_iota(jnp.int32, keys_GN[0].shape, 1)
+  return jax.lax.sort(
+    (*keys_GN, index_GN), num_keys=len(keys_GN), is_stable=True
+  )[-1]
 
 
-def _take(values: Int[Array, "G N"], index: Int[Array, "G a b"]):
-  """values[g, index[g, a, b]]; the index is clipped to its bounds."""
+def _take(
+  values: Int[Array, "G N"], index: Int[Array, "G a b"]
+) -> Int[Array, "G a b"]:
+  """values[g, index[g, a, b]]; indices out of bounds are clipped."""
   flat = index.reshape(index.shape[0], -1)
   taken = jnp.take_along_axis(values, flat, axis=1, mode="clip")
   return taken.reshape(index.shape)
 
 
 def _slot_weights(
-  weights: Float[Array, "G S E"], tokens: Int[Array, "G E C"]
+  weights_GSE: Float[Array, "G S E"], tokens_GEC: Int[Array, "G E C"]
 ) -> Float[Array, "G E C"]:
-  """Each slot's token's weight for the slot's expert; 0 for an empty slot."""
+  """The weight between each slot's expert and token; 0 for an empty slot."""
   return jnp.take_along_axis(
-    weights.swapaxes(1, 2), tokens, axis=2, mode="fill", fill_value=0
+    weights_GSE.swapaxes(1, 2), tokens_GEC, axis=2, mode="fill", fill_value=0
   )
 
 
 class Choice(Protocol):
-  """Scores and weights to a plan with C slots per expert.
+  """Makes a plan with C slots per expert from scores and weights.
 
   Attributes:
-    num_selected_experts: K, choices of each token that slots are made for.
-    tokens_choose: whether each token takes its top K experts, which is what
-      the load loss is about.
+    num_selected_experts: K in the formula of `expert_capacity`.
+    tokens_choose: whether each token takes its top K experts; the load loss is
+      defined only then.
   """
 
   @property
@@ -187,7 +237,13 @@ class Choice(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TokenChoice:
-  """`token_choice` with its options."""
+  """`token_choice` with its options as fields.
+
+  Attributes:
+    num_selected_experts: K.
+    batch_priority: whether confident tokens are served first.
+    fill_zero_scores: whether tokens may choose experts with score 0.
+  """
 
   tokens_choose: ClassVar[bool] = True
   num_selected_experts: int = 1
@@ -213,7 +269,11 @@ class TokenChoice:
 
 @dataclasses.dataclass(frozen=True)
 class ExpertChoice:
-  """`expert_choice`; its capacity does not depend on a number of choices."""
+  """`expert_choice` with its option as a field.
+
+  Attributes:
+    fill_zero_scores: whether experts fill slots with tokens of score 0.
+  """
 
   tokens_choose: ClassVar[bool] = False
   num_selected_experts: ClassVar[int] = 1

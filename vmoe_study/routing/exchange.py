@@ -1,8 +1,8 @@
 """Routing over a device mesh: one all-to-all to the experts and one back.
 
-Groups are sharded over all devices and experts over one mesh axis. Groups never
-straddle devices, so picking, dispatch and combine are local, and all that a
-layer sends is expert inputs and expert outputs, once each.
+Groups are sharded over all devices, experts over one mesh axis. No group spans
+two devices, so routing, dispatch and combine are local, and a layer only
+communicates the expert inputs and the expert outputs.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ Route = Callable[[Any], tuple[RoutingPlan, RoutingAux]]
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-  """Carries tokens to experts, wherever these are, and back.
+  """Sends tokens to the devices of their experts and receives the outputs.
 
   Attributes:
-    mesh: devices, or shapes of such to trace programs for; None on a single
-      device, where nothing is sent.
-    group_axes: mesh axes that groups are sharded over, outermost first.
-    expert_axis: the one of them that experts are sharded over.
+    mesh: devices, or an abstract mesh to trace programs for; None for a single
+      device, where nothing is communicated.
+    group_axes: mesh axes over which groups are sharded, outermost first.
+    expert_axis: the one among them over which experts are sharded.
   """
 
   mesh: Mesh | AbstractMesh | None = None
@@ -37,21 +37,23 @@ class Exchange:
   def send(
     self, route: Route, tokens: Float[Array, "G S D"], logits: Any
   ) -> tuple[Float[Array, "E G C D"], RoutingPlan, RoutingAux]:
-    """Routes every group and brings its tokens to the experts.
+    """Routes every group and sends its tokens to the experts.
 
     Args:
-      route: a pure function from router logits to a plan and its aux.
-      tokens: sharded by group.
-      logits: a tree of arrays with leading axis G, sharded by group.
+      route: pure function from router logits to a plan and its aux.
+      tokens: of any float dtype, sharded by group.
+      logits: tree of arrays with leading axis G, sharded by group.
 
     Returns:
-      Expert inputs, sharded by expert; the plan and the aux, by group.
+      Expert inputs in the dtype of the tokens, sharded by expert; the plan and
+      the aux, sharded by group.
     """
 
-    def local(tokens, logits):
+    def local(tokens_GSD, logits):
       plan, aux = route(logits)
-      inputs = plan.dispatch(tokens)
-      return self._all_to_all(inputs, split=0, concat=1), plan, aux
+      inputs_EGCD = plan.dispatch(tokens_GSD)
+      # From all experts and own groups to own experts and all groups.
+      return self._all_to_all(inputs_EGCD, split=0, concat=1), plan, aux
 
     groups = PartitionSpec(self.group_axes)
     out_specs = self._by_expert(), groups, groups
@@ -60,10 +62,18 @@ class Exchange:
   def receive(
     self, plan: RoutingPlan, outputs: Float[Array, "E G C D"]
   ) -> Float[Array, "G S D"]:
-    """Brings expert outputs home and combines them, sharded by group."""
+    """Returns expert outputs to their groups and combines them.
 
-    def local(plan, outputs):
-      return plan.combine(self._all_to_all(outputs, split=1, concat=0))
+    Args:
+      plan: of `send`, sharded by group.
+      outputs: of any float dtype, sharded by expert.
+
+    Returns:
+      Tokens in the dtype of the outputs, sharded by group.
+    """
+
+    def local(plan, outputs_EGCD):
+      return plan.combine(self._all_to_all(outputs_EGCD, split=1, concat=0))
 
     groups = PartitionSpec(self.group_axes)
     in_specs = groups, self._by_expert()
@@ -84,7 +94,9 @@ class Exchange:
       check_vma=False,
     )
 
-  def _all_to_all(self, x, split: int, concat: int):
+  def _all_to_all(self, x_EGCD, split: int, concat: int):
     if self.mesh is None or self.mesh.shape[self.expert_axis] == 1:
-      return x
-    return jax.lax.all_to_all(x, self.expert_axis, split, concat, tiled=True)
+      return x_EGCD
+    return jax.lax.all_to_all(
+      x_EGCD, self.expert_axis, split, concat, tiled=True
+    )

@@ -1,4 +1,4 @@
-"""Routing plans: how tokens travel to expert slots and back.
+"""Routing plans: carry tokens to expert slots and expert outputs back.
 
 Axis legend, the same letters everywhere in this project:
 
@@ -7,16 +7,16 @@ Axis legend, the same letters everywhere in this project:
   G  groups, routed independently   K  experts chosen per token (token choice)
   S  tokens in one group            D  width        F  expert hidden size
 
-A mixture-of-experts layer is two tensors and E experts:
+A mixture-of-experts (MoE) layer consists of two tensors and E experts:
 
   inputs[e,g,c,:]  = sum_s  Dispatch[g,s,e,c] * x[g,s,:]
   outputs[e,g,c,:] = expert_e(inputs[e,g,c,:])
   y[g,s,:]         = sum_ec Combine[g,s,e,c] * outputs[e,g,c,:]
 
-A `RoutingPlan` holds these tensors in one of two forms. `DensePlan` stores them
-as they are and multiplies: cost O(S*E*C*D). `IndexPlan` stores, for each slot,
-which token sits in it: it moves rows, at cost O(E*C*D), and can hold only
-plans whose Dispatch is 0/1 with at most one token per slot.
+A `RoutingPlan` holds these tensors in one of two forms. `DensePlan` stores the
+tensors and multiplies by them, at cost O(S*E*C*D). `IndexPlan` stores the index
+of the token in each slot and copies rows, at cost O(E*C*D); it requires a 0/1
+Dispatch with at most one token per slot.
 """
 
 import abc
@@ -31,14 +31,34 @@ from jaxtyping import Array, Float, Int
 
 
 class RoutingPlan(abc.ABC):
-  """Carries tokens to expert slots (`dispatch`) and back (`combine`)."""
+  """Carries tokens to expert slots (`dispatch`) and back (`combine`).
+
+  A plan is a pytree of arrays, so that functions transformed by JAX may take
+  and return it.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from vmoe_study import RoutingPlan
+    >>> from vmoe_study.routing.choice import expert_choice
+    >>> scores = jnp.arange(12.0).reshape(1, 6, 2)  # (G, S, E)
+    >>> plan = expert_choice(scores, scores, capacity=3)
+    >>> isinstance(plan, RoutingPlan)
+    True
+    >>> inputs = plan.dispatch(jnp.ones((1, 6, 4)))  # (G, S, D)
+    >>> inputs.shape
+    (2, 1, 3, 4)
+    >>> plan.combine(inputs).shape
+    (1, 6, 4)
+    >>> plan.dispatch_tensor().shape
+    (1, 6, 2, 3)
+  """
 
   @abc.abstractmethod
   def dispatch(self, x: Float[ArrayLike, "G S D"]) -> Float[Array, "E G C D"]:
     """Expert inputs, in the dtype of `x`; empty slots are zero.
 
     Raises:
-      ValueError: for tokens of another G or S than the plan's.
+      ValueError: if G or S differ from the plan's.
     """
 
   @abc.abstractmethod
@@ -46,7 +66,7 @@ class RoutingPlan(abc.ABC):
     """Weighted expert outputs per token, in the dtype of `y`.
 
     Raises:
-      ValueError: for outputs of another E, G or C than the plan's.
+      ValueError: if E, G or C differ from the plan's.
     """
 
   @abc.abstractmethod
@@ -59,17 +79,37 @@ class RoutingPlan(abc.ABC):
 
   @abc.abstractmethod
   def tokens_per_expert(self) -> Float[Array, "G E"]:
-    """Dispatch summed over tokens and slots."""
+    """Dispatch summed over tokens and slots, float32."""
 
   @abc.abstractmethod
   def experts_per_token(self) -> Float[Array, "G S"]:
-    """Dispatch summed over experts and slots."""
+    """Dispatch summed over experts and slots, float32."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DensePlan(RoutingPlan):
-  """Both routing tensors, stored. The only form of a soft plan."""
+  """A plan that stores both routing tensors. Soft plans have no other form.
+
+  Attributes:
+    dispatch_weights: the Dispatch tensor, float32.
+    combine_weights: the Combine tensor, float32.
+
+  Example:
+    Each of two slots is the mean of four tokens, each token the mean of both.
+
+    >>> import jax.numpy as jnp
+    >>> from vmoe_study import DensePlan
+    >>> plan = DensePlan(
+    ...   dispatch_weights=jnp.full((1, 4, 2, 1), 0.25),
+    ...   combine_weights=jnp.full((1, 4, 2, 1), 0.5),
+    ... )
+    >>> x = jnp.arange(4.0).reshape(1, 4, 1)  # (G, S, D)
+    >>> plan.dispatch(x)[:, 0, 0].tolist()
+    [[1.5], [1.5]]
+    >>> plan.combine(plan.dispatch(x))[0].tolist()
+    [[1.5], [1.5], [1.5], [1.5]]
+  """
 
   dispatch_weights: Float[Array, "G S E C"]
   combine_weights: Float[Array, "G S E C"]
@@ -101,19 +141,35 @@ class DensePlan(RoutingPlan):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class IndexPlan(RoutingPlan):
-  """The token in each slot, and how much of the slot's output it gets back.
+  """A plan that stores the token in each slot and the slot's combine weight.
 
-  Differentiable in reverse mode only (`jax.custom_vjp`); the dense form, see
-  `to_dense`, in forward mode too.
+  Differentiable in reverse mode only (`jax.custom_vjp`); `to_dense` gives a
+  form that is differentiable in forward mode too.
 
   Attributes:
     tokens: index in [0, S) of the token in each slot; S marks an empty slot.
     weights: combine weight of each slot, float32; 0 for an empty slot.
     num_tokens: S.
-    slots: the inverse map, known under token choice: the slots e*C + c that
-      hold each token; E*C marks a choice that was dropped. With it, every
-      pass in both directions is a gather; without it, carrying outputs back
-      to tokens is a scatter-add.
+    slots: the inverse map, which token choice knows: the slots e * C + c of
+      each token; E * C marks a dropped choice. With it, all passes forward and
+      backward are gathers; without it, carrying outputs back to tokens is a
+      scatter-add.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from vmoe_study import IndexPlan
+    >>> plan = IndexPlan(
+    ...   tokens=jnp.array([[[0, 2], [1, 3]]]),  # 3 = S: an empty slot.
+    ...   weights=jnp.array([[[1.0, 0.5], [1.0, 0.0]]]),
+    ...   num_tokens=3,
+    ... )
+    >>> plan.tokens_per_expert().tolist()
+    [[2.0, 1.0]]
+    >>> x = jnp.array([[[1.0], [2.0], [3.0]]])  # (G, S, D)
+    >>> plan.dispatch(x).shape
+    (2, 1, 2, 1)
+    >>> plan.combine(plan.dispatch(x)).tolist()
+    [[[1.0], [2.0], [1.5]]]
   """
 
   tokens: Int[Array, "G E C"]
@@ -151,17 +207,20 @@ class IndexPlan(RoutingPlan):
     return _to_tokens(ones, self.tokens, None, self.num_tokens)[..., 0]
 
   def to_dense(self) -> DensePlan:
+    """The same plan as two tensors."""
     return DensePlan(self.dispatch_tensor(), self.combine_tensor())
 
 
-def _check_leading_axes(name: str, values: ArrayLike, leading: tuple[int, ...]) -> Array:
-  """An array of any width that has the plan's leading axes."""
+def _check_leading_axes(
+  name: str, values: ArrayLike, leading: tuple[int, ...]
+) -> Array:
+  """Returns the array if all its axes but the last are the plan's."""
   array = jnp.asarray(values)
   if array.shape[:-1] != leading:
-    wanted = ", ".join(map(str, leading))
+    axes = ", ".join(map(str, leading))
     raise ValueError(
-      f"{name} of shape {array.shape}: the plan was made for ({wanted}, D). "
-      "Use it with the tokens that it was made of and the outputs of its slots."
+      f"{name}.shape={array.shape}: must be ({axes}, D), as the plan was made "
+      "for. Pass the tokens that were routed, or the outputs of their slots."
     )
   return array
 
@@ -170,16 +229,16 @@ _DENSE_ON_TPU_UP_TO = 2048  # Slots per group.
 
 
 def best_plan_form(platform: str, num_slots: int) -> Literal["index", "dense"]:
-  """The cheaper form, "index" or "dense", of a sparse plan.
+  """The form in which a sparse plan is expected to be faster.
 
-  Both move every token once each way. The index form gathers and scatters rows;
-  the dense form multiplies, by E*C numbers per token and width, which matrix
-  units do for nothing while the layer waits for memory. On CPUs, measured, the
-  index form is always faster (`bench layer`). On TPUs it depends on E*C.
-  Compiled for one v5e chip, forward and backward of one layer (softmax expert
-  choice, 12,544 tokens, D=768, F=3072, E=32, bfloat16), index against dense:
+  The index form gathers and scatters rows. The dense form multiplies by E*C
+  numbers per token, which costs a TPU no time as long as the layer is bound by
+  memory bandwidth. On CPUs the index form was faster in all measurements of
+  `bench layer`. On TPUs it depends on E*C: compiled for one v5e chip, forward
+  and backward pass of one layer (softmax expert choice, 12,544 tokens, D=768,
+  F=3072, E=32, bfloat16), index form left, dense form right:
 
-    E*C   TFLOP          GB of HBM      ms, bound by the slower
+    E*C   TFLOP          GB of HBM      ms, by the slower of the two
     196   0.353  0.371   2.82  2.28     3.44  2.78
     392   0.353  0.390   2.81  2.24     3.43  2.74
     784   0.353  0.427   2.59  2.30     3.16  2.81
@@ -187,78 +246,83 @@ def best_plan_form(platform: str, num_slots: int) -> Literal["index", "dense"]:
     3136  0.718  1.020   3.52  3.10     4.30  5.18
 
   Args:
-    platform: as JAX names it, "cpu", "gpu" or "tpu".
+    platform: JAX's name of it: "cpu", "gpu" or "tpu".
     num_slots: E*C, slots per group.
   """
   dense = platform == "tpu" and num_slots <= _DENSE_ON_TPU_UP_TO
   return "dense" if dense else "index"
 
 
-# `_to_slots` copies each token's row into the slots that hold it, `_to_tokens`
-# adds up the rows of each token's slots: two linear maps, each the transpose
-# of the other, so that the backward pass of one is the other.
+# `_to_slots` copies the row of each token into its slots; `_to_tokens` sums the
+# rows of each token's slots. The two linear maps are transposes of each other,
+# so each is the backward pass of the other.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _to_slots(x, tokens, slots, num_tokens):
+def _to_slots(x_GSD, tokens_GEC, slots_GSK, num_tokens):
   """(G, S, D) -> (E, G, C, D), a gather."""
-  del slots
-  rows = jnp.moveaxis(_token_rows(tokens, num_tokens), 0, 1)
-  flat = x.reshape(-1, x.shape[-1])
-  return flat.at[rows].get(mode="fill", fill_value=0)
+  del slots_GSK
+  rows_EGC = jnp.moveaxis(_token_rows(tokens_GEC, num_tokens), 0, 1)
+  flat = x_GSD.reshape(-1, x_GSD.shape[-1])
+  return flat.at[rows_EGC].get(mode="fill", fill_value=0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _to_tokens(y, tokens, slots, num_tokens):
-  """(E, G, C, D) -> (G, S, D), a gather if `slots` is known, or a scatter.
+def _to_tokens(y_EGCD, tokens_GEC, slots_GSK, num_tokens):
+  """(E, G, C, D) -> (G, S, D), a gather if slots are known, else a scatter.
 
-  Sums are in float32, whatever the dtype of `y`. Against this scatter, a sum
-  over slots sorted by token took 2.0 times as long, the dense form's einsum 37
-  times (8.4 and 143 against 3.9 ms; 1,568 tokens in one group, D=384, 32
-  experts, two CPU cores busy with other work; medians of 25 paired ratios).
+  Sums are in float32, whatever the dtype of `y_EGCD`. Compared with the
+  scatter, a sum over slots sorted by token took 2.0 times as long, the einsum
+  of the dense form 37 times (8.4 and 143 against 3.9 ms; 1,568 tokens in one
+  group, D=384, 32 experts, two CPU cores busy with other work; medians of 25
+  paired ratios).
   """
-  num_groups, width = y.shape[1], y.shape[-1]
-  flat = y.reshape(-1, width)
-  if slots is not None:
-    rows = _slot_rows(slots, *y.shape[:3])
-    return flat.at[rows].get(mode="fill", fill_value=0).sum(axis=2)
-  rows = jnp.moveaxis(_token_rows(tokens, num_tokens), 0, 1).reshape(-1)
+  num_groups, width = y_EGCD.shape[1], y_EGCD.shape[-1]
+  flat = y_EGCD.reshape(-1, width)
+  if slots_GSK is not None:
+    rows_GSK = _slot_rows(slots_GSK, *y_EGCD.shape[:3])
+    return flat.at[rows_GSK].get(mode="fill", fill_value=0).sum(axis=2)
+  rows_EGC = jnp.moveaxis(_token_rows(tokens_GEC, num_tokens), 0, 1)
   summed = jnp.zeros((num_groups * num_tokens, width), jnp.float32)
-  summed = summed.at[rows].add(flat.astype(jnp.float32), mode="drop")
-  return summed.reshape(num_groups, num_tokens, width).astype(y.dtype)
+  summed = summed.at[rows_EGC.reshape(-1)].add(
+    flat.astype(jnp.float32), mode="drop"
+  )
+  return summed.reshape(num_groups, num_tokens, width).astype(y_EGCD.dtype)
 
 
-def _token_rows(tokens, num_tokens):
-  """Row of each slot's token in (G * S, D); out of bounds for an empty slot."""
-  num_groups = tokens.shape[0]
-  offsets = num_tokens * jnp.arange(num_groups, dtype=tokens.dtype)
-  rows = tokens + offsets[:, None, None]
-  return jnp.where(tokens < num_tokens, rows, num_groups * num_tokens)
+def _token_rows(tokens_GEC, num_tokens):
+  """Row in (G * S, D) of each slot's token; out of bounds for an empty slot."""
+  num_groups = tokens_GEC.shape[0]
+  offset_G = num_tokens * jnp.arange(num_groups, dtype=tokens_GEC.dtype)
+  rows_GEC = tokens_GEC + offset_G[:, None, None]
+  return jnp.where(tokens_GEC < num_tokens, rows_GEC, num_groups * num_tokens)
 
 
-def _slot_rows(slots, num_experts, num_groups, capacity):
-  """Row of each choice's slot in (E * G * C, D); out of bounds if dropped."""
-  expert, slot = jnp.divmod(slots, capacity)
-  group = jnp.arange(num_groups, dtype=slots.dtype)[:, None, None]
-  rows = (expert * num_groups + group) * capacity + slot
-  kept = slots < num_experts * capacity
-  return jnp.where(kept, rows, num_experts * num_groups * capacity)
+def _slot_rows(slots_GSK, num_experts, num_groups, capacity):
+  """Row in (E * G * C, D) of each choice's slot; out of bounds if dropped."""
+  expert_GSK, slot_GSK = jnp.divmod(slots_GSK, capacity)
+  group_G11 = jnp.arange(num_groups, dtype=slots_GSK.dtype)[:, None, None]
+  rows_GSK = (expert_GSK * num_groups + group_G11) * capacity + slot_GSK
+  kept_GSK = slots_GSK < num_experts * capacity
+  return jnp.where(kept_GSK, rows_GSK, num_experts * num_groups * capacity)
 
 
-def _to_slots_forward(x, tokens, slots, num_tokens):
-  return _to_slots(x, tokens, slots, num_tokens), (tokens, slots)
+def _to_slots_forward(x_GSD, tokens_GEC, slots_GSK, num_tokens):
+  inputs_EGCD = _to_slots(x_GSD, tokens_GEC, slots_GSK, num_tokens)
+  return inputs_EGCD, (tokens_GEC, slots_GSK)
 
 
-def _to_slots_backward(num_tokens, residuals, inputs_bar):
-  return _to_tokens(inputs_bar, *residuals, num_tokens), None, None
+def _to_slots_backward(num_tokens, residuals, cotangent_EGCD):
+  return _to_tokens(cotangent_EGCD, *residuals, num_tokens), None, None
 
 
-def _to_tokens_forward(y, tokens, slots, num_tokens):
-  return _to_tokens(y, tokens, slots, num_tokens), (tokens, slots)
+def _to_tokens_forward(y_EGCD, tokens_GEC, slots_GSK, num_tokens):
+  outputs_GSD = _to_tokens(y_EGCD, tokens_GEC, slots_GSK, num_tokens)
+  return outputs_GSD, (tokens_GEC, slots_GSK)
 
 
-def _to_tokens_backward(num_tokens, residuals, outputs_bar):
-  return _to_slots(outputs_bar, *residuals, num_tokens), None, None
+def _to_tokens_backward(num_tokens, residuals, cotangent_GSD):
+  return _to_slots(cotangent_GSD, *residuals, num_tokens), None, None
 
 
 _to_slots.defvjp(_to_slots_forward, _to_slots_backward)

@@ -1,11 +1,11 @@
-"""Soft MoE: every slot is a mixture of all tokens (2308.00951)."""
+"""Soft MoE: every slot is a weighted mean of all tokens (arXiv:2308.00951)."""
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from vmoe_study.routing.arguments import float32
+from vmoe_study.routing.arguments import as_float32
 from vmoe_study.routing.plan import DensePlan
 
 
@@ -14,23 +14,52 @@ def slot_logits(
   mu: Float[ArrayLike, "D E C"],
   scale: Float[ArrayLike, ""],
 ) -> Float[Array, "G S E C"]:
-  """Scaled cosine similarity of tokens and learned slots, float32."""
+  """Scaled cosine similarity of tokens and slots (arXiv:2308.00951).
+
+  Args:
+    x: tokens of any float dtype.
+    mu: learned parameters of the slots.
+    scale: learned factor.
+
+  Returns:
+    Logits, float32.
+
+  Raises:
+    ValueError: if an argument has another number of axes.
+  """
   return jnp.einsum(
     "GSD,DEC->GSEC",
-    _normalize(float32("x", x, "G S D"), axis=2),
-    float32("scale", scale, "")
-    * _normalize(float32("mu", mu, "D E C"), axis=0),
+    _normalize(as_float32("x", x, "G S D"), axis=2),
+    as_float32("scale", scale, "")
+    * _normalize(as_float32("mu", mu, "D E C"), axis=0),
     precision=jax.lax.Precision.HIGHEST,
   )
 
 
 def soft_choice(logits: Float[ArrayLike, "G S E C"]) -> DensePlan:
-  """Dispatch: softmax over tokens per slot. Combine: over slots per token."""
-  logits = float32("logits", logits, "G S E C")
-  slots = logits.reshape(*logits.shape[:2], -1)
+  """Dispatches by softmax over tokens, combines by softmax over all slots.
+
+  Args:
+    logits: of every token and slot (arXiv:2308.00951), any float dtype.
+
+  Raises:
+    ValueError: if the logits do not have four axes.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from vmoe_study.routing.soft import soft_choice
+    >>> plan = soft_choice(jnp.zeros((1, 4, 2, 1)))  # 4 tokens, 2 slots
+    >>> plan.dispatch_tensor()[0, 0, :, 0].tolist()
+    [0.25, 0.25]
+    >>> plan.combine_tensor()[0, 0, :, 0].tolist()
+    [0.5, 0.5]
+  """
+  logits_GSEC = as_float32("logits", logits, "G S E C")
+  by_slot_GSN = logits_GSEC.reshape(*logits_GSEC.shape[:2], -1)  # N = E * C
+  combine_GSN = jax.nn.softmax(by_slot_GSN, axis=2)
   return DensePlan(
-    dispatch_weights=jax.nn.softmax(logits, axis=1),
-    combine_weights=jax.nn.softmax(slots, axis=2).reshape(logits.shape),
+    dispatch_weights=jax.nn.softmax(logits_GSEC, axis=1),
+    combine_weights=combine_GSN.reshape(logits_GSEC.shape),
   )
 
 

@@ -1,15 +1,25 @@
 """Optimal transport in which each expert takes from at most k tokens.
 
-Squared-2-norm regularised transport with k-sparse columns (2209.15466). With
-affinities A (S x E), column mass b = S/E and gamma = 1, its semi-dual is
+The problem (arXiv:2209.15466): given affinities A (S x E) of tokens and experts
+and the column mass b = S/E, maximise <T, A> - |T|^2 / 2 over T >= 0 with row
+sums 1, column sums b and at most k nonzeros in every column.
 
-  minimise over alpha in R^S:  sum_e b * M(alpha + A[:, e]) - sum_s alpha_s
-  M(x) = max <p, x> - (b/2) (|p|^2 - 1)
-         over p in the simplex with at most k nonzeros.
+Lemma. Up to a constant, the Lagrangian dual in the row sums is to minimise
 
-The maximiser p is the projection of x/b onto the k-sparse simplex: keep the k
-largest entries and project them onto the simplex. Column e of the transport
-plan is T_e = b * p_e, and the gradient in alpha is T's row sums minus 1.
+  F(alpha) = sum_e b * M(alpha + A[:, e]) - sum_s alpha_s  over alpha in R^S,
+  M(x) = max <p, x> - (b/2) (|p|^2 - 1)  over k-sparse p in the simplex.
+
+The maximiser p is the projection of x/b onto the k-sparse simplex, and with
+column e of T(alpha) being b * p, F has the subgradient (row sums of T) - 1.
+
+1. Let column e of T be b * p_e and alpha the multipliers of the row sums. The
+   Lagrangian is a sum over columns, of b <p_e, alpha + A[:, e]> - (b^2/2)
+   |p_e|^2, less sum_s alpha_s. F adds the constant b^2/2 for every column.
+2. <p, x> - (b/2) |p|^2 = -(b/2) |p - x/b|^2 + a constant, so p is the
+   projection. To compute it, keep the k largest entries of x/b and project
+   these onto the simplex.
+3. M is a maximum of affine functions of x. A maximiser p is therefore a
+   subgradient of M, and the sum of the columns b * p less 1 is one of F.
 """
 
 import functools
@@ -20,7 +30,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from vmoe_study.routing.arguments import check_positive, float32
+from vmoe_study.routing.arguments import as_float32, check_positive
 
 
 @functools.partial(
@@ -33,16 +43,17 @@ def sparse_transport(
   solver: str = "adam",
   num_iterations: int = 20,
 ) -> Float[Array, "G S E"]:
-  """The k-sparse transport plan: columns sum to S/E, rows roughly to 1.
+  """The k-sparse transport plan: columns sum to S/E, rows to about 1.
 
-  Differentiable in `affinity` at the solver's alpha and the support it gives;
-  the dependence of alpha itself on the affinity is not followed.
+  Differentiable in `affinity` for fixed alpha and support: gradients do not
+  flow through the solver.
 
   Args:
-    affinity: who suits whom; the routers pass softmax probabilities.
-    max_nonzeros: k, the tokens that an expert may take from.
-    solver: one of `SOLVERS`.
-    num_iterations: of the solver, as it counts them.
+    affinity: of tokens and experts, any real dtype; routers pass softmax
+      probabilities.
+    max_nonzeros: k, tokens that an expert may take from; S if larger.
+    solver: a key of `SOLVERS`.
+    num_iterations: iterations of the solver.
 
   Returns:
     The transport plan, float32.
@@ -50,8 +61,18 @@ def sparse_transport(
   Raises:
     ValueError: for an unknown solver, k below 1, or an affinity that does not
       have three axes.
+
+  Example:
+    >>> import jax
+    >>> from vmoe_study.routing.sparse_transport import sparse_transport
+    >>> affinity = jax.nn.softmax(jax.numpy.arange(8.0).reshape(1, 4, 2) % 3)
+    >>> transport_plan = sparse_transport(affinity, max_nonzeros=2)
+    >>> (transport_plan > 0).sum(axis=1).tolist()
+    [[2, 2]]
+    >>> transport_plan.sum(axis=1).round(3).tolist()
+    [[2.0, 2.0]]
   """
-  affinity = float32("affinity", affinity)
+  affinity = as_float32("affinity", affinity)
   check_positive("max_nonzeros", max_nonzeros)
   if solver not in SOLVERS:
     raise ValueError(f"solver={solver!r}: must be one of {list(SOLVERS)}.")
@@ -67,13 +88,15 @@ def transport_at(
   affinity: Float[ArrayLike, "G S E"],
   max_nonzeros: int,
 ) -> Float[Array, "G S E"]:
-  """The transport plan that maximises the semi-dual's columns at `alpha`."""
-  alpha, affinity = _arrays(alpha, affinity)
-  masses, tokens = _columns(alpha, affinity, max_nonzeros)
-  group, expert = _leading_indices(tokens)
-  empty = jnp.zeros_like(affinity.swapaxes(1, 2))
-  filled = empty.at[group, expert, tokens].set(masses, unique_indices=True)
-  return filled.swapaxes(1, 2)
+  """T(alpha), the maximiser of every column of the dual at `alpha`, float32."""
+  alpha, affinity = _validate(alpha, affinity)
+  mass_GEK, tokens_GEK = _columns(alpha, affinity, max_nonzeros)
+  group_G11, expert_E1 = _leading_indices(tokens_GEK)
+  zeros_GES = jnp.zeros_like(affinity.swapaxes(1, 2))
+  plan_GES = zeros_GES.at[group_G11, expert_E1, tokens_GEK].set(
+    mass_GEK, unique_indices=True
+  )
+  return plan_GES.swapaxes(1, 2)
 
 
 def semi_dual(
@@ -81,35 +104,42 @@ def semi_dual(
   affinity: Float[ArrayLike, "G S E"],
   max_nonzeros: int,
 ) -> Float[Array, "G"]:
-  """The objective that the solvers minimise, per group."""
-  alpha, affinity = _arrays(alpha, affinity)
-  column_mass = affinity.shape[1] / affinity.shape[2]
-  transport_plan = transport_at(alpha, affinity, max_nonzeros)
-  profit = jnp.sum(transport_plan * (alpha[..., None] + affinity), axis=(1, 2))
-  squares = jnp.sum(transport_plan**2, axis=(1, 2))
-  constant = affinity.shape[2] * column_mass**2
-  return profit - (squares - constant) / 2 - alpha.sum(axis=1)
+  """F(alpha), the objective that the solvers minimise, float32."""
+  alpha, affinity = _validate(alpha, affinity)
+  num_tokens, num_experts = affinity.shape[1:]
+  column_mass = num_tokens / num_experts
+  plan_GSE = transport_at(alpha, affinity, max_nonzeros)
+  profit_G = jnp.sum(plan_GSE * (alpha[..., None] + affinity), axis=(1, 2))
+  squares_G = jnp.sum(plan_GSE**2, axis=(1, 2))
+  constant = num_experts * column_mass**2
+  return profit_G - (squares_G - constant) / 2 - alpha.sum(axis=1)
 
 
-def _arrays(alpha, affinity) -> tuple[Array, Array]:
-  return float32("alpha", alpha, "G S"), float32("affinity", affinity)
+def _validate(alpha: ArrayLike, affinity: ArrayLike) -> tuple[Array, Array]:
+  return as_float32("alpha", alpha, "G S"), as_float32("affinity", affinity)
 
 
-def _columns(alpha, affinity, max_nonzeros):
-  """Nonzeros of T: masses and tokens, both (G, E, k)."""
-  column_mass = affinity.shape[1] / affinity.shape[2]
-  x = (alpha[:, None, :] + affinity.swapaxes(1, 2)) / column_mass
-  largest, tokens = jax.lax.top_k(x, max_nonzeros)
-  return column_mass * project_onto_simplex(largest), tokens
+def _columns(alpha_GS, affinity_GSE, max_nonzeros):
+  """Nonzeros of T(alpha): their masses and tokens, both (G, E, K), K = k."""
+  column_mass = affinity_GSE.shape[1] / affinity_GSE.shape[2]
+  x_GES = (alpha_GS[:, None, :] + affinity_GSE.swapaxes(1, 2)) / column_mass
+  largest_GEK, tokens_GEK = jax.lax.top_k(x_GES, max_nonzeros)
+  return column_mass * project_onto_simplex(largest_GEK), tokens_GEK
 
 
 def project_onto_simplex(
   descending: Float[ArrayLike, "*batch k"],
 ) -> Float[Array, "*batch k"]:
-  """Projects vectors, sorted to descend, onto the simplex.
+  """Projects vectors onto the simplex (arXiv:1309.1541).
 
-  p = max(x - tau, 0), where tau = (sum of the n largest - 1) / n for the
-  largest n that keeps the n-th entry positive.
+  The projection of x is max(x - tau, 0) with tau = (sum of the n largest - 1)
+  / n, for the largest n whose n-th largest entry is above tau.
+
+  Args:
+    descending: vectors sorted in descending order, any real dtype.
+
+  Returns:
+    The projections, float32, in the same order.
   """
   descending = jnp.asarray(descending, jnp.float32)
   count = jnp.cumsum(jnp.ones_like(descending), axis=-1)
@@ -119,26 +149,29 @@ def project_onto_simplex(
   return jnp.maximum(descending - tau, 0)
 
 
-def _excess(alpha, affinity, max_nonzeros) -> Float[Array, "G S"]:
-  """Gradient of the semi-dual: row sums of T minus 1."""
-  masses, tokens = _columns(alpha, affinity, max_nonzeros)
-  group, _ = _leading_indices(tokens)
-  return jnp.full_like(alpha, -1.0).at[group, tokens].add(masses)
+def _subgradient(alpha_GS, affinity_GSE, max_nonzeros) -> Float[Array, "G S"]:
+  """Of F at alpha: row sums of T(alpha) minus 1."""
+  mass_GEK, tokens_GEK = _columns(alpha_GS, affinity_GSE, max_nonzeros)
+  group_G11, _ = _leading_indices(tokens_GEK)
+  return jnp.full_like(alpha_GS, -1.0).at[group_G11, tokens_GEK].add(mass_GEK)
 
 
-def _leading_indices(tokens: Int[Array, "G E k"]):
-  group = jnp.arange(tokens.shape[0])[:, None, None]
-  expert = jnp.arange(tokens.shape[1])[:, None]
-  return group, expert
+def _leading_indices(tokens_GEK: Int[Array, "G E K"]):
+  group_G11 = jnp.arange(tokens_GEK.shape[0])[:, None, None]
+  expert_E1 = jnp.arange(tokens_GEK.shape[1])[:, None]
+  return group_G11, expert_E1
 
 
 def _adam(affinity, max_nonzeros, num_iterations) -> Float[Array, "G S"]:
-  """The authors' solver: Adam from zero, until a group's gradient is small."""
+  """The solver of the original routers: Adam from alpha = 0.
+
+  A group stops when the norm of its subgradient is at most the tolerance.
+  """
   rate, decay_1, decay_2, epsilon, tolerance = 1e-2, 0.9, 0.999, 1e-8, 1e-3
 
   def step(i, carry):
     alpha, first, second, error = carry
-    gradient = _excess(alpha, affinity, max_nonzeros)
+    gradient = _subgradient(alpha, affinity, max_nonzeros)
     running = error > tolerance
     first_new = decay_1 * first + (1 - decay_1) * gradient
     second_new = decay_2 * second + (1 - decay_2) * gradient**2
@@ -159,29 +192,31 @@ def _norm(x: Float[Array, "G S"]) -> Float[Array, "G 1"]:
   return jnp.sqrt(jnp.sum(x**2, axis=1, keepdims=True))
 
 
-# A solver that needs fewer top-k. Affinities vary by less than 1, so that T is
-# nearly b/k on its whole support and the problem nearly a linear program:
-# maximise <T, A> with 0 <= T <= b/k, rows summing to 1 and columns to b.
-# Smoothed by an entropy of weight eps its solution is
+# The solver "entropic_start" needs fewer top-k operations than Adam.
 #
-#   T = min(b/k, u exp(A/eps) v),
-#
-# found by scaling u and v in turn; up to k = b the bound is idle and this is
-# Sinkhorn's algorithm. eps log(u) is the dual variable of the rows: alpha
-# starts there. What is left are the kinks of the semi-dual, where an expert's
-# k-th token changes: subgradient steps that shrink geometrically settle these.
-_EPSILON, _FIRST_STEP = 0.4, 0.5  # In deviations of the affinity.
-_SCALING_RANGE = 40.0  # In units of eps; what float32 holds, as in Sinkhorn.
+# 1. On its support, a column of T is alpha + A[:, e] less a constant and has
+#    the mean b/k. Where alpha + A varies little over the support, T is close to
+#    b/k there, and the problem close to a linear program: maximise <T, A> with
+#    0 <= T <= b/k, row sums 1 and column sums b.
+# 2. Smoothed by an entropy of weight eps, the program has the solution
+#    T = min(b/k, u * exp(A/eps) * v). Updating u and v in turn approaches it.
+#    For k <= b the bound is at least 1, which no entry of a row exceeds: this
+#    is Sinkhorn's algorithm.
+# 3. eps * log(u) is the dual variable of the row sums: alpha starts there.
+# 4. The remaining error is at the kinks of F, where the k-th token of an expert
+#    changes. Subgradient steps of geometrically decreasing size reduce it.
+_EPSILON, _FIRST_STEP = 0.4, 0.5  # In standard deviations of the affinity.
+_SCALING_RANGE = 40.0  # Of A/eps; safe in float32, see sinkhorn.py.
 
 
 def _entropic_start(
   affinity, max_nonzeros, num_iterations
 ) -> Float[Array, "G S"]:
-  """Entropic scaling, then subgradient steps, two for every five scalings.
+  """Entropic scaling, then n subgradient steps, two per five iterations.
 
-  The n steps shrink from 1/2 to 1/(2n) deviations of the affinity.
+  Steps decrease from 1/2 to 1/(2n) standard deviations of the affinity.
   """
-  alpha = _scaled(affinity, max_nonzeros, num_iterations)
+  alpha = _entropic_dual(affinity, max_nonzeros, num_iterations)
   count = max(2 * num_iterations // 5, 1)
   return descend(
     alpha,
@@ -191,33 +226,37 @@ def _entropic_start(
   )
 
 
-def _scaled(affinity, max_nonzeros, num_iterations) -> Float[Array, "G S"]:
-  """The rows' dual variable of the entropic problem with T <= b/k."""
-  affinity = affinity.swapaxes(1, 2)
-  num_experts, num_tokens = affinity.shape[1:]
+def _entropic_dual(
+  affinity_GSE, max_nonzeros, num_iterations
+) -> Float[Array, "G S"]:
+  """The row sums' dual variable of the entropic problem with T <= b/k."""
+  affinity_GES = affinity_GSE.swapaxes(1, 2)
+  num_experts, num_tokens = affinity_GES.shape[1:]
   column_mass = num_tokens / num_experts
-  # An idle bound is one that nothing reaches; infinity compiles to slower code.
-  tight = max_nonzeros <= column_mass
-  bound = num_tokens if tight else column_mass / max_nonzeros
-  top = affinity.max(axis=(1, 2), keepdims=True)
-  widest = top - affinity.min(axis=(1, 2), keepdims=True)
-  deviation = _deviation(affinity)[..., None]
-  epsilon = jnp.maximum(_EPSILON * deviation, widest / _SCALING_RANGE)
-  kernel = jnp.exp((affinity - top) / epsilon)
+  # S stands for no bound: infinity compiles to slower code.
+  has_bound = max_nonzeros > column_mass
+  bound = column_mass / max_nonzeros if has_bound else num_tokens
+  top_G11 = affinity_GES.max(axis=(1, 2), keepdims=True)
+  range_G11 = top_G11 - affinity_GES.min(axis=(1, 2), keepdims=True)
+  deviation_G11 = _deviation(affinity_GES)[..., None]
+  epsilon_G11 = jnp.maximum(
+    _EPSILON * deviation_G11, range_G11 / _SCALING_RANGE
+  )
+  kernel_GES = jnp.exp((affinity_GES - top_G11) / epsilon_G11)
 
-  def transport_plan(u, v):
-    product = v[:, :, None] * kernel * u[:, None, :]
-    return jnp.minimum(product, bound)
+  def transport_plan(u_GS, v_GE):
+    product_GES = v_GE[:, :, None] * kernel_GES * u_GS[:, None, :]
+    return jnp.minimum(product_GES, bound)
 
   def iterate(_, scaling):
-    u, v = scaling
-    u = u / transport_plan(u, v).sum(axis=1)
-    v = v * column_mass / transport_plan(u, v).sum(axis=2)
-    return u, v
+    u_GS, v_GE = scaling
+    u_GS = u_GS / transport_plan(u_GS, v_GE).sum(axis=1)
+    v_GE = v_GE * column_mass / transport_plan(u_GS, v_GE).sum(axis=2)
+    return u_GS, v_GE
 
-  start = jnp.ones_like(kernel[:, 0]), column_mass / kernel.sum(axis=2)
-  u, _ = jax.lax.fori_loop(0, num_iterations, iterate, start)
-  return epsilon[..., 0] * jnp.log(u)
+  start = jnp.ones_like(kernel_GES[:, 0]), column_mass / kernel_GES.sum(axis=2)
+  u_GS, _ = jax.lax.fori_loop(0, num_iterations, iterate, start)
+  return epsilon_G11[..., 0] * jnp.log(u_GS)
 
 
 def descend(
@@ -226,18 +265,29 @@ def descend(
   max_nonzeros: int,
   steps: Float[ArrayLike, "n"],
 ) -> Float[Array, "G S"]:
-  """Takes subgradient steps of the given sizes, in deviations of affinity."""
-  alpha, affinity = _arrays(alpha, affinity)
-  steps, unit = float32("steps", steps, "n"), _deviation(affinity)
+  """Takes subgradient steps from alpha.
+
+  Args:
+    alpha: start.
+    affinity: see `sparse_transport`.
+    max_nonzeros: k.
+    steps: their sizes, in standard deviations of the affinity.
+
+  Returns:
+    The last alpha, float32.
+  """
+  alpha, affinity = _validate(alpha, affinity)
+  steps, unit_G1 = as_float32("steps", steps, "n"), _deviation(affinity)
 
   def step(i, alpha):
-    return alpha - steps[i] * unit * _excess(alpha, affinity, max_nonzeros)
+    subgradient = _subgradient(alpha, affinity, max_nonzeros)
+    return alpha - steps[i] * unit_G1 * subgradient
 
   return jax.lax.fori_loop(0, len(steps), step, alpha)
 
 
 def _deviation(affinity) -> Float[Array, "G 1"]:
-  """Standard deviation within a group; positive where all are equal."""
+  """Standard deviation within each group, but at least 1e-6."""
   return jnp.maximum(affinity.std(axis=(1, 2)), 1e-6)[:, None]
 
 

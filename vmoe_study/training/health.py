@@ -1,4 +1,4 @@
-"""Watching a run: numbers that are not finite, routers that collapse."""
+"""Health checks of a run: non-finite steps and collapsed routers."""
 
 import dataclasses
 import math
@@ -11,28 +11,28 @@ from absl import logging
 from vmoe_study.options import check_least
 
 LOAD, UNPROCESSED = "/load", "/unprocessed"
-DECISIVE = "loss", "gradient_norm", "update_norm"  # A sound step's are finite.
+MUST_BE_FINITE = "loss", "gradient_norm", "update_norm"
 
 
 class TrainingFailure(Exception):
-  """Training cannot or should not go on; says at which step, and why."""
+  """Training cannot or should not continue; names the step and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HealthSpec:
-  """When a run is unwell, and what happens then.
-
-  A resumed run counts steps in a row anew.
+  """Thresholds of the health checks, and what to do when one is exceeded.
 
   Attributes:
-    on_nonfinite: a step with a loss, gradient or update that is not finite:
-      "stop", or
-      "skip" its update and count it.
-    collapse_steps: steps in a row after which a router counts as collapsed: an
+    on_nonfinite: what to do with a step whose loss, gradient or update is not
+      finite: "stop" training, or "skip" the update and count it.
+    collapse_steps: a router has collapsed if for this many consecutive steps an
       expert got no token, or more than `max_unprocessed` of the tokens no
-      expert; 0 for never.
-    max_unprocessed: share of tokens.
-    on_collapse: "warn", or "stop".
+      expert; 0 turns the check off. A resumed run starts to count anew.
+    max_unprocessed: fraction of the tokens, in [0, 1].
+    on_collapse: "warn", or "stop" training.
+
+  Raises:
+    ValueError: for a number out of range.
   """
 
   on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -44,35 +44,45 @@ class HealthSpec:
     check_least("collapse_steps", self.collapse_steps, 0)
     if not 0 <= self.max_unprocessed <= 1:
       raise ValueError(
-        f"max_unprocessed={self.max_unprocessed}: must be in [0, 1]."
+        f"max_unprocessed={self.max_unprocessed}: must be from 0 to 1."
       )
 
 
 def is_watched(name: str) -> bool:
-  """Whether a metric is needed of every step, and not only of reported ones."""
-  return name in DECISIVE or (
+  """Whether a metric is needed after every step, not only when reporting."""
+  return name in MUST_BE_FINITE or (
     name.startswith("routing/") and name.endswith((LOAD, UNPROCESSED))
   )
 
 
 def is_finite(metrics: Mapping[str, Any]) -> bool:
-  """Whether a step counted, as the step itself decides on the devices."""
-  return all(math.isfinite(metrics[name]) for name in DECISIVE)
+  """Whether the step was finite, by the same rule as on the devices.
+
+  Args:
+    metrics: of the step; those in `MUST_BE_FINITE` are needed.
+  """
+  return all(math.isfinite(metrics[name]) for name in MUST_BE_FINITE)
 
 
 class RouterWatch:
-  """Counts for how many steps in a row experts and tokens were left out."""
+  """Detects collapsed routers from the metrics of consecutive steps."""
 
   def __init__(self, spec: HealthSpec):
     self._spec = spec
-    self._unused: dict[str, np.ndarray] = {}  # By layer, per expert.
-    self._dropping: dict[str, np.ndarray] = {}  # By layer, one number.
+    # By layer, the number of steps until now in which
+    self._unused: dict[str, np.ndarray] = {}  # each expert got no token.
+    self._dropping: dict[str, np.ndarray] = {}  # too many were unprocessed.
 
   def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Takes in the metrics of a finished step.
+    """Checks the metrics of a finished step, and warns of a collapse.
+
+    Args:
+      step: its number.
+      metrics: of the step, as `routing_metrics` names them.
 
     Raises:
-      TrainingFailure: a router has just collapsed, and the run shall stop.
+      TrainingFailure: if a router has just collapsed and `on_collapse` is
+        "stop".
     """
     found = []
     for name, value in metrics.items():
@@ -86,26 +96,28 @@ class RouterWatch:
         if len(self._count(self._dropping, layer, dropping)):
           found.append(f"{layer}: no expert took {value:.0%} of the tokens")
     if found:
-      self._tell(step, found)
+      self._report(step, found)
 
   def metrics(self) -> dict[str, int]:
-    """Experts of each layer that are out of use for `collapse_steps` now."""
+    """Number of experts per layer without tokens for `collapse_steps` steps."""
     return {
-      f"routing/{layer}/unused_experts": int(np.sum(self._too_long(counts)))
+      f"routing/{layer}/unused_experts": int(np.sum(self._is_collapsed(counts)))
       for layer, counts in self._unused.items()
     }
 
-  def _count(self, counts, layer: str, ill: np.ndarray) -> np.ndarray:
-    """Counts on; the indices that have just reached the limit."""
-    counts[layer] = np.where(ill, counts.get(layer, 0) + 1, 0)
+  def _count(
+    self, counts: dict[str, np.ndarray], layer: str, is_bad: np.ndarray
+  ) -> np.ndarray:
+    """Updates the counts; returns the indices that just reached the limit."""
+    counts[layer] = np.where(is_bad, counts.get(layer, 0) + 1, 0)
     limit = self._spec.collapse_steps
     return np.flatnonzero((counts[layer] == limit) & (limit > 0))
 
-  def _too_long(self, counts: np.ndarray) -> np.ndarray:
+  def _is_collapsed(self, counts: np.ndarray) -> np.ndarray:
     limit = self._spec.collapse_steps
     return (counts >= limit) & (limit > 0)
 
-  def _tell(self, step: int, found: list[str]) -> None:
+  def _report(self, step: int, found: list[str]) -> None:
     text = (
       f"step {step}: routers have collapsed, for {self._spec.collapse_steps} "
       "steps in a row: " + "; ".join(found) + ". Raise the balance losses or "

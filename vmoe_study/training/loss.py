@@ -1,4 +1,4 @@
-"""Classification losses and what routers add to them."""
+"""Classification losses, auxiliary losses and metrics of the routers."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,14 +12,24 @@ from vmoe_study.routing.balance import RoutingAux
 def softmax_xent(
   logits: Float[Array, "B classes"], labels: Float[Array, "B classes"]
 ) -> Float[Array, "B"]:
-  """Cross-entropy of one distribution over classes per image, in nats."""
+  """Cross-entropy of a softmax over classes, in nats.
+
+  Args:
+    logits: of every image.
+    labels: target distribution over classes.
+  """
   return -jnp.sum(labels * jax.nn.log_softmax(logits), axis=-1)
 
 
 def sigmoid_xent(
   logits: Float[Array, "B classes"], labels: Float[Array, "B classes"]
 ) -> Float[Array, "B"]:
-  """Binary cross-entropies summed over classes, in nats; multi-label."""
+  """Binary cross-entropies summed over classes, in nats, for multiple labels.
+
+  Args:
+    logits: of every image.
+    labels: probability of each class.
+  """
   log_yes = jax.nn.log_sigmoid(logits)
   log_no = jax.nn.log_sigmoid(-logits)
   return -jnp.sum(labels * log_yes + (1.0 - labels) * log_no, axis=-1)
@@ -32,7 +42,11 @@ LOSSES: dict[str, Callable] = {
 
 
 def auxiliary_loss(aux: Mapping[str, RoutingAux]) -> Float[Array, ""]:
-  """Weighted router losses: mean over groups, summed over layers."""
+  """Weighted router losses, averaged over groups and summed over layers.
+
+  Args:
+    aux: of every MoE layer, by name.
+  """
   return sum(
     (layer.auxiliary_loss.mean() for layer in aux.values()), jnp.zeros(())
   )
@@ -41,13 +55,18 @@ def auxiliary_loss(aux: Mapping[str, RoutingAux]) -> Float[Array, ""]:
 def routing_metrics(
   aux: Mapping[str, RoutingAux],
 ) -> dict[str, Float[Array, "..."]]:
-  """Health of every MoE layer, by "routing/LAYER/NAME".
+  """Losses and load of every MoE layer.
 
-  unprocessed: share of tokens that no expert takes. load: tokens of every
-  expert over the mean of all; max_load, min_load: of the busiest and the
-  least busy. And every router loss, unweighted.
+  Args:
+    aux: of every MoE layer, by name.
+
+  Returns:
+    Metrics by "routing/LAYER/NAME", where NAME is a router loss (unweighted,
+    averaged over groups), "unprocessed" (fraction of the tokens that no expert
+    processes), "load" (E values: tokens per expert, divided by the mean over
+    experts), "max_load" or "min_load".
   """
-  metrics = {}
+  metrics: dict[str, Array] = {}
   for name, layer in aux.items():
     load = layer.tokens_per_expert.sum(axis=0)
     load = load / jnp.maximum(load.mean(), 1e-9)

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, from their specs."""
+"""Optimizers and learning-rate schedules."""
 
 import dataclasses
 import re
@@ -17,13 +17,17 @@ class ScheduleSpec:
   """Learning rate by step: warm-up from 0, decay, cool-down to 0.
 
   Attributes:
-    name: "constant", "linear" or "cosine" to `end` at the last step, or
-      "rsqrt": peak * sqrt(timescale / (timescale + steps since warm-up)).
-    peak: reached when the warm-up ends.
-    end: value at the last step of "linear" and "cosine".
-    warmup_steps: linear from 0.
+    name: of the decay: "constant"; "linear" or "cosine", which reach `end` at
+      the last step; or "rsqrt": peak * sqrt(timescale / (timescale + steps
+      since warm-up)).
+    peak: learning rate at the end of the warm-up.
+    end: learning rate at the last step of "linear" and "cosine".
+    warmup_steps: steps of the linear warm-up from 0.
     timescale: of "rsqrt", in steps.
-    cooldown_steps: the last so many steps fall linearly to 0.
+    cooldown_steps: steps of a linear decrease to 0 at the end of training.
+
+  Raises:
+    ValueError: for a number out of range.
   """
 
   name: Literal["constant", "linear", "cosine", "rsqrt"] = "cosine"
@@ -41,19 +45,22 @@ class ScheduleSpec:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-  """One of two optimizers, with decoupled weight decay and clipping.
+  """An optimizer with decoupled weight decay and gradient clipping.
 
   Attributes:
     name: "adam" or "sgd".
     beta1: decay of Adam's first moment.
     beta2: decay of Adam's second moment.
-    epsilon: of Adam's denominator.
-    momentum: of SGD.
-    moment_dtype: in which the first moment, or SGD's momentum, is kept.
-    weight_decay: pairs of a parameter path pattern and a rate; the first match
-      counts, other parameters do not decay. Each step subtracts
-      learning rate * rate * parameter.
-    clip_norm: bound on the gradient's global norm; 0 for none.
+    epsilon: added to Adam's denominator.
+    momentum: of SGD; 0 for none.
+    moment_dtype: dtype of Adam's first moment, or of SGD's momentum.
+    weight_decay: pairs of a regular expression for parameter paths and a rate.
+      The first pair that matches applies: each step subtracts learning rate *
+      rate * parameter. Parameters without a match do not decay.
+    clip_norm: largest global norm of the gradient; 0 for no clipping.
+
+  Raises:
+    ValueError: for a number out of range or a bad regular expression.
   """
 
   name: Literal["adam", "sgd"] = "adam"
@@ -76,7 +83,8 @@ class OptimizerSpec:
         re.compile(pattern)
       except re.error as error:
         raise ValueError(
-          f"weight_decay pattern {pattern!r}: not a regular expression: {error}"
+          f"weight_decay pattern {pattern!r}: not a regular expression "
+          f"({error}). Correct it."
         ) from error
       check_least(f"weight_decay rate of {pattern!r}", rate, 0)
 
@@ -96,12 +104,16 @@ def check_schedule(spec: ScheduleSpec, num_steps: int) -> None:
     )
     raise ValueError(
       f"{given} do not fit into {num_steps} steps. Shorten them, as with "
-      f"{shorter}, or make the run longer."
+      f"{shorter}, or train longer."
     )
 
 
 def make_schedule(spec: ScheduleSpec, num_steps: int) -> optax.Schedule:
-  """Learning rate as a function of the step.
+  """The learning rate as a function of the step, float32.
+
+  Args:
+    spec: of the schedule.
+    num_steps: updates of the whole run.
 
   Raises:
     ValueError: if warm-up and cool-down do not fit into the run.
@@ -111,20 +123,20 @@ def make_schedule(spec: ScheduleSpec, num_steps: int) -> optax.Schedule:
 
   def schedule(step):
     step = jnp.asarray(step, jnp.float32)
-    since = jnp.maximum(step - spec.warmup_steps, 0.0)
-    done = jnp.minimum(since / decay_steps, 1.0)
-    falling = {
+    since_warmup = jnp.maximum(step - spec.warmup_steps, 0.0)
+    progress = jnp.minimum(since_warmup / decay_steps, 1.0)
+    decay = {
       "constant": 1.0,
-      "linear": 1.0 - done,
-      "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
-      "rsqrt": jnp.sqrt(spec.timescale / (spec.timescale + since)),
+      "linear": 1.0 - progress,
+      "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+      "rsqrt": jnp.sqrt(spec.timescale / (spec.timescale + since_warmup)),
     }[spec.name]
     floor = spec.end if spec.name in ("linear", "cosine") else 0.0
-    rate = floor + (spec.peak - floor) * falling
+    rate = floor + (spec.peak - floor) * decay
     warmup = jnp.minimum(step / max(spec.warmup_steps, 1), 1.0)
     warmup = warmup if spec.warmup_steps else 1.0
-    left = (num_steps - step) / max(spec.cooldown_steps, 1)
-    cooldown = jnp.clip(left, 0.0, 1.0) if spec.cooldown_steps else 1.0
+    remaining = (num_steps - step) / max(spec.cooldown_steps, 1)
+    cooldown = jnp.clip(remaining, 0.0, 1.0) if spec.cooldown_steps else 1.0
     return rate * warmup * cooldown
 
   return schedule
@@ -133,7 +145,12 @@ def make_schedule(spec: ScheduleSpec, num_steps: int) -> optax.Schedule:
 def make_optimizer(
   spec: OptimizerSpec, schedule: optax.Schedule, params: Any
 ) -> optax.GradientTransformation:
-  """The optimizer for parameters of these names and shapes.
+  """The optimizer for a tree of parameters.
+
+  Args:
+    spec: of the optimizer.
+    schedule: learning rate by step.
+    params: the parameters or their shapes; weight decay depends on their paths.
 
   Raises:
     ValueError: if a weight-decay pattern matches no parameter.
@@ -168,8 +185,8 @@ def _add_decayed_weights(rules, params) -> optax.GradientTransformation:
   rates = jax.tree_util.tree_map_with_path(rate, params)
   for index in sorted(set(range(len(rules))) - used):
     raise ValueError(
-      f"weight_decay pattern {rules[index][0]!r} matches no parameter that an "
-      "earlier one does not: mend or remove it."
+      f"weight_decay pattern {rules[index][0]!r} matches no parameter that "
+      "earlier patterns do not match. Correct or remove it."
     )
 
   def update(updates, state, params):
