@@ -71,7 +71,7 @@ def test_errors_are_one_paragraph_and_change_nothing(tmp_path, capsys):
   assert main(["export", f"--workdir={out}", "--out=params.npz"]) == 2
   assert "holds no checkpoint" in capsys.readouterr().err
   assert main(["export", f"--workdir={out}", "--out=params.h5"]) == 2
-  assert "ends in .npz" in capsys.readouterr().err
+  assert "must end in .npz" in capsys.readouterr().err
 
 
 CONFIG = """
@@ -184,7 +184,7 @@ def test_fixed_positions_do_not_tell_the_image_size(
   assert record["image_shape"] == [24, 24, 3]
   assert record["config"]["model"]["fields"]["posemb"] == "sincos2d"
   assert _import(tmp_path, learned, "--image-size=24") == 2
-  assert "positions are of 32 pixels" in capsys.readouterr().err
+  assert "positions are for 32 pixels" in capsys.readouterr().err
 
 
 def _import(folder, leaves, *arguments):

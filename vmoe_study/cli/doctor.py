@@ -7,12 +7,7 @@ trained, compiled or changed, but small files of caches.
 
 import argparse
 
-import jax
-
 from vmoe_study.cli import config_flags
-from vmoe_study.doctor.examine import Examination
-from vmoe_study.doctor.finding import PROBLEM
-from vmoe_study.run.config_file import load_values
 
 WOULD_FAIL = 1
 
@@ -38,9 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
+  from vmoe_study.run.config_file import load_values
+
   values = load_values(args.config, args.overrides)
   if args.devices is not None and args.devices < 1:
     raise ValueError(f"--devices={args.devices}: must be at least 1.")
+
+  import jax
+
+  from vmoe_study.doctor.examine import Examination
+  from vmoe_study.doctor.finding import PROBLEM
+
   if args.devices:
     jax.config.update("jax_platforms", "cpu")  # Those of the run are not here.
   num_devices = args.devices or jax.device_count()

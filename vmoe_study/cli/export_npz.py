@@ -2,12 +2,6 @@
 
 import argparse
 
-import jax
-
-from vmoe_study.checkpoint.foreign.npz import save_npz
-from vmoe_study.checkpoint.load import load_params
-from vmoe_study.run import workdir as workdir_lib
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
@@ -26,9 +20,15 @@ def run(args: argparse.Namespace) -> int:
   """Runs the command."""
   if not args.out.endswith(".npz"):
     raise ValueError(
-      f"--out={args.out}: what is written is an .npz file. Give it a name that "
-      "ends in .npz."
+      f"--out={args.out}: must end in .npz, the format of the file."
     )
+
+  import jax
+
+  from vmoe_study.checkpoint.foreign.npz import save_npz
+  from vmoe_study.checkpoint.load import load_params
+  from vmoe_study.run import workdir as workdir_lib
+
   directory = workdir_lib.checkpoints(args.workdir)
   params, _, step = load_params(directory, args.step)
   save_npz(args.out, params)
