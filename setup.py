@@ -49,7 +49,10 @@ setup(
   python_requires=">=3.11,<3.14",
   packages=find_packages(include=["vmoe_study*"]),
   package_dir={CONFIGS: "configs"},
-  package_data={"vmoe_study": ["py.typed"]},
+  package_data={
+    "vmoe_study": ["py.typed"],
+    "vmoe_study.inspection": ["page.html.jinja"],
+  },
   cmdclass={"build_py": BuildPy},
   install_requires=[
     "absl-py>=2.1",

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from vmoe_study.cli.bench_layer import draw
 from vmoe_study.cli.main import main
+from vmoe_study.performance.layer_figure import draw
 from vmoe_study.performance.timing import interleaved_seconds, paired_ratio
 
 PROMISED = {

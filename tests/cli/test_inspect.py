@@ -3,19 +3,17 @@
 import json
 
 import pytest
+from etils import epath
 
 from configs import digits
 from vmoe_study.cli.main import main
 from vmoe_study.config import parse
-from vmoe_study.inspection.inspect import (
-  Subject,
-  at_capacities,
-  gallery,
-  inspect,
-  make_pictures,
-)
+from vmoe_study.inspection.effects import at_capacities
+from vmoe_study.inspection.images import EvaluationImages
+from vmoe_study.inspection.inspect import inspect
+from vmoe_study.run.checkpoint import Checkpoint
 from vmoe_study.run.experiment import Model
-from vmoe_study.training.metrics import read_metrics
+from vmoe_study.training.metrics_file import read_metrics
 
 TINY = [
   "--config.model.fields.width=16",
@@ -82,7 +80,7 @@ def test_accuracy_is_that_of_evaluate(workdir, numbers, tmp_path):
   assert (half["slots_per_expert"], same["slots_per_expert"]) == (4, 8)
   assert half["accuracy"]["mean"] == pytest.approx(expected, abs=1e-6)
   assert same["change"]["mean"] == 0
-  assert "capacity_factor=0.01 leaves" in numbers["left_out"][0]
+  assert "capacity_factor=0.01" in numbers["left_out"][0]
 
 
 def test_numbers_agree_with_each_other(numbers):
@@ -114,8 +112,17 @@ def test_it_leaves_a_page_and_pictures(out):
 KINDS = ("charts", "classes", "patches", "tensors")
 
 
-def test_the_same_again_writes_the_same(workdir, out, tmp_path):
-  again = run(workdir, tmp_path / "again")
+def test_python_writes_the_same_as_the_command(workdir, out, tmp_path):
+  again = tmp_path / "again"
+  inspection = inspect(
+    workdir,
+    num_images=1000,
+    num_shown=3,
+    capacity_factors=[0.01, 0.5, 1],
+    out=again,
+  )
+  names = {path.stem for path in out.glob("*.png")}
+  assert inspection.figures().keys() == names
   for path in out.iterdir():
     assert (again / path.name).read_bytes() == path.read_bytes(), path.name
 
@@ -123,8 +130,8 @@ def test_the_same_again_writes_the_same(workdir, out, tmp_path):
 @pytest.mark.parametrize(
   ("override", "message"),
   [
-    ("--config.evaluations={}", "no `evaluations`"),
-    ("--config.model.moe.group_images=400", "359 images"),
+    ("--config.evaluations={}", "config.evaluations={}"),
+    ("--config.model.moe.group_images=400", "at most 359"),
     ("--config.model.fields.width=32", "in the checkpoint"),
     ("--step=5", "holds no step 5"),
   ],
@@ -160,21 +167,21 @@ def make_model(arguments):
   return Model(parse(values), (8, 8, 1))
 
 
-def test_a_dense_model_has_its_accuracy_and_no_pictures():
+def test_a_dense_model_has_its_accuracy_and_no_pictures(tmp_path):
   model = make_model("router=dense")
-  subject = Subject(model, model.init())
-  findings = inspect(subject, "run", 0, 16, [1.0])
-  assert findings.num_images == 16 and findings.accuracy.count == 16
-  assert not findings.layers and not findings.capacities
-  assert make_pictures(findings, gallery(subject, 2), []) == {}
+  checkpoint = Checkpoint(epath.Path(tmp_path), 0, model.init(), model)
+  inspection = inspect(checkpoint, num_images=16, num_shown=2)
+  assert inspection.num_images == 16 and inspection.accuracy.count == 16
+  assert not inspection.layers and not inspection.capacities
+  assert inspection.figures() == {}
 
 
 def test_images_make_up_whole_groups():
-  subject = Subject(make_model("group=8"), None)
-  batches = list(subject.images(17))
+  images = EvaluationImages(make_model("group=8"))
+  batches = list(images.batches(17))
   assert sum(batch["mask"].sum() for batch in batches) == 24
   assert len(batches) == 1 and len(batches[0]["mask"]) == 64
-  everything = list(subject.images(10_000))
+  everything = list(images.batches(10_000))
   assert sum(batch["mask"].sum() for batch in everything) == 352
 
 

@@ -1,4 +1,4 @@
-"""Plans through the command line; libtpu compiles, no TPU is needed."""
+"""Resource estimates; libtpu compiles, no TPU is needed."""
 
 import json
 
@@ -9,6 +9,8 @@ pytest.importorskip("libtpu")
 from vmoe_study.cli.main import main
 from vmoe_study.config import parse
 from vmoe_study.performance import plan as planning
+from vmoe_study.performance.estimate import ResourceEstimate
+from vmoe_study.run.config_file import load_config
 
 TINY = [
   "--config=configs/digits.py",
@@ -29,19 +31,19 @@ PROMISED = {
   "parameters",
   "active_parameters",
 }
-UNFIT = {
-  "config": "none",
-  "topology": "v5e:4x4",
-  "chips": 16,
-  "mesh": {"replica": 16, "expert": 1},
-  "plan_form": None,
-  "batch_size": 1,
-  "parameters": 1,
-  "active_parameters": 1,
-  "model_flops_per_chip": 1.0,
-  "fits": False,
-  "hbm_bytes": {"total": 2, "capacity": 1},
-}
+UNFIT = ResourceEstimate(
+  config="none",
+  topology="v5e:4x4",
+  chips=16,
+  mesh={"replica": 16, "expert": 1},
+  plan_form=None,
+  batch_size=1,
+  parameters=1,
+  active_parameters=1,
+  model_flops_per_chip=1.0,
+  fits=False,
+  hbm_bytes={"total": 2, "capacity": 1},
+)
 
 
 def plan(tmp_path, *arguments):
@@ -108,6 +110,23 @@ def test_not_fitting_is_an_answer(tmp_path, capsys):
   assert "--config.mesh.fsdp=true" in answer
 
 
+def test_a_run_is_planned_from_python(report):
+  config = load_config(
+    "configs/digits.py",
+    [
+      "model.fields.depth=2",
+      "model.fields.width=32",
+      "train.num_epochs=0.0",
+      "train.num_steps=100",
+      "train.mixup=0.0",
+      "mesh.expert=4",
+      "train.accumulation=2",
+    ],
+  )
+  estimate = planning.plan_run(config, "v5e:2x2")
+  assert estimate.to_dict() == report
+
+
 def test_a_sweep_recommends_the_fastest(tmp_path, capsys):
   report = plan(tmp_path, "--topology=v5e:1x1", "--sweep")
   candidates = report["candidates"]
@@ -122,7 +141,7 @@ def test_a_sweep_recommends_the_fastest(tmp_path, capsys):
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (["--topology=v9:2x2"], "Known are v4, v5e, v5p, v6e"),
+    (["--topology=v9:2x2"], "v4, v5e, v5p, v6e"),
     (["--topology=v5e:3x3"], "1x1, 2x2, 2x4"),
     (["--topology=v5e:2x2", "--config.mesh.expert=3"], "devices"),
     (["--topology=v5e:2x2", "--image-shape=8x8"], "224x224x3"),
@@ -138,7 +157,9 @@ def test_images_are_as_the_operations_leave_them(monkeypatch, tmp_path, capsys):
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
   shapes = []
   monkeypatch.setattr(
-    planning, "plan", lambda *args: shapes.append(args[2:]) or UNFIT
+    planning,
+    "estimate_resources",
+    lambda *args: shapes.append(args[2:]) or UNFIT,
   )
   config = "--config=configs/pretrain.py:data=imagenet1k,fewshot=none"
   command = ["plan", config, "--topology=v5e:4x4"]
@@ -165,7 +186,7 @@ def test_a_sweep_covers_what_divides():
   }
   found = [
     (c.mesh.replica, c.mesh.expert, c.model.moe.options["plan_form"])
-    for c in planning.variants(parse(values), 8)
+    for c in planning.mesh_variants(parse(values), 8)
   ]
   meshes = [(8, 1), (4, 2), (2, 4)]  # 12 experts cannot be shared by 8.
   assert found == [(*m, form) for m in meshes for form in ("index", "dense")]

@@ -8,8 +8,7 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from vmoe_study.inspection import effects as inspection_effects
-from vmoe_study.inspection import measure as inspection
+from vmoe_study.inspection import effects, measure
 from vmoe_study.nn.moe import Moe, MoeOptions, make_experts
 from vmoe_study.nn.router import ROUTERS
 from vmoe_study.nn.vit import VisionTransformer
@@ -65,9 +64,9 @@ class Layer:
 
     with nn.intercept_methods(watch):
       self.module.apply({"params": self.params}, IMAGES)
-    plan, self.logits = inspection.routed(self.module, self.params, IMAGES)[
-      LAYER
-    ]
+    plan, self.logits = measure.capture_routing(
+      self.module, self.params, IMAGES
+    )[LAYER]
     self.plan = plan
     self.dispatch = np.asarray(plan.dispatch_tensor())
     self.combine = np.asarray(plan.combine_tensor())
@@ -84,7 +83,7 @@ class Layer:
     return y.reshape(self.x.shape)
 
 
-@pytest.fixture(scope="module", params=[r for r in ROUTERS if r != "dense"])
+@pytest.fixture(scope="module", params=ROUTERS)
 def layer(request):
   return Layer(request.param)
 
@@ -95,7 +94,7 @@ def test_the_plan_is_what_the_layer_computed_with(layer):
 
 
 def test_image_routing_is_what_loops_count(layer):
-  found = inspection.measure_routing(layer.module)(layer.params, BATCHED)
+  found = measure.measure_image_routing(layer.module)(layer.params, BATCHED)
   found = jax.device_get(found)[LAYER]
   logits = np.asarray(layer.logits.clean)
   some_unprocessed = False
@@ -112,8 +111,8 @@ def test_image_routing_is_what_loops_count(layer):
       counts[served] += 1
       chances = softmax(logits[group, row]).reshape(EXPERTS, -1).sum(axis=1)
       nats += entropy(chances)
-    np.testing.assert_allclose(found.sent[image], sent, rtol=1e-5)
-    np.testing.assert_allclose(found.returned[image], returned, rtol=1e-4)
+    np.testing.assert_allclose(found.dispatched[image], sent, rtol=1e-5)
+    np.testing.assert_allclose(found.combined[image], returned, rtol=1e-4)
     np.testing.assert_array_equal(found.tokens_by_experts[image], counts)
     np.testing.assert_allclose(found.entropy[image], nats, rtol=1e-3)
     some_unprocessed |= counts[0] > 0
@@ -122,16 +121,18 @@ def test_image_routing_is_what_loops_count(layer):
 
 
 def test_what_is_shown_is_the_first_group(layer):
-  shown = inspection.measure_shown(layer.module)(layer.params, IMAGES)[LAYER]
+  shown = measure.measure_layer_routing(layer.module)(layer.params, IMAGES)[
+    LAYER
+  ]
   np.testing.assert_allclose(shown.dispatch, layer.dispatch[0], atol=1e-5)
   np.testing.assert_allclose(shown.combine, layer.combine[0], atol=1e-5)
-  assert shown.tokens.sent.shape == (BATCH, TOKENS, EXPERTS)
+  assert shown.tokens.dispatched.shape == (BATCH, TOKENS, EXPERTS)
 
 
 def test_a_silent_expert_adds_nothing(layer):
   """And the others what they did."""
   keep = {LAYER: jnp.asarray([1.0, 0.0, 1.0, 1.0])}
-  silent = inspection_effects.silence(layer.params, keep)
+  silent = effects.scale_experts(layer.params, keep)
   moe = silent["Encoder"][LAYER]["Moe"]
   y, _ = Moe(layer.module.moe, 16).apply({"params": moe}, layer.x)
   expected = layer.output(without=[1])
@@ -145,7 +146,7 @@ def test_ablation_goes_through_all_experts_and_then_none():
   params["head"]["bias"][:] = 0
   params["Encoder"]["encoder_norm"]["bias"][:] = 0
   params["Encoder"][LAYER]["Moe"]["Mlp"]["Dense_1"]["kernel"] *= 30
-  found = inspection_effects.measure_ablation(module)(params, BATCHED)[LAYER]
+  found = effects.measure_ablation(module)(params, BATCHED)[LAYER]
   assert found.shape == (BATCH, EXPERTS + 1)
   for column, without in enumerate([[0], [1], [2], [3], [0, 1, 2, 3]]):
     silent = jax.tree.map(np.copy, params)
@@ -164,7 +165,9 @@ def test_every_image_counts_once_and_padding_not_at_all():
     "image": lambda scale, batch: scale * batch["image"],
     "pair": lambda scale, batch: {"a": (batch["label"], batch["image"])},
   }
-  found = inspection.examine(measures, 10, [first, last], lambda batch: batch)
+  found = measure.measure_images(
+    measures, 10, [first, last], lambda batch: batch
+  )
   np.testing.assert_array_equal(found["image"], 10 * np.arange(6))
   np.testing.assert_array_equal(found["pair"]["a"][1], np.arange(6))
   assert found["pair"]["a"][0].shape == (6, 3)
@@ -172,7 +175,7 @@ def test_every_image_counts_once_and_padding_not_at_all():
 
 def test_a_dense_model_has_no_layers():
   module = make_module("softmax_expert_choice").clone(moe=None)
-  assert inspection.layer_names(module) == ()
+  assert measure.layer_names(module) == ()
   params = make_params(module)
-  assert inspection.measure_routing(module)(params, BATCHED) == {}
-  assert inspection_effects.measure_ablation(module)(params, BATCHED) == {}
+  assert measure.measure_image_routing(module)(params, BATCHED) == {}
+  assert effects.measure_ablation(module)(params, BATCHED) == {}

@@ -11,17 +11,15 @@ import pytest
 from matplotlib.image import imread
 
 from vmoe_study.inspection import charts, pictures
+from vmoe_study.inspection.gallery import Gallery
 from vmoe_study.inspection.measure import (
   ImageRouting,
-  ShownRouting,
+  LayerRouting,
   TokenRouting,
 )
-from vmoe_study.inspection.page import page
-from vmoe_study.inspection.statistics import (
-  CapacityPoint,
-  Findings,
-  layer_statistics,
-)
+from vmoe_study.inspection.page import render_page
+from vmoe_study.inspection.result import Inspection
+from vmoe_study.inspection.statistics import CapacityPoint, layer_statistics
 from vmoe_study.study.statistics import Estimate
 
 EXPERTS = 3
@@ -37,17 +35,17 @@ def gallery():
   returned = sent * [0.9, 0.8, 0.5]
   tokens = TokenRouting(sent, returned, returned)
   tensor = sent.reshape(10, EXPERTS, 1)
-  return pictures.Gallery(
+  return Gallery(
     images=np.random.default_rng(0).uniform(-1, 1, (2, 6, 6, 1)),
     titles=["shoe", "bag"],
     count=2,
     patch_size=3,
-    layers={"encoderblock_1": ShownRouting(tokens, tensor, tensor / 2)},
+    layers={"encoderblock_1": LayerRouting(tokens, tensor, tensor / 2)},
   )
 
 
 @pytest.fixture(scope="module")
-def findings():
+def inspection(gallery):
   sent = np.random.default_rng(0).uniform(0, 9, (6, EXPERTS))
   counts = np.tile([1.0, 3.0, 1.0, 0.0], (6, 1))
   layer = layer_statistics(
@@ -58,7 +56,9 @@ def findings():
     np.arange(24).reshape(6, 4) % 5 > 0,
   )
   estimate = Estimate(0.75, 0.125, 6)
-  return Findings(
+  names = ["encoderblock_1", "encoderblock_3"]
+  shown = dict.fromkeys(names, gallery.layers[names[0]])
+  return Inspection(
     name="a <run>",
     router="softmax_expert_choice",
     step=7,
@@ -71,9 +71,11 @@ def findings():
     capacity_factor=1.0,
     slots_per_expert=1,
     accuracy=estimate,
-    layers={"encoderblock_1": layer, "encoderblock_3": layer},
+    layers=dict.fromkeys(names, layer),
     capacities=[CapacityPoint(2.0, 2, estimate, Estimate(0.125, 0.25, 6))],
     left_out=["capacity_factor=0.1 leaves no slot"],
+    gallery=dataclasses.replace(gallery, layers=shown),
+    metrics=[],
   )
 
 
@@ -101,10 +103,10 @@ def test_patches_of_an_expert_stand_out(gallery):
   shown = figure.axes[1].images[0].get_array()
   plain = gallery.picture(0)
   share = 0.8 / 0.9  # Of expert 1 and of the largest combine weight, expert 0.
-  contrast = pictures.FAINT + (1 - pictures.FAINT) * share
+  contrast = pictures.MIN_CONTRAST + (1 - pictures.MIN_CONTRAST) * share
   expected = pictures.GREY + contrast * (plain[:3, 3:] - pictures.GREY)
   np.testing.assert_allclose(shown[:3, 3:], expected.clip(0, 1))
-  assert np.abs(shown[3:] - pictures.GREY).max() < pictures.FAINT
+  assert np.abs(shown[3:] - pictures.GREY).max() < pictures.MIN_CONTRAST
 
 
 def test_patches_that_an_expert_takes_are_outlined(gallery):
@@ -122,7 +124,9 @@ def outlines(axes):
 
 def test_nothing_is_outlined_where_every_expert_takes_everything(gallery):
   layer = gallery.layers["encoderblock_1"]
-  tokens = layer.tokens._replace(sent=np.full_like(layer.tokens.sent, 0.1))
+  tokens = layer.tokens._replace(
+    dispatched=np.full_like(layer.tokens.dispatched, 0.1)
+  )
   soft = dataclasses.replace(
     gallery, layers={"encoderblock_1": layer._replace(tokens=tokens)}
   )
@@ -130,8 +134,8 @@ def test_nothing_is_outlined_where_every_expert_takes_everything(gallery):
   assert not any(map(outlines, figure.axes))
 
 
-def test_a_bar_of_no_height_is_marked(findings):
-  layer = findings.layers["encoderblock_1"]
+def test_a_bar_of_no_height_is_marked(inspection):
+  layer = inspection.layers["encoderblock_1"]
   drops = [Estimate(0.0, 0.0, 6), *layer.accuracy_drop[1:]]
   layer = dataclasses.replace(layer, accuracy_drop=drops)
   load, *_, drops = charts.expert_charts(layer).axes
@@ -143,8 +147,10 @@ def marked(axes):
   return marks.get_xydata().tolist()
 
 
-def test_the_training_capacity_hides_no_point(findings):
-  [axes] = charts.capacity_chart(findings).axes
+def test_the_training_capacity_hides_no_point(inspection):
+  [axes] = charts.capacity_chart(
+    inspection.capacities, inspection.trained_capacity
+  ).axes
   [line] = [x for x in axes.lines if x.get_label() == "in training"]
   points = [x for x in axes.lines if x is not line]
   assert points and line.zorder < min(x.zorder for x in points)
@@ -206,36 +212,19 @@ def read(text):
   return reader
 
 
-def png(figure):
-  file = io.BytesIO()
-  figure.savefig(file, format="png", dpi=40)
-  return file.getvalue()
-
-
 @pytest.fixture(scope="module")
-def drawn(gallery, findings):
-  """One of each kind of picture, under every name that the page asks for."""
-  layer = findings.layers["encoderblock_1"]
-  kinds = {
-    "charts": charts.expert_charts(layer),
-    "classes": charts.class_matrix(layer, findings.class_names),
-    "patches": pictures.experts_picture(gallery, "encoderblock_1"),
-    "tensors": pictures.tensors_picture(gallery.layers["encoderblock_1"], 5),
-  }
-  files = {kind: png(figure) for kind, figure in kinds.items()}
-  return {
-    "capacity": png(charts.capacity_chart(findings)),
-    "patches": png(pictures.patches_picture(gallery)),
-    **{
-      f"{layer}_{kind}": data
-      for layer in findings.layers
-      for kind, data in files.items()
-    },
-  }
+def drawn(inspection):
+  """Every picture of the page, small."""
+  files = {}
+  for name, figure in inspection.figures().items():
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=40)
+    files[name] = file.getvalue()
+  return files
 
 
-def test_the_page_holds_everything(findings, drawn):
-  text = page(findings, drawn)
+def test_the_page_holds_everything(inspection, drawn):
+  text = render_page(inspection, drawn)
   reader = read(text)
   anchors = {attrs["id"] for _, attrs in reader.tags if "id" in attrs}
   links = {attrs["href"] for tag, attrs in reader.tags if tag == "a"}
@@ -246,29 +235,31 @@ def test_the_page_holds_everything(findings, drawn):
   for image in images:
     data = image["src"].removeprefix("data:image/png;base64,")
     assert imread(io.BytesIO(base64.b64decode(data))).ndim == 3
-  assert "a <run>" in reader.text and "recorded no routing" in reader.text
+  assert "a <run>" in reader.text and "no routing metrics" in reader.text
   assert "75.00 ± 12.50 %" in reader.text
   assert "+12.50 ± 25.00 points" in reader.text
   assert "capacity_factor=0.1 leaves no slot" in reader.text
 
 
-def test_the_page_needs_nothing_else(findings, drawn):
-  text = page(findings, drawn)
+def test_the_page_needs_nothing_else(inspection, drawn):
+  text = render_page(inspection, drawn)
   without_data = re.sub(r"base64,[^\"]*", "", text)
   assert not re.search(r"https?:|//|<script|<link|@import", without_data)
 
 
-def test_the_page_of_a_dense_model(findings):
+def test_the_page_of_a_dense_model(inspection):
   dense = dataclasses.replace(
-    findings, router="dense", layers={}, capacities=[], capacity_factor=None
+    inspection, router="dense", layers={}, capacities=[], capacity_factor=None
   )
-  reader = read(page(dense, {}))
+  reader = read(render_page(dense, {}))
   assert "no MoE layers" in reader.text
   assert not [tag for tag, _ in reader.tags if tag == "img"]
 
 
-def test_soft_moe_has_no_capacity_to_change(findings, drawn):
-  soft = dataclasses.replace(findings, router="soft", capacities=[])
-  reader = read(page(soft, drawn))
-  assert "Slots of Soft MoE are parameters" in reader.text
-  assert "each slot is a mixture of all tokens" in reader.text
+def test_soft_moe_has_no_capacity_to_change(inspection, drawn):
+  soft = dataclasses.replace(inspection, router="soft", capacities=[])
+  reader = read(render_page(soft, drawn))
+  assert "slots of Soft MoE are parameters" in reader.text
+  assert "every slot is a mixture of all tokens" in " ".join(
+    reader.text.split()
+  )

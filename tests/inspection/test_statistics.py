@@ -13,8 +13,8 @@ from vmoe_study.inspection.measure import ImageRouting
 
 # Two images of three tokens, two experts with two slots per image.
 ROUTING = ImageRouting(
-  sent=np.array([[2.0, 1.0], [0.0, 1.0]]),
-  returned=np.array([[0.6, 0.2], [0.0, 0.7]]),
+  dispatched=np.array([[2.0, 1.0], [0.0, 1.0]]),
+  combined=np.array([[0.6, 0.2], [0.0, 0.7]]),
   tokens_by_experts=np.array([[1.0, 1.0, 1.0], [2.0, 1.0, 0.0]]),
   entropy=np.array([1.2, 0.6]),
 )
@@ -48,7 +48,7 @@ def test_layer_statistics(layer):
 
 def test_a_layer_that_nobody_uses():
   nothing = np.zeros((2, 2))
-  routing = ROUTING._replace(sent=nothing, returned=nothing)
+  routing = ROUTING._replace(dispatched=nothing, combined=nothing)
   correct = np.ones(2)
   layer = statistics.layer_statistics(
     routing, LABELS, 2, correct, np.ones((2, 3))
@@ -82,8 +82,8 @@ def test_experts_that_take_the_same_of_every_image_still_tell_classes():
   classes = np.arange(60) % 3
   returned = rng.uniform(0.1, 1, (3, 4))[classes] * rng.uniform(1, 2, (60, 4))
   routing = ImageRouting(
-    sent=np.full((60, 4), 2.0),
-    returned=returned,
+    dispatched=np.full((60, 4), 2.0),
+    combined=returned,
     tokens_by_experts=np.ones((60, 5)),
     entropy=np.ones(60),
   )
@@ -104,8 +104,8 @@ def test_experts_that_take_the_same_of_every_image_still_tell_classes():
 def test_shuffling_tells_chance_from_information():
   labels = np.eye(4)[np.arange(200) % 4]
   routing = ImageRouting(
-    sent=3 * labels,
-    returned=labels,
+    dispatched=3 * labels,
+    combined=labels,
     tokens_by_experts=np.ones((200, 5)),
     entropy=np.ones(200),
   )

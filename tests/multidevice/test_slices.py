@@ -7,7 +7,7 @@ pytest.importorskip("libtpu")
 
 from vmoe_study.parallel import sharding
 from vmoe_study.parallel.mesh import MeshSpec, make_mesh
-from vmoe_study.performance import plan as planning
+from vmoe_study.performance.target import open_target
 from vmoe_study.run.experiment import Model, Training
 
 from .tiny import ROUTERS, assert_only_exchanges, batch, config
@@ -15,7 +15,7 @@ from .tiny import ROUTERS, assert_only_exchanges, batch, config
 
 @pytest.fixture(scope="module")
 def chips():
-  return planning.open_target("v5e:4x4").devices
+  return open_target("v5e:4x4").devices
 
 
 def compiled(chips, router, expert):
@@ -45,7 +45,7 @@ def test_rows_of_a_batch_belong_to_the_hosts_in_turn(chips, expert):
 
 
 def test_every_mesh_is_possible_on_every_slice():
-  chips = planning.open_target("v6e:4x4").devices
+  chips = open_target("v6e:4x4").devices
   for expert in (1, 2, 4, 8, 16):
     mesh = make_mesh(MeshSpec(-1, expert), chips)
     assert mesh.shape == {"replica": 16 // expert, "expert": expert}

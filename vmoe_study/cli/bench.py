@@ -1,4 +1,4 @@
-"""Measures the project on this machine: input, layer, step, solvers."""
+"""Measures this project on this machine: input, layer, step and solvers."""
 
 import argparse
 
@@ -13,7 +13,7 @@ KINDS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Declares a subcommand for each thing that can be measured."""
+  """Declares a subcommand for each benchmark."""
   kinds = parser.add_subparsers(dest="kind", required=True)
   for name, module in KINDS.items():
     sub = kinds.add_parser(

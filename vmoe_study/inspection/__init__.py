@@ -1,1 +1,1 @@
-"""What the routers of a trained model do: numbers, charts, pictures, a page."""
+"""What routers of a trained model do: statistics, charts, pictures, page."""

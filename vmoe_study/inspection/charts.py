@@ -1,7 +1,8 @@
-"""Charts of what routers do: load, classes, ablation, training, capacity."""
+"""Charts of routing: load, classes, ablation, training and capacity."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -10,22 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy import ndarray as Array
 
-from vmoe_study.inspection.statistics import (
-  Findings,
-  LayerStatistics,
-)
+from vmoe_study.inspection.statistics import CapacityPoint, LayerStatistics
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.5"
-MOST_NUMBERS = 400  # Cells of a matrix that are small enough to be read.
-MOST_LABELS = 40
+MAX_NUMBERS = 400  # A matrix with more cells shows no numbers,
+MAX_LABELS = 40  # and one with more rows no labels of rows.
 
 
 def expert_charts(layer: LayerStatistics) -> Figure:
   """Load, combine weight, experts per token and accuracy drop of a layer."""
   figure = Figure(figsize=(11, 6), layout="constrained")
   axes = figure.subplots(2, 2)
-  _bars(axes[0, 0], layer.load, "load (tokens / mean of experts)")
-  axes[0, 0].axhline(1, color=GREY, linestyle="--", label="even load")
+  _bars(axes[0, 0], layer.load, "load (tokens / mean over experts)")
+  axes[0, 0].axhline(1, color=GREY, linestyle="--", label="balanced")
   axes[0, 0].set_ylim(0, 1.25 * max(1, layer.load.max()))
   axes[0, 0].legend(loc="upper right", fontsize=8)
   _bars(axes[0, 1], layer.combine_weight, "mean combine weight")
@@ -36,14 +34,14 @@ def expert_charts(layer: LayerStatistics) -> Figure:
 
 def _bars(axes: Axes, values: Sequence[float], label: str, **options) -> None:
   axes.bar(range(len(values)), values, color=BLUE, **options)
-  zeros = np.flatnonzero(np.equal(values, 0))  # Their bars cannot be seen.
+  zeros = np.flatnonzero(np.equal(values, 0))  # Their bars are invisible.
   axes.plot(zeros, 0 * zeros, "D", color=BLUE, markersize=5)
   axes.set(xlabel="expert", ylabel=label)
   axes.set_xticks(expert_ticks(len(values)))
 
 
 def expert_ticks(num_experts: int) -> range:
-  """Experts whose numbers an axis has room for: all, or every so many."""
+  """Evenly spaced experts to number on an axis: all, if there is room."""
   return range(0, num_experts, -(-num_experts // 32))
 
 
@@ -62,7 +60,7 @@ def _experts_per_token(axes: Axes, layer: LayerStatistics) -> None:
 def _accuracy_drops(axes: Axes, layer: LayerStatistics) -> None:
   drops = [100 * drop.mean for drop in layer.accuracy_drop]
   errors = [100 * drop.half_width for drop in layer.accuracy_drop]
-  label = "accuracy drop without it\n(points, 95% interval over images)"
+  label = "accuracy drop without expert\n(points, 95% interval over images)"
   _bars(axes, drops, label, yerr=errors, ecolor="black", capsize=2)
   axes.axhline(0, color="black", linewidth=0.8)
   low, high = axes.get_ylim()
@@ -70,7 +68,7 @@ def _accuracy_drops(axes: Axes, layer: LayerStatistics) -> None:
 
 
 def class_matrix(layer: LayerStatistics, class_names: Sequence[str]) -> Figure:
-  """Each class's combine weight by expert, in percent."""
+  """Shares of each class's combine weight by expert, in percent."""
   percent = 100 * layer.class_by_expert
   num_classes, num_experts = percent.shape
   size = min(3 + 0.5 * num_experts, 14), min(1.8 + 0.3 * num_classes, 12)
@@ -80,9 +78,9 @@ def class_matrix(layer: LayerStatistics, class_names: Sequence[str]) -> Figure:
   figure.colorbar(image, label="share of the class's combine weight (%)")
   axes.set(xlabel="expert", ylabel="class")
   axes.set_xticks(expert_ticks(num_experts))
-  if num_classes <= MOST_LABELS:
+  if num_classes <= MAX_LABELS:
     axes.set_yticks(range(num_classes), class_names)
-  if percent.size <= MOST_NUMBERS:
+  if percent.size <= MAX_NUMBERS:
     _write_numbers(axes, percent)
   return figure
 
@@ -101,11 +99,11 @@ def _write_numbers(axes: Axes, values: Float[Array, "T E"]) -> None:
 def training_chart(
   rows: Sequence[Mapping[str, float]], layers: Sequence[str]
 ) -> Figure | None:
-  """Load and unprocessed tokens over training; None if nothing was recorded.
+  """Load and unprocessed tokens over training; None without such metrics.
 
   Args:
-    rows: of the run's metrics file.
-    layers: by name.
+    rows: rows of the run's metrics file.
+    layers: names of the routed layers.
   """
   curves = {
     (layer, name): _curve(rows, f"train/routing/{layer}/{name}")
@@ -116,21 +114,10 @@ def training_chart(
     return None
   figure = Figure(figsize=(11, 3.5), layout="constrained")
   load, unprocessed = figure.subplots(1, 2)
-  even = []
+  _load_curves(load, layers, curves)
   for number, layer in enumerate(layers):
-    style = {"color": f"C{number % 10}", "marker": ".", "markersize": 4}
+    style = _style(number)
     unprocessed.plot(*curves[layer, "unprocessed"], label=layer, **style)
-    most, least = curves[layer, "max_load"], curves[layer, "min_load"]
-    if _same(most, least):
-      even.append(layer)
-      continue
-    load.plot(*most, label=f"{layer}, busiest", **style)
-    load.plot(*least, "--", label=f"{layer}, least busy", **style)
-  if even:  # One line, as they would hide each other.
-    label = "all experts equal:\n" + "\n".join(even)
-    load.plot(*curves[even[0], "max_load"], ".-", color=GREY, label=label)
-  load.set(xlabel="step", ylabel="load (tokens / mean of experts)")
-  load.set_ylim(0, max(1.2, load.get_ylim()[1]))
   unprocessed.set(xlabel="step", ylabel="unprocessed tokens")
   unprocessed.set_ylim(0, max(0.05, unprocessed.get_ylim()[1]))
   unprocessed.yaxis.set_major_formatter(PercentFormatter(1))
@@ -138,6 +125,35 @@ def training_chart(
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
   return figure
+
+
+def _load_curves(
+  axes: Axes,
+  layers: Sequence[str],
+  curves: Mapping[tuple[str, str], "_Curve"],
+) -> None:
+  """Load of the busiest and the least busy expert of each layer.
+
+  Layers whose experts all have the same load share one line.
+  """
+  balanced = []
+  for number, layer in enumerate(layers):
+    style = _style(number)
+    most, least = curves[layer, "max_load"], curves[layer, "min_load"]
+    if _is_same(most, least):
+      balanced.append(layer)
+      continue
+    axes.plot(*most, label=f"{layer}, busiest", **style)
+    axes.plot(*least, "--", label=f"{layer}, least busy", **style)
+  if balanced:
+    label = "all experts equal:\n" + "\n".join(balanced)
+    axes.plot(*curves[balanced[0], "max_load"], ".-", color=GREY, label=label)
+  axes.set(xlabel="step", ylabel="load (tokens / mean over experts)")
+  axes.set_ylim(0, max(1.2, axes.get_ylim()[1]))
+
+
+def _style(number: int) -> dict[str, Any]:
+  return {"color": f"C{number % 10}", "marker": ".", "markersize": 4}
 
 
 _Curve = tuple[list[float], list[float]]  # Steps and values.
@@ -148,13 +164,14 @@ def _curve(rows: Sequence[Mapping[str, float]], name: str) -> _Curve:
   return [step for step, _ in points], [value for _, value in points]
 
 
-def _same(first: _Curve, second: _Curve) -> bool:
+def _is_same(first: _Curve, second: _Curve) -> bool:
   return first[0] == second[0] and np.allclose(first[1], second[1], atol=1e-3)
 
 
-def capacity_chart(findings: Findings) -> Figure:
+def capacity_chart(
+  points: Sequence[CapacityPoint], trained_capacity: float
+) -> Figure:
   """Accuracy against capacity factor at test time, with 95% intervals."""
-  points = findings.capacities
   figure = Figure(figsize=(6, 3.8), layout="constrained")
   axes = figure.subplots()
   factors = [point.factor for point in points]
@@ -166,8 +183,8 @@ def capacity_chart(findings: Findings) -> Figure:
     capsize=3,
     label="this checkpoint, 95% interval over images",
   )
-  axes.axvline(  # Wide, to be seen behind the interval of a point.
-    findings.trained_capacity,
+  axes.axvline(  # Wide enough to be visible behind an interval.
+    trained_capacity,
     color="0.85",
     linewidth=8,
     solid_capstyle="butt",

@@ -1,6 +1,7 @@
-"""What accuracy depends on: single experts, and capacity at test time."""
+"""Effects on accuracy: of single experts, and of capacity at test time."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,64 +11,102 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from vmoe_study.inspection.measure import Measure, is_correct, layer_names
+from vmoe_study.nn import cost
 from vmoe_study.nn import parameter_names as names
 from vmoe_study.nn.vit import VisionTransformer
+from vmoe_study.run.experiment import Model
 
 
-def silence(params: Any, keep: Mapping[str, Float[Array, "E"]]) -> Any:
-  """Parameters with which expert e of a layer outputs keep[layer][e] times it.
+def scale_experts(params: Any, factors: Mapping[str, Float[Array, "E"]]) -> Any:
+  """Scales the outputs of experts by scaling their output parameters.
 
   Args:
-    params: of a `VisionTransformer`.
-    keep: a factor for each expert, by the layer's name.
+    params: parameters of a `VisionTransformer`.
+    factors: one factor per expert, by layer name.
   """
   flat = flatten_dict(params, sep="/")
-  for layer, factors in keep.items():
+  for layer, factor_E in factors.items():
     for name in ("kernel", "bias"):
       path = (
         f"{names.ENCODER}/{layer}/{names.EXPERTS}/{names.MLP_OUTPUT}/{name}"
       )
       ones = (1,) * (flat[path].ndim - 1)
-      flat[path] = flat[path] * factors.reshape(-1, *ones)
+      flat[path] = flat[path] * factor_E.reshape(-1, *ones)
   return unflatten_dict(flat, sep="/")
 
 
-def measure_ablation(module: VisionTransformer) -> Measure:
-  """Measures whether images are classified correctly without an expert.
+def measure_correct(module: VisionTransformer) -> Measure:
+  """A compiled measure of whether each image is classified correctly."""
+  return jax.jit(lambda params, batch: is_correct(module, params, batch))
 
-  Tokens are routed, and combine weights are, as if the expert were there; what
-  it would add to its tokens is missing.
+
+def measure_ablation(module: VisionTransformer) -> Measure:
+  """A measure of correctness without each expert.
+
+  The output of an expert is set to zero; routing and combine weights stay as
+  they are.
 
   Returns:
-    A measure with, by layer, (B, E + 1) of 1 for correct and 0: column e
-    without expert e, the last one without any.
+    A measure that gives, by layer name, (B, E + 1) of 1 for correct, else 0:
+    column e without expert e, the last column without any expert.
   """
   layers = layer_names(module)
   if not layers:
     return lambda params, batch: {}
   num_experts = module.moe.options["num_experts"]
-  without = 1 - np.eye(num_experts + 1, num_experts, dtype=np.float32)
-  without[-1] = 0
+  # A row per column of the result: the factors of the experts' outputs.
+  factors_XE = 1 - np.eye(num_experts + 1, num_experts, dtype=np.float32)
+  factors_XE[-1] = 0
 
   @jax.jit
-  def correct(params, batch, keep):
-    return is_correct(module, silence(params, keep), batch)
+  def correct(params, batch, factors):
+    return is_correct(module, scale_experts(params, factors), batch)
 
   def measure(params, batch):
     found = {}
     for layer in layers:
       columns = []
-      for factors in without:
-        keep = {other: jnp.ones(num_experts) for other in layers}
-        keep[layer] = jnp.asarray(factors)
-        # Fetched one by one: JAX's CPU collectives bear no long queues.
-        columns.append(np.asarray(correct(params, batch, keep)))
+      for factor_E in factors_XE:
+        factors = {other: jnp.ones(num_experts) for other in layers}
+        factors[layer] = jnp.asarray(factor_E)
+        # Fetched one by one: long queues of collectives fail on the CPU.
+        columns.append(np.asarray(correct(params, batch, factors)))
       found[layer] = np.stack(columns, axis=1)
     return found
 
   return measure
 
 
-def measure_correct(module: VisionTransformer) -> Measure:
-  """Measures, compiled, whether each image is classified correctly."""
-  return jax.jit(lambda params, batch: is_correct(module, params, batch))
+def at_capacities(
+  model: Model, capacity_factors: Iterable[float]
+) -> tuple[dict[float, Model], list[str]]:
+  """The same model, evaluated with other capacity factors.
+
+  Returns:
+    Models by capacity factor, none unless the router is sparse; and reasons
+    why capacity factors were left out.
+  """
+  models: dict[float, Model] = {}
+  left_out: list[str] = []
+  if not model.config.model.moe.is_sparse:
+    return models, left_out
+  for factor in map(float, capacity_factors):
+    config = dataclasses.replace(model.config, evaluation_capacity=factor)
+    other = Model(config, model.image_shape, model.mesh)
+    try:
+      slots_per_expert(other)
+    except ValueError as error:
+      left_out.append(str(error))
+    else:
+      models[factor] = other
+  return models, left_out
+
+
+def slots_per_expert(model: Model) -> int:
+  """C in evaluation; 0 for a dense model.
+
+  Raises:
+    ValueError: the capacity factor leaves no slot.
+  """
+  sizes = cost.routing(model.evaluation_module, model.image_shape)
+  return sizes.slots_per_group // sizes.num_experts if sizes else 0

@@ -1,8 +1,8 @@
-"""What the routers of a trained model do with images, image by image.
+"""Measures what the routers of a trained model do with each image.
 
-A plan is the router's function of its logits (see `nn.router`), so that the
-logits of a forward pass, caught as they go by, tell all of it. Layers are named
-as in the parameters, "encoderblock_1".
+A routing plan is a function of the router's logits (see `nn.router`), so it
+suffices to capture the logits during a forward pass. Layers are named as in the
+parameters, "encoderblock_1".
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,48 +20,50 @@ from vmoe_study.nn.vit import VisionTransformer, moe_blocks
 from vmoe_study.routing.plan import RoutingPlan
 
 Batch = Mapping[str, Any]
-# (parameters, batch) to a tree of arrays whose rows are the images.
+# (parameters, batch) to a tree of arrays with one row per image.
 Measure = Callable[[Any, Batch], Any]
 
 
 class TokenRouting(NamedTuple):
-  """Where the tokens of a batch go, in one layer.
+  """Routing of the tokens of a batch in one layer.
 
   Attributes:
-    sent: Dispatch summed over each expert's slots: 0 or 1 for a sparse router.
-    returned: Combine summed over each expert's slots.
-    probabilities: the softmax of the router's logits, without noise; for
-      Soft MoE over slots, summed over each expert's.
+    dispatched: dispatch weight of each token and expert, summed over the
+      expert's slots: 0 or 1 for a sparse router.
+    combined: combine weight of each token and expert, summed over the expert's
+      slots.
+    probabilities: softmax of the router logits, without noise; for Soft MoE
+      over all slots, summed over those of each expert.
   """
 
-  sent: Float[Array, "B L E"]
-  returned: Float[Array, "B L E"]
+  dispatched: Float[Array, "B L E"]
+  combined: Float[Array, "B L E"]
   probabilities: Float[Array, "B L E"]
 
 
 class ImageRouting(NamedTuple):
-  """What one layer does with the tokens of each image.
+  """Routing of the tokens of each image in one layer.
 
   Attributes:
-    sent: tokens sent to each expert.
-    returned: sum of their combine weights.
-    tokens_by_experts: tokens that 0, 1, ..., E experts process.
-    entropy: of the router's probabilities, summed over tokens, in nats.
+    dispatched: number of tokens sent to each expert.
+    combined: sum of the combine weights of each expert.
+    tokens_by_experts: number of tokens that 0, 1, ..., E experts process.
+    entropy: entropy of the router's probabilities in nats, summed over tokens.
   """
 
-  sent: Float[Array, "B E"]
-  returned: Float[Array, "B E"]
+  dispatched: Float[Array, "B E"]
+  combined: Float[Array, "B E"]
   tokens_by_experts: Float[Array, "B E+1"]
   entropy: Float[Array, "B"]
 
 
-class ShownRouting(NamedTuple):
-  """What pictures of one layer show.
+class LayerRouting(NamedTuple):
+  """Routing of one layer, as pictures show it.
 
   Attributes:
-    tokens: of every image.
-    dispatch: of the first group.
-    combine: of the first group.
+    tokens: routing of all tokens.
+    dispatch: Dispatch tensor of the first group.
+    combine: Combine tensor of the first group.
   """
 
   tokens: TokenRouting
@@ -70,17 +72,17 @@ class ShownRouting(NamedTuple):
 
 
 def layer_names(module: VisionTransformer) -> tuple[str, ...]:
-  """The routed blocks, from the first to the last; none in a dense model."""
-  if module.moe is None or module.moe.router == "dense":
+  """Names of the routed blocks in order; empty for a dense model."""
+  if module.moe is None or not module.moe.is_routed:
     return ()
   blocks = moe_blocks(module.moe.blocks, module.depth)
   return tuple(map(names.block_name, blocks))
 
 
-def routed(
+def capture_routing(
   module: VisionTransformer, params: Any, images: Float[Array, "B H W channels"]
 ) -> dict[str, tuple[RoutingPlan, RouterLogits]]:
-  """Plan and logits of every routed layer, as in evaluation."""
+  """Plan and logits of every routed layer in evaluation, by layer name."""
   _, variables = module.apply(
     {"params": params},
     images,
@@ -92,49 +94,74 @@ def routed(
   found = {}
   for layer in layer_names(module):
     block = variables["intermediates"][names.ENCODER][layer]
-    caught = block[names.MOE][names.ROUTER]
+    logits = block[names.MOE][names.ROUTER]["logits"][0]
     router = make_router(module.moe.router, **module.moe.options)
-    plan, _ = router.route(caught["logits"][0])
-    found[layer] = plan, caught["logits"][0]
+    plan, _ = router.route(logits)
+    found[layer] = plan, logits
   return found
 
 
 def token_routing(
-  plan: RoutingPlan, logits: RouterLogits, batch: int
+  plan: RoutingPlan, logits: RouterLogits, num_images: int
 ) -> TokenRouting:
-  """Sums over slots, with the tokens of each of the `batch` images together."""
-  shape = batch, -1, plan.tokens_per_expert().shape[1]
-  clean = logits.clean
-  flat = jax.nn.softmax(clean.reshape(*clean.shape[:2], -1))
-  # Compiled, the routing tensors are summed without being stored.
+  """Sums weights over slots and regroups tokens (G S) by image (B L)."""
+  shape_BLE = num_images, -1, plan.tokens_per_expert().shape[1]
+  logits_GSX = logits.clean.reshape(*logits.clean.shape[:2], -1)
+  probabilities = jax.nn.softmax(logits_GSX)
+  # Once compiled, the sums do not store the routing tensors.
   return TokenRouting(
-    plan.dispatch_tensor().sum(axis=3).reshape(shape),
-    plan.combine_tensor().sum(axis=3).reshape(shape),
-    flat.reshape(*clean.shape[:2], shape[2], -1).sum(axis=3).reshape(shape),
+    plan.dispatch_tensor().sum(axis=3).reshape(shape_BLE),
+    plan.combine_tensor().sum(axis=3).reshape(shape_BLE),
+    probabilities.reshape(*logits_GSX.shape[:2], shape_BLE[2], -1)
+    .sum(axis=3)
+    .reshape(shape_BLE),
   )
 
 
 def image_routing(tokens: TokenRouting) -> ImageRouting:
   """Sums over the tokens of each image."""
-  num_experts = tokens.sent.shape[2]
-  experts = jnp.sum(tokens.sent > 0, axis=2)
+  num_experts = tokens.dispatched.shape[2]
+  experts_BL = jnp.sum(tokens.dispatched > 0, axis=2)
   return ImageRouting(
-    tokens.sent.sum(axis=1),
-    tokens.returned.sum(axis=1),
-    jax.nn.one_hot(experts, num_experts + 1).sum(axis=1),
+    tokens.dispatched.sum(axis=1),
+    tokens.combined.sum(axis=1),
+    jax.nn.one_hot(experts_BL, num_experts + 1).sum(axis=1),
     jax.scipy.special.entr(tokens.probabilities).sum(axis=(1, 2)),
   )
 
 
-def measure_routing(module: VisionTransformer) -> Measure:
-  """Measures, compiled, the `ImageRouting` of every layer by name."""
+def measure_image_routing(module: VisionTransformer) -> Measure:
+  """A compiled measure of the `ImageRouting` of every layer, by name."""
 
   @jax.jit
   def measure(params, batch):
     images = batch["image"]
     return {
       layer: image_routing(token_routing(plan, logits, len(images)))
-      for layer, (plan, logits) in routed(module, params, images).items()
+      for layer, (plan, logits) in capture_routing(
+        module, params, images
+      ).items()
+    }
+
+  return measure
+
+
+def measure_layer_routing(
+  module: VisionTransformer,
+) -> Callable[[Any, Array], dict[str, LayerRouting]]:
+  """Compiled: (parameters, images) to the `LayerRouting` of every layer."""
+
+  @jax.jit
+  def measure(params, images):
+    return {
+      layer: LayerRouting(
+        token_routing(plan, logits, len(images)),
+        plan.dispatch_tensor()[0],
+        plan.combine_tensor()[0],
+      )
+      for layer, (plan, logits) in capture_routing(
+        module, params, images
+      ).items()
     }
 
   return measure
@@ -150,57 +177,38 @@ def is_correct(
   return correct.astype(jnp.float32)
 
 
-def measure_shown(
-  module: VisionTransformer,
-) -> Callable[[Any, Array], dict[str, ShownRouting]]:
-  """(parameters, images) to what is shown of every layer, compiled."""
-
-  @jax.jit
-  def measure(params, images):
-    return {
-      layer: ShownRouting(
-        token_routing(plan, logits, len(images)),
-        plan.dispatch_tensor()[0],
-        plan.combine_tensor()[0],
-      )
-      for layer, (plan, logits) in routed(module, params, images).items()
-    }
-
-  return measure
-
-
-def examine(
+def measure_images(
   measures: Mapping[str, Measure],
   params: Any,
   batches: Iterable[Batch],
   to_devices: Callable[[Batch], Batch],
 ) -> dict[str, Any]:
-  """Measures every image once, reading the data once.
+  """Applies measures to all images in one pass over the data.
 
   Args:
-    measures: by name.
-    params: of the model.
-    batches: with `image`, `label` (B, classes) and `mask` (B,), 0 for what
-      does not count.
-    to_devices: places a batch.
+    measures: measures by name.
+    params: parameters of the model.
+    batches: batches with `image`, `label` (B, classes) and `mask` (B,), which
+      is 0 for padding.
+    to_devices: places a batch on the devices.
 
   Returns:
-    By the measures' names, trees of float64 arrays with a row for every image
-    that counts.
+    By name of the measure, a tree of float64 arrays with one row for every
+    image that is not padding.
   """
   found: list = []
   count = 0
   for batch in batches:
-    real = np.asarray(batch["mask"]) > 0
+    valid = np.asarray(batch["mask"]) > 0
     placed = to_devices(batch)
     values = {
       name: measure(params, placed) for name, measure in measures.items()
     }
-    found.append(_rows(values, real))
-    count += int(real.sum())
-    logging.info("looked at %d images", count)
+    found.append(_select_rows(values, valid))
+    count += int(valid.sum())
+    logging.info("measured %d images", count)
   return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
-def _rows(tree: Any, real: np.ndarray) -> Any:
-  return jax.tree.map(lambda x: np.asarray(x, np.float64)[real], tree)
+def _select_rows(tree: Any, rows: np.ndarray) -> Any:
+  return jax.tree.map(lambda x: np.asarray(x, np.float64)[rows], tree)

@@ -1,10 +1,9 @@
-"""Pictures of routing: patches of experts on images, and routing tensors."""
+"""Pictures of routing: the patches of each expert, and the routing tensors."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -16,68 +15,32 @@ from matplotlib.patheffects import withStroke
 from numpy import ndarray as Array
 
 from vmoe_study.inspection.charts import expert_ticks
-from vmoe_study.inspection.measure import ShownRouting, TokenRouting
+from vmoe_study.inspection.gallery import Gallery
+from vmoe_study.inspection.measure import LayerRouting, TokenRouting
 
-FAINT = 0.15  # Contrast of a patch that an expert does not take,
-GREY = 0.6  # against this grey: black patches and white ones stand out.
-OUTLINE = "tab:orange"  # Of a patch that an expert takes.
-OPACITY = 0.55  # Of an expert's colour on its patch.
-MOST_NUMBERED = 8  # Patches along a side that leave room for numbers.
+# In pictures of single experts, patches fade towards this grey, from which both
+# black and white patches stand out; those without combine weight to this
+# contrast.
+GREY, MIN_CONTRAST = 0.6, 0.15
+OUTLINE = "tab:orange"  # Of the patches that an expert takes.
+OPACITY = 0.55  # Of an expert's colour on its patches.
+MAX_NUMBERED = 8  # Patches along a side, beyond which they are not numbered.
 TOP_EXPERTS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Gallery:
-  """Images, as the model sees them, to be shown with their routing.
-
-  Attributes:
-    images: whole groups; the first `count` are shown.
-    titles: of each image.
-    count: how many to show.
-    patch_size: in pixels.
-    layers: by name, from the first to the last.
-  """
-
-  images: Float[Array, "B H W channels"]
-  titles: Sequence[str]
-  count: int
-  patch_size: int
-  layers: Mapping[str, ShownRouting]
-
-  @property
-  def grid(self) -> tuple[int, int]:
-    """Patches along height and width."""
-    height, width = self.images.shape[1:3]
-    return height // self.patch_size, width // self.patch_size
-
-  def picture(self, number: int) -> Float[Array, "H W 3"]:
-    """An image in [0, 1]."""
-    image = self.images[number]
-    image = (image - image.min()) / max(np.ptp(image), 1e-6)
-    return np.broadcast_to(image, (*image.shape[:2], 3))
-
-  def on_grid(self, tokens: Float[Array, "B L E"], number: int):
-    """An image's (height, width, E), without the class token in front."""
-    height, width = self.grid
-    return tokens[number, -height * width :].reshape(height, width, -1)
 
 
 def patches_picture(gallery: Gallery) -> Figure:
   """Images x layers: each patch in the colour of its expert.
 
-  Of several experts that process a patch, that with the largest combine weight.
-  A patch that no expert processes has no colour and no number.
+  If several experts process a patch, the one with the largest combine weight is
+  shown. A patch that no expert processes has no colour and no number.
   """
   layers = gallery.layers
-  num_experts = next(iter(layers.values())).tokens.sent.shape[2]
+  num_experts = next(iter(layers.values())).tokens.dispatched.shape[2]
   colors = _colors(num_experts)
   figure, axes = _mosaic(gallery, ["image", *layers])
   for number in range(gallery.count):
     for column, layer in enumerate(layers.values(), start=1):
-      sent = gallery.on_grid(layer.tokens.sent, number)
-      returned = gallery.on_grid(layer.tokens.returned, number)
-      experts = np.where(sent > 0, returned, -1).argmax(axis=2)
-      experts = np.where(sent.max(axis=2) > 0, experts, -1)
+      experts = _patch_experts(gallery, layer, number)
       _color_patches(axes[number, column], gallery, number, experts, colors)
   scale = Normalize(-0.5, num_experts - 0.5)
   figure.colorbar(
@@ -90,9 +53,21 @@ def patches_picture(gallery: Gallery) -> Figure:
   return figure
 
 
+def _patch_experts(
+  gallery: Gallery, layer: LayerRouting, number: int
+) -> Int[Array, "height width"]:
+  """The expert of each patch of an image; -1 for none."""
+  dispatched = gallery.on_grid(layer.tokens.dispatched, number)
+  combined = gallery.on_grid(layer.tokens.combined, number)
+  experts = np.where(dispatched > 0, combined, -1).argmax(axis=2)
+  return np.where(dispatched.max(axis=2) > 0, experts, -1)
+
+
 def _colors(num_experts: int) -> Float[Array, "E 3"]:
   named = np.asarray(colormaps["tab20"].colors)
-  named = np.delete(named, [14, 15], axis=0)  # Greys: images may be grey.
+  named = np.delete(
+    named, [14, 15], axis=0
+  )  # Greys: hard to see on grey images.
   if num_experts <= len(named):
     return named[:num_experts]
   return colormaps["turbo"](np.linspace(0, 1, num_experts))[:, :3]
@@ -107,7 +82,7 @@ def _color_patches(
   opacity = OPACITY * taken
   picture = gallery.picture(number) * (1 - opacity) + color * opacity
   axes.imshow(picture, vmin=0, vmax=1)
-  if max(gallery.grid) > MOST_NUMBERED:
+  if max(gallery.grid) > MAX_NUMBERED:
     return
   for (row, column), expert in np.ndenumerate(experts):
     if expert >= 0:
@@ -124,27 +99,29 @@ def _color_patches(
 
 
 def experts_picture(gallery: Gallery, layer: str) -> Figure:
-  """Images x experts of a layer: the patches of each stand out of grey.
+  """Images x experts of a layer: the patches of an expert stand out from grey.
 
-  Shows the experts with the largest combine weight on these images; the
-  contrast of a patch is its combine weight over the largest in the picture.
-  What an expert takes is outlined, unless all take everything, as in Soft MoE.
+  Shows the experts with the largest combine weight on these images. The
+  contrast of a patch is its combine weight, relative to the largest one in the
+  picture. The patches that an expert takes are outlined, unless every expert
+  takes all of them, as in Soft MoE.
   """
   tokens = gallery.layers[layer].tokens
   experts = top_experts(tokens, gallery.count)
   columns = ["image", *(f"expert {expert}" for expert in experts)]
   figure, axes = _mosaic(gallery, columns)
-  largest = max(tokens.returned[: gallery.count].max(), 1e-9)
+  largest = max(tokens.combined[: gallery.count].max(), 1e-9)
   size = gallery.patch_size
-  outlined = not np.all(tokens.sent > 0)
+  outlined = not np.all(tokens.dispatched > 0)
   for number in range(gallery.count):
-    share = gallery.on_grid(tokens.returned, number) / largest
-    contrast = FAINT + (1 - FAINT) * np.kron(share, np.ones((size, size, 1)))
+    share = gallery.on_grid(tokens.combined, number) / largest
+    share = np.kron(share, np.ones((size, size, 1)))
+    contrast = MIN_CONTRAST + (1 - MIN_CONTRAST) * share
     picture = gallery.picture(number)
-    taken = gallery.on_grid(tokens.sent, number) > 0
+    taken = gallery.on_grid(tokens.dispatched, number) > 0
     for column, expert in enumerate(experts, start=1):
       shown = GREY + (picture - GREY) * contrast[..., expert, None]
-      shown = shown.clip(0, 1)  # Rounding leaves some values just outside.
+      shown = shown.clip(0, 1)  # Rounding puts some values just outside.
       axes[number, column].imshow(shown, vmin=0, vmax=1)
       if outlined:
         _outline(axes[number, column], taken[..., expert], size)
@@ -159,13 +136,13 @@ def _outline(axes: Axes, taken: Bool[Array, "height width"], size: int) -> None:
 
 
 def top_experts(tokens: TokenRouting, count: int) -> list[int]:
-  """Experts by their combine weight on the first `count` images."""
-  weight = tokens.returned[:count].sum(axis=(0, 1))
+  """The experts with the largest combine weight on the first images."""
+  weight = tokens.combined[:count].sum(axis=(0, 1))
   return np.argsort(-weight, kind="stable")[:TOP_EXPERTS].tolist()
 
 
 def _mosaic(gallery: Gallery, columns: Sequence[str]) -> tuple[Figure, Array]:
-  """A row per image, which stands in the first column."""
+  """A grid with one row per image, which is shown in the first column."""
   rows, width = gallery.count, len(columns)
   size = max(1.3 * width + 1.2, 4), 1.35 * rows + 0.5
   figure = Figure(figsize=size, layout="constrained")
@@ -179,29 +156,35 @@ def _mosaic(gallery: Gallery, columns: Sequence[str]) -> tuple[Figure, Array]:
   return figure, axes
 
 
-def tensors_picture(layer: ShownRouting, tokens_per_image: int) -> Figure:
-  """Dispatch and Combine of one group: tokens x slots."""
+def tensors_picture(layer: LayerRouting, tokens_per_image: int) -> Figure:
+  """The routing tensors of one group, tokens x slots."""
   figure = Figure(figsize=(11, 5), layout="constrained")
-  axes = figure.subplots(1, 2, sharey=True)
-  named = {"Dispatch": layer.dispatch, "Combine": layer.combine}
-  for part, (name, tensor) in zip(axes, named.items(), strict=True):
-    num_tokens, num_experts, capacity = tensor.shape
-    image = part.imshow(
-      tensor.reshape(num_tokens, -1),
-      aspect="auto",
-      interpolation="nearest",
-      cmap="magma_r",
-      vmin=0,
-    )
-    figure.colorbar(image, ax=part, label="weight")
-    part.set(title=name, xlabel=f"expert ({capacity} slots each)")
-    starts = capacity * np.arange(num_experts)
-    ticks = expert_ticks(num_experts)
-    part.set_xticks(starts[ticks] + capacity / 2 - 0.5, ticks)
-    part.vlines(starts[1:] - 0.5, -0.5, num_tokens - 0.5, "0.8", linewidth=0.5)
-    images = tokens_per_image * np.arange(1, num_tokens // tokens_per_image)
-    part.hlines(
-      images - 0.5, -0.5, num_experts * capacity - 0.5, "0.6", linewidth=0.5
-    )
-  axes[0].set_ylabel("token of the group, image after image")
+  left, right = figure.subplots(1, 2, sharey=True)
+  _draw_tensor(left, "Dispatch", layer.dispatch, tokens_per_image)
+  _draw_tensor(right, "Combine", layer.combine, tokens_per_image)
+  left.set_ylabel("token of the group, image by image")
   return figure
+
+
+def _draw_tensor(
+  axes: Axes, name: str, tensor: Float[Array, "S E C"], tokens_per_image: int
+) -> None:
+  """One routing tensor, with lines between images and between experts."""
+  num_tokens, num_experts, capacity = tensor.shape
+  image = axes.imshow(
+    tensor.reshape(num_tokens, -1),
+    aspect="auto",
+    interpolation="nearest",
+    cmap="magma_r",
+    vmin=0,
+  )
+  axes.figure.colorbar(image, ax=axes, label="weight")
+  axes.set(title=name, xlabel=f"expert ({capacity} slots each)")
+  starts = capacity * np.arange(num_experts)
+  ticks = expert_ticks(num_experts)
+  axes.set_xticks(starts[ticks] + capacity / 2 - 0.5, ticks)
+  axes.vlines(starts[1:] - 0.5, -0.5, num_tokens - 0.5, "0.8", linewidth=0.5)
+  images = tokens_per_image * np.arange(1, num_tokens // tokens_per_image)
+  axes.hlines(
+    images - 0.5, -0.5, num_experts * capacity - 0.5, "0.6", linewidth=0.5
+  )

@@ -1,4 +1,4 @@
-"""Statistics of what routers do, from numbers per image (`inspection`)."""
+"""Statistics of routing, from what was measured on each image."""
 
 import dataclasses
 import math
@@ -18,28 +18,29 @@ SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class LayerStatistics:
-  """One routed layer; entropies and information are in nats.
+  """Statistics of one routed layer; entropies and information are in nats.
 
   Attributes:
-    load: tokens sent to each expert, over the mean of all experts.
-    combine_weight: of each expert, mean over tokens.
+    load: tokens sent to each expert, divided by the mean over experts.
+    combine_weight: combine weight of each expert, mean over tokens.
     unprocessed: share of tokens that no expert processes.
     experts_per_token: shares of tokens that 0, 1, ..., E experts process.
-    router_entropy: of the router's probabilities, mean over tokens; at most
-      ln E.
-    load_entropy: of the experts' shares of the load; at most ln E.
-    slot_use: share of each expert's slots that hold a token; for Soft MoE the
-      dispatch weight in them, which is 1.
-    class_by_expert: a class's combine weight by expert, as shares; NaN for a
-      class to which nothing returns. Combine, as Dispatch says nothing where
-      each expert takes equally much of every image: Soft MoE and expert choice
-      in groups of one image.
-    mutual_information: of class and expert, over combine weight.
-    shuffled_information: the same if images swap their classes at random, mean
-      over `SHUFFLES` shuffles: what chance alone gives.
-    accuracy_drop: by which accuracy falls without each expert, and its 95%
-      interval over images; negative where it rises.
-    accuracy_drop_all: without all of them.
+    router_entropy: entropy of the router's probabilities, mean over tokens; at
+      most ln E.
+    load_entropy: entropy of the experts' shares of the load; at most ln E.
+    slot_use: share of each expert's slots that hold a token; for Soft MoE their
+      dispatch weight, which is 1.
+    class_by_expert: shares of a class's combine weight by expert; NaN for a
+      class without combine weight. Dispatch would show nothing where every
+      expert takes equally many tokens of every image: in Soft MoE, and in
+      expert choice with groups of one image.
+    mutual_information: mutual information of class and expert under the
+      combine weights.
+    shuffled_information: the same with the classes of images permuted at
+      random, mean over `SHUFFLES` permutations: what chance alone gives.
+    accuracy_drop: drop in accuracy without each expert, with its 95% interval
+      over images; negative if accuracy rises.
+    accuracy_drop_all: drop in accuracy without any expert.
   """
 
   load: Float[Array, "E"]
@@ -58,58 +59,19 @@ class LayerStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class CapacityPoint:
-  """Accuracy of one checkpoint at some capacity.
+  """Accuracy of the checkpoint with another capacity factor.
 
   Attributes:
     factor: capacity factor.
-    slots_per_expert: C, which rounding made of it.
-    accuracy: with its 95% interval over images.
-    change: of the accuracy, from that of the inspection, image by image.
+    slots_per_expert: C, the capacity after rounding.
+    accuracy: accuracy with its 95% interval over images.
+    change: paired difference from the accuracy of the inspection.
   """
 
   factor: float
   slots_per_expert: int
   accuracy: Estimate
   change: Estimate
-
-
-@dataclasses.dataclass(frozen=True)
-class Findings:
-  """All numbers of an inspection.
-
-  Attributes:
-    name: of the run.
-    router: a name of the zoo.
-    step: of the checkpoint.
-    data: the evaluation set.
-    class_names: T of them.
-    num_images: that were looked at.
-    tokens_per_image: L, class token included.
-    group_images: images routed together.
-    trained_capacity: capacity factor in training; None in a dense model.
-    capacity_factor: in this evaluation; None in a dense model.
-    slots_per_expert: C; 0 in a dense model.
-    accuracy: on these images.
-    layers: by name, from the first to the last; none in a dense model.
-    capacities: accuracy against capacity; empty where it cannot change.
-    left_out: why capacity factors were not measured.
-  """
-
-  name: str
-  router: str
-  step: int
-  data: str
-  class_names: list[str]
-  num_images: int
-  tokens_per_image: int
-  group_images: int
-  trained_capacity: float | None
-  capacity_factor: float | None
-  slots_per_expert: int
-  accuracy: Estimate
-  layers: dict[str, LayerStatistics]
-  capacities: list[CapacityPoint]
-  left_out: list[str]
 
 
 def layer_statistics(
@@ -119,50 +81,50 @@ def layer_statistics(
   correct: Float[Array, "N"],
   without: Float[Array, "N E+1"],
 ) -> LayerStatistics:
-  """Sums up one layer.
+  """Computes the statistics of one layer.
 
   Args:
-    routing: NumPy arrays, a row per image.
-    labels: how much each image belongs to each class.
-    slots_per_image: of each expert: C over the images of a group.
+    routing: NumPy arrays with one row per image.
+    labels: label mass of each image and class.
+    slots_per_image: slots of each expert per image: C / images per group.
     correct: 1 for an image that is classified correctly, else 0.
-    without: the same without each expert and, last, without any.
+    without: the same without each expert and, in the last column, without any.
   """
-  total = routing.tokens_by_experts.sum()
-  load = routing.sent.sum(axis=0)
+  num_tokens = routing.tokens_by_experts.sum()
+  load = routing.dispatched.sum(axis=0)
   drops = [estimate(correct - column) for column in np.transpose(without)]
   return LayerStatistics(
     load=load / max(load.mean(), 1e-9),
-    combine_weight=routing.returned.sum(axis=0) / total,
-    unprocessed=float(routing.tokens_by_experts[:, 0].sum() / total),
-    experts_per_token=routing.tokens_by_experts.sum(axis=0) / total,
-    router_entropy=float(routing.entropy.sum() / total),
+    combine_weight=routing.combined.sum(axis=0) / num_tokens,
+    unprocessed=float(routing.tokens_by_experts[:, 0].sum() / num_tokens),
+    experts_per_token=routing.tokens_by_experts.sum(axis=0) / num_tokens,
+    router_entropy=float(routing.entropy.sum() / num_tokens),
     load_entropy=entropy(load),
     slot_use=load / (len(labels) * slots_per_image),
-    class_by_expert=class_by_expert(labels, routing.returned),
-    mutual_information=mutual_information(labels.T @ routing.returned),
-    shuffled_information=_shuffled_information(labels, routing.returned),
+    class_by_expert=class_by_expert(labels, routing.combined),
+    mutual_information=mutual_information(labels.T @ routing.combined),
+    shuffled_information=_shuffled_information(labels, routing.combined),
     accuracy_drop=drops[:-1],
     accuracy_drop_all=drops[-1],
   )
 
 
 def entropy(weights: Float[Array, "..."]) -> float:
-  """Of weights >= 0, as shares of their sum; in nats, 0 if all are 0."""
+  """Entropy in nats of normalised weights >= 0; 0 if all are 0."""
   return float(entr(weights / max(np.sum(weights), 1e-30)).sum())
 
 
 def mutual_information(weights: Float[Array, "T E"]) -> float:
-  """Of row and column, under the joint distribution of the weights; in nats."""
+  """Mutual information of row and column in nats, for a table of weights."""
   rows, columns = weights.sum(axis=1), weights.sum(axis=0)
   return max(0.0, entropy(rows) + entropy(columns) - entropy(weights))
 
 
 def class_by_expert(
-  labels: Float[Array, "N T"], returned: Float[Array, "N E"]
+  labels: Float[Array, "N T"], combined: Float[Array, "N E"]
 ) -> Float[Array, "T E"]:
-  """Each class's combine weight as shares; NaN for a class without any."""
-  weights = labels.T @ returned
+  """Shares of each class's combine weight; NaN for a class without any."""
+  weights = labels.T @ combined
   totals = weights.sum(axis=1, keepdims=True)
   return np.divide(
     weights, totals, out=np.full_like(weights, np.nan), where=totals > 0
@@ -170,18 +132,18 @@ def class_by_expert(
 
 
 def _shuffled_information(
-  labels: Float[Array, "N T"], returned: Float[Array, "N E"]
+  labels: Float[Array, "N T"], combined: Float[Array, "N E"]
 ) -> float:
   rng = np.random.default_rng(SEED)
-  found = [
-    mutual_information(labels.T @ rng.permutation(returned))
+  values = [
+    mutual_information(labels.T @ rng.permutation(combined))
     for _ in range(SHUFFLES)
   ]
-  return float(np.mean(found))
+  return float(np.mean(values))
 
 
 def jsonable(value: Any) -> Any:
-  """The same in JSON's types; NaN becomes null."""
+  """Converts dataclasses and arrays to JSON's types, NaN to None."""
   if dataclasses.is_dataclass(value):
     fields = dataclasses.fields(value)
     return {f.name: jsonable(getattr(value, f.name)) for f in fields}

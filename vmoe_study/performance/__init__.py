@@ -1,1 +1,1 @@
-"""How fast the computation is and could be: plans, rooflines, benchmarks."""
+"""Speed and memory: resource estimates for TPUs, rooflines, benchmarks."""

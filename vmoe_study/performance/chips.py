@@ -1,4 +1,4 @@
-"""TPU chips and slices: the published figures, and names such as "v5e:4x4"."""
+"""TPU chips and slices: published figures, and names such as "v5e:4x4"."""
 
 import dataclasses
 import re
@@ -9,20 +9,20 @@ _DOCS = "https://cloud.google.com/tpu/docs/"
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Figures of one chip.
+  """Published figures of one chip.
 
   Attributes:
     flops: peak bfloat16 FLOP/s.
-    hbm_bytes: capacity; XLA keeps a part of it for itself.
+    hbm_bytes: HBM capacity in bytes; XLA reserves a part of it.
     hbm_bandwidth: bytes/s.
-    ici_bandwidth: bytes/s that leave the chip over all of its links together:
-      half of the bidirectional figure that newer documents give.
-    torus_multiple: along an axis of a slice whose length is a multiple of
-      this, the last chip is linked to the first.
-    slices: published shapes, in chips; of more dimensions than two the most
-      common.
+    ici_bandwidth: outgoing bytes/s over all links of the chip: half of the
+      bidirectional figure in newer documents.
+    torus_multiple: an axis of a slice wraps around (its last chip is linked to
+      its first) if its length is a multiple of this.
+    slices: published slice shapes, in chips; for three dimensions only the most
+      common ones.
     source: where the figures are published.
-    options: that libtpu needs to describe a slice with one device per chip.
+    options: options with which libtpu describes a slice as one device per chip.
   """
 
   flops: float
@@ -84,8 +84,8 @@ class Slice:
   """A block of connected chips.
 
   Attributes:
-    name: as "v5e:4x4".
-    chip: what it is made of.
+    name: such as "v5e:4x4".
+    chip: the kind of chip.
     shape: chips along each axis.
   """
 
@@ -95,22 +95,25 @@ class Slice:
 
 
 def parse_slice(name: str) -> Slice:
-  """Reads "v5e:4x4", the kind of chip and how many along each axis.
+  """Parses a name such as "v5e:4x4": kind of chip, and chips along each axis.
 
   Raises:
-    ValueError: for an unknown chip, or a shape of too many or few dimensions.
+    ValueError: for an unknown chip, or a wrong number of dimensions.
+
+  >>> parse_slice("v5e:4x4").shape
+  (4, 4)
   """
   kind, _, shape = name.partition(":")
   if kind not in CHIPS:
     raise ValueError(
-      f"topology {name!r}: unknown chip {kind!r}. Known are "
-      f"{', '.join(CHIPS)}, as in 'v5e:4x4' or 'v5p:4x4x4'."
+      f"topology={name!r}: unknown chip {kind!r}. Known chips: "
+      f"{', '.join(CHIPS)}; name a slice as 'v5e:4x4' or 'v5p:4x4x4'."
     )
   chip = CHIPS[kind]
   dimensions = chip.slices[0].count("x") + 1
   if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)" + f"{{{dimensions - 1}}}", shape):
     raise ValueError(
-      f"topology {name!r}: slices of {kind} have {dimensions} dimensions, "
-      f"such as {', '.join(f'{kind}:{shape}' for shape in chip.slices)}."
+      f"topology={name!r}: slices of {kind} have {dimensions} dimensions. "
+      f"Known slices: {', '.join(f'{kind}:{s}' for s in chip.slices)}."
     )
   return Slice(name, chip, tuple(map(int, shape.split("x"))))

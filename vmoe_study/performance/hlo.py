@@ -1,8 +1,8 @@
-"""What a compiled program moves, read from its optimised HLO text.
+"""Memory and network traffic of a compiled program, from its optimised HLO.
 
-XLA's own cost analysis counts the body of a loop once, and takes what stays in
-on-chip memory for HBM traffic. Here a loop counts as often as it runs, and an
-array counts only where it lies in HBM. Everything is per chip.
+XLA's own cost analysis counts the body of a loop once, and counts accesses to
+on-chip memory as HBM traffic. Here the body of a loop counts once per
+iteration, and an array counts only if it is in HBM. All figures are per chip.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ _CALLED = re.compile(
   r"(calls|to_apply|body|condition|\w+_computations?)="
   r"(?:%?([\w.\-]+)|\{([^{}]*)\})"
 )
-# Neither read nor write memory themselves; the bytes of an asynchronous
-# operation count where it is done.
-_FREE = {
+# Operations without memory traffic of their own. The bytes of an asynchronous
+# operation count at its "-done" half.
+_NO_TRAFFIC = {
   "parameter",
   "constant",
   "tuple",
@@ -48,15 +48,15 @@ _FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One operation between chips.
+  """One communication operation between chips.
 
   Attributes:
-    kind: of `KINDS`.
-    bytes: of its larger side on one chip: what an all-gather puts out, what a
-      reduce-scatter takes in; for the others both are equal.
-    groups: (groups, n): numbers of the chips that talk to each other; for a
-      permutation its pairs of source and target.
-    count: how often it runs.
+    kind: one of `KINDS`.
+    bytes: size on one chip of the larger of input and output: the output of an
+      all-gather, the input of a reduce-scatter; otherwise they are equal.
+    groups: (groups, n): numbers of the chips that communicate with each other;
+      for a permutation, pairs of source and target.
+    count: number of executions.
   """
 
   kind: str
@@ -67,19 +67,19 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-  """What a program moves.
+  """Memory and network traffic of a program.
 
   Attributes:
-    hbm_bytes: read from and written to HBM. An estimate: a fusion is taken to
-      read all of its operands, once.
-    collectives: in program order.
+    hbm_bytes: bytes read from and written to HBM. An estimate: a fusion is
+      assumed to read each of its operands once, in full.
+    collectives: communication operations, in program order.
   """
 
   hbm_bytes: float = 0.0
   collectives: tuple[Collective, ...] = ()
 
   def times(self, count: int) -> "Traffic":
-    """The traffic of `count` runs."""
+    """Traffic of `count` executions."""
     repeated = [
       dataclasses.replace(c, count=c.count * count) for c in self.collectives
     ]
@@ -101,7 +101,7 @@ class _Instruction:
 
   @property
   def called(self) -> dict[str, list[str]]:
-    """Names of other computations, by how they are used."""
+    """Names of the computations that it calls, by their role."""
     return {
       use: re.findall(r"[\w.\-]+", one or many)
       for use, one, many in _CALLED.findall(self.attributes)
@@ -109,7 +109,7 @@ class _Instruction:
 
 
 def summary(collectives: Sequence[Collective]) -> dict[str, dict[str, float]]:
-  """{kind: {"count", "bytes"}}: executions and bytes per step and chip."""
+  """Executions and bytes of each kind: {kind: {"count", "bytes"}}."""
   totals: dict[str, dict[str, float]] = {}
   for collective in collectives:
     total = totals.setdefault(collective.kind, {"count": 0, "bytes": 0})
@@ -119,19 +119,19 @@ def summary(collectives: Sequence[Collective]) -> dict[str, dict[str, float]]:
 
 
 def traffic(text: str) -> Traffic:
-  """What one run of a program moves.
+  """Traffic of one execution of a program.
 
   Args:
-    text: of the optimised module, as `compiled.as_text()` gives it.
+    text: optimised HLO module, as returned by `compiled.as_text()`.
 
   Raises:
-    ValueError: if the groups of a collective are not understood.
+    ValueError: the groups of a collective are in an unknown notation.
   """
   return _Program(text).traffic()
 
 
 class _Program:
-  """Computations by name, and a walk over what runs."""
+  """The computations of a module by name, and a walk over those that run."""
 
   def __init__(self, text: str):
     self._computations: dict[str, list[_Instruction]] = {}
@@ -155,14 +155,14 @@ class _Program:
     shapes = {i.name: i.shape for i in instructions}
     total = Traffic()
     for instruction in instructions:
-      total += self._within(instruction)
+      total += self._called_traffic(instruction)
       if collective := self._collective(instruction):
         total += Traffic(0.0, (collective,))
       total += Traffic(_hbm_bytes(instruction, shapes))
     return total
 
-  def _within(self, instruction: _Instruction) -> Traffic:
-    """What an instruction moves in the computations that it calls."""
+  def _called_traffic(self, instruction: _Instruction) -> Traffic:
+    """Traffic of the computations that an instruction calls."""
     called = instruction.called
     if instruction.op == "while":
       condition = self._computations[called["condition"][0]]
@@ -182,15 +182,17 @@ class _Program:
     op = instruction.op.removesuffix("-start")
     if op not in KINDS:
       return None
-    # Interleaved with computation, a collective is spread over a chain of
-    # fusions, and written out in each.
+    # A collective that is interleaved with computation is spread over a chain
+    # of fusions and appears in each of them.
     chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
     if chain and chain[1] in self._chains:
       return None
     self._chains |= {chain[1]} if chain else set()
     groups = _groups(instruction.attributes, self._num_partitions)
     sizes = _array_bytes(instruction.shape)
-    if instruction.op == "all-gather-start":  # A tuple of inputs and outputs.
+    if (
+      instruction.op == "all-gather-start"
+    ):  # The shape lists inputs, then outputs.
       sizes = sizes[len(sizes) // 2 :]
     if instruction.op == "collective-permute-start":
       sizes = sizes[1:2]
@@ -207,9 +209,9 @@ def _instruction(name: str, shape: str, op: str, rest: str) -> _Instruction:
 
 
 def _hbm_bytes(instruction: _Instruction, shapes: Mapping[str, str]) -> float:
-  if instruction.op in _FREE or instruction.op.endswith("-start"):
+  if instruction.op in _NO_TRAFFIC or instruction.op.endswith("-start"):
     return 0.0
-  if instruction.op.endswith("-done"):  # A copy between HBM and the chip.
+  if instruction.op.endswith("-done"):  # A copy between HBM and on-chip memory.
     return sum(_array_bytes(instruction.shape))
   touched = [instruction.shape]
   touched += [shapes.get(operand, "") for operand in instruction.operands]
@@ -217,7 +219,7 @@ def _hbm_bytes(instruction: _Instruction, shapes: Mapping[str, str]) -> float:
 
 
 def _array_bytes(shape: str, hbm_only: bool = False) -> list[float]:
-  """Of the arrays in a shape; S(n) marks other memories than HBM."""
+  """Size of each array in a shape; S(n) marks memory other than HBM."""
   return [
     _item_bytes(dtype) * math.prod(_numbers(dims))
     for dtype, dims, layout in _ARRAY.findall(shape)
@@ -231,7 +233,7 @@ def _item_bytes(dtype: str) -> float:
 
 
 def _trip_count(loop: _Instruction, condition: Sequence[_Instruction]) -> int:
-  """As XLA found it, or of `for i in range(n)`; 1 if only the data tells."""
+  """Known to XLA, or from a condition `i < n`; 1 if it depends on the data."""
   known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
   if known:
     return int(known[1])
@@ -244,7 +246,7 @@ def _trip_count(loop: _Instruction, condition: Sequence[_Instruction]) -> int:
 
 
 def _groups(attributes: str, num_partitions: int) -> np.ndarray:
-  """Reads `replica_groups` in any of XLA's notations, or permuted pairs."""
+  """Parses `replica_groups` in any of XLA's notations, or permuted pairs."""
   listed = re.search(
     r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})?\}", attributes
   )
@@ -263,8 +265,8 @@ def _groups(attributes: str, num_partitions: int) -> np.ndarray:
   mesh = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes)
   if not mesh or ":" in mesh[2]:
     raise ValueError(
-      f"collective with attributes {attributes[:200]!r}: its replica groups "
-      "are in a notation that is not known here."
+      f"attributes={attributes[:200]!r}: replica_groups of a collective in an "
+      "unknown notation. Install a version of libtpu that vmoe-study requires."
     )
   axes = dict(re.findall(r"'([\w.\-]+)'=(\d+)", mesh[1]))
   shape = [int(size) for size in axes.values()]

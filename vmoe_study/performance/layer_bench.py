@@ -120,7 +120,7 @@ def bench_layer(
     shape: sizes of the layer.
     group_sizes: images per group.
     capacities: capacity factors.
-    routers: names in `ROUTERS`, except "dense".
+    routers: names in `ROUTERS`.
     plan_forms: "index", "dense" or both; Soft MoE has the dense form only.
     rounds: number of timings of each layer.
     progress: called with messages.

@@ -1,7 +1,7 @@
-"""Seconds per step, at best: each resource at its published peak.
+"""Lower bound of the step time, with every resource at its published peak.
 
-Computation, HBM and interconnect work at the same time, so that the slowest of
-the three bounds the step from below. Real steps take longer.
+Compute units, HBM and interconnect work in parallel, so the slowest of the
+three bounds the step time from below. Real steps take longer.
 """
 
 import numpy as np
@@ -11,41 +11,41 @@ from vmoe_study.performance.hlo import Collective, Traffic
 
 
 def step_seconds(
-  flops: float, traffic: Traffic, where: Slice, coordinates: np.ndarray
+  flops: float, traffic: Traffic, tpu_slice: Slice, coordinates: np.ndarray
 ) -> dict[str, float]:
-  """{"compute", "hbm", "interconnect"}: seconds that each resource is busy.
+  """Seconds that each resource is busy: "compute", "hbm", "interconnect".
 
   Args:
-    flops: per chip.
-    traffic: per chip.
-    where: the slice that the program runs on.
-    coordinates: (chips, axes): of each chip in the slice, in the order by which
-      the collectives number them.
+    flops: FLOPs of one chip.
+    traffic: memory and network traffic of one chip.
+    tpu_slice: the slice that the program runs on.
+    coordinates: (chips, axes): position of each chip in the slice, in the order
+      by which the collectives number the chips.
   """
   wire = sum(
-    c.count * wire_bytes(c, where, coordinates) for c in traffic.collectives
+    c.count * wire_bytes(c, tpu_slice, coordinates) for c in traffic.collectives
   )
   return {
-    "compute": flops / where.chip.flops,
-    "hbm": traffic.hbm_bytes / where.chip.hbm_bandwidth,
-    "interconnect": wire / where.chip.ici_bandwidth,
+    "compute": flops / tpu_slice.chip.flops,
+    "hbm": traffic.hbm_bytes / tpu_slice.chip.hbm_bandwidth,
+    "interconnect": wire / tpu_slice.chip.ici_bandwidth,
   }
 
 
 def wire_bytes(
-  collective: Collective, where: Slice, coordinates: np.ndarray
+  collective: Collective, tpu_slice: Slice, coordinates: np.ndarray
 ) -> float:
-  """Bytes over the links of one chip, on average over the chips.
+  """Bytes over the links of one chip, averaged over the chips.
 
-  Gathering and scattering pass around rings, each chip to the nearest of its
-  group: with n chips, a share (n-1)/n of the array leaves each chip; an
-  all-reduce does both. In an all-to-all each pair has its own data. Each hop on
-  the way takes a link.
+  All-gather and reduce-scatter pass data around a ring, each chip to the
+  nearest chip of its group: with n chips, a share (n-1)/n of the array leaves
+  each chip. An all-reduce does both. In an all-to-all every pair of chips
+  exchanges its own data. Every hop occupies one link.
   """
   size = collective.groups.shape[1]
   if size == 1:
     return 0.0
-  hops = _hops(collective.groups, where, coordinates)
+  hops = _hops(collective.groups, tpu_slice, coordinates)
   sent = collective.bytes * (size - 1) / size
   if collective.kind == "collective-permute":
     return collective.bytes * float(hops[:, 0, 1].mean())
@@ -56,23 +56,23 @@ def wire_bytes(
 
 
 def _hops(
-  groups: np.ndarray, where: Slice, coordinates: np.ndarray
+  groups: np.ndarray, tpu_slice: Slice, coordinates: np.ndarray
 ) -> np.ndarray:
-  """(groups, n, n): links between the chips of a group."""
-  place = coordinates[groups]
-  apart = np.abs(place[:, :, None] - place[:, None, :])
-  for axis, length in enumerate(where.shape):
-    if length % where.chip.torus_multiple == 0:
-      around = length - apart[..., axis]
-      apart[..., axis] = np.minimum(apart[..., axis], around)
-  return apart.sum(axis=-1)
+  """(groups, n, n): number of links between the chips of a group."""
+  position = coordinates[groups]
+  distance = np.abs(position[:, :, None] - position[:, None, :])
+  for axis, length in enumerate(tpu_slice.shape):
+    if length % tpu_slice.chip.torus_multiple == 0:
+      around = length - distance[..., axis]
+      distance[..., axis] = np.minimum(distance[..., axis], around)
+  return distance.sum(axis=-1)
 
 
 def _nearest(hops: np.ndarray) -> np.ndarray:
-  """(groups, n): links from each chip to the nearest other one."""
+  """(groups, n): number of links from each chip to the nearest other one."""
   return np.sort(hops, axis=-1)[..., 1]
 
 
-def binding(seconds: dict[str, float]) -> str:
-  """The resource that bounds the step."""
+def bottleneck(seconds: dict[str, float]) -> str:
+  """The resource that bounds the step time."""
   return max(seconds, key=lambda resource: seconds[resource])

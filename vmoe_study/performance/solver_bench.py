@@ -1,13 +1,13 @@
-"""How far the transport solvers are from the optimum, and after how long.
+"""Benchmark of the transport solvers: distance from the optimum against time.
 
-Each problem is one convex function per group that all of its solvers minimise.
-An error is relative to the marginal that a solver only approaches: the rows of
-the sparse transport, the columns of Sinkhorn's.
+All solvers of a problem minimise the same convex function of each group. Their
+error is measured on the marginal that they satisfy only in the limit: the rows
+of sparse transport, the columns of Sinkhorn's.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,23 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vmoe_study.performance.bench_shapes import SolverShape
 from vmoe_study.performance.timing import interleaved_seconds
 from vmoe_study.routing import sinkhorn, sparse_transport
+from vmoe_study.routing.capacity import expert_capacity
 
-_DESCENT_STEPS, _SINKHORN_STEPS = 3000, 2000  # Of the runs to the optimum.
+# Iterations of the reference solutions.
+_DESCENT_STEPS, _SINKHORN_STEPS = 3000, 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """One kind of transport, on given data.
+  """A transport problem on given data.
 
   Attributes:
-    name: of the problem.
-    data: what the solvers take, with their number of iterations.
-    solvers: by name.
-    objective: of a solution, per token, to be minimised.
-    marginal: of a solution; the targets are all 1.
-    reference: a solution that is as good as optimal.
+    name: name of the problem.
+    data: first argument of the solvers; the second is the iteration count.
+    solvers: solvers by name.
+    objective: per token, of a solution; to be minimised.
+    marginal: marginal of a solution; its target is 1 everywhere.
+    reference: computes a practically optimal solution from the data.
   """
 
   name: str
@@ -45,7 +48,7 @@ class Problem:
 def sparse_problem(
   logits: Float[Array, "G S E"], max_nonzeros: int, name: str
 ) -> Problem:
-  """The transport plan with at most `max_nonzeros` tokens per expert."""
+  """Transport plan with at most `max_nonzeros` tokens per expert."""
   affinity = jax.nn.softmax(logits)
   num_tokens = logits.shape[1]
 
@@ -73,11 +76,11 @@ def sparse_problem(
 
 
 def sinkhorn_problem(logits: Float[Array, "G S E"], name: str) -> Problem:
-  """The entropic transport plan, in both forms and as the routers call it."""
+  """Entropic transport plan: both forms, and the choice that routers make."""
   num_tokens, num_experts = logits.shape[1:]
 
   def objective(transport_plan):
-    # Of the potentials f + g = log T - logits, with rows that sum to 1.
+    # In terms of the potentials f + g = log T - logits; rows of T sum to 1.
     return 1 - jnp.mean(jnp.log(transport_plan) - logits)
 
   def marginal(transport_plan):
@@ -97,16 +100,67 @@ def sinkhorn_problem(logits: Float[Array, "G S E"], name: str) -> Problem:
   )
 
 
+def make_problems(
+  shape: SolverShape, capacities: Sequence[float]
+) -> Iterator[Problem]:
+  """Sparse transport at each capacity factor, and Sinkhorn's problem.
+
+  The logits of Sinkhorn's are four times as wide: with the others 5 iterations
+  already reach the optimum.
+  """
+  size = shape.groups, shape.tokens, shape.experts
+  std = shape.logit_std
+  logits = std * jax.random.normal(jax.random.key(0), size)
+  width = "logits of standard deviation"
+  for capacity in capacities:
+    slots = expert_capacity(shape.tokens, shape.experts, capacity)
+    name = f"sparse transport at capacity {capacity:g}, {width} {std:g}"
+    yield sparse_problem(logits, slots, name)
+  name = f"entropic transport (Sinkhorn), {width} {4 * std:g}"
+  yield sinkhorn_problem(4 * logits, name)
+
+
+def bench_solvers(
+  shape: SolverShape,
+  capacities: Sequence[float],
+  iterations: Sequence[int],
+  rounds: int,
+  progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+  """Measures every solver of every problem.
+
+  Args:
+    shape: sizes of the logits.
+    capacities: capacity factors of the sparse transport.
+    iterations: iteration counts of each solver.
+    rounds: number of timings of each.
+    progress: called with messages.
+
+  Returns:
+    JSON-able: shape, device, and the rows of `measure` under "rows".
+  """
+  return {
+    "shape": dataclasses.asdict(shape),
+    "device": jax.devices()[0].device_kind,
+    "rows": [
+      row
+      for problem in make_problems(shape, capacities)
+      for row in measure(problem, iterations, rounds, progress)
+    ],
+  }
+
+
 def measure(
   problem: Problem,
   iterations: Sequence[int],
   rounds: int,
   progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-  """A row per solver and number of iterations.
+  """One row per solver and number of iterations.
 
-  `gap` is the objective above the best that was found, per token,
-  `marginal_error` the mean deviation from the wanted marginal, `ms` a median.
+  "gap" is the objective per token minus the smallest one found,
+  "marginal_error" the mean deviation from the target marginal, "ms" the median
+  time.
   """
   calls = {}
   for name, solver in problem.solvers.items():
@@ -115,7 +169,7 @@ def measure(
       solve = jax.jit(functools.partial(solver, num_iterations=count))
       compiled = solve.lower(problem.data).compile()
       calls[name, count] = functools.partial(compiled, problem.data)
-  progress(f"{problem.name}: running to the optimum")
+  progress(f"{problem.name}: solving to the optimum")
   objective = jax.jit(problem.objective)
   best = float(objective(jax.jit(problem.reference)(problem.data)))
   solutions = {key: call() for key, call in calls.items()}

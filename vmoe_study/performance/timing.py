@@ -1,4 +1,4 @@
-"""Paired timings: what machines drift by, a ratio of one run does not show."""
+"""Interleaved timings: ratios within a round cancel the machine's drift."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,12 +13,12 @@ def interleaved_seconds(
   rounds: int,
   on_round: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Float[np.ndarray, "rounds"]]:
-  """Times functions in turn, A B C A B C ..., after one call of each.
+  """Times functions in turn, A B C A B C ..., after one warm-up call of each.
 
   Args:
-    calls: by name; each returns arrays, which are waited for.
-    rounds: how often each is timed.
-    on_round: called after each round, to show progress.
+    calls: functions by name; each returns arrays, which are waited for.
+    rounds: number of timings of each function.
+    on_round: called with the round's number after each round.
   """
   for call in calls.values():
     jax.block_until_ready(call())
@@ -35,5 +35,5 @@ def interleaved_seconds(
 def paired_ratio(
   seconds: Mapping[str, Float[np.ndarray, "rounds"]], name: str, base: str
 ) -> float:
-  """Median over rounds of the time of `name` over that of `base`."""
+  """Median over rounds of the time of `name` divided by that of `base`."""
   return float(np.median(seconds[name] / seconds[base]))

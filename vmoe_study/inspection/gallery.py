@@ -1,0 +1,80 @@
+"""Images with their routing, for pictures."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+from vmoe_study.inspection.images import EvaluationImages
+from vmoe_study.inspection.measure import (
+  LayerRouting,
+  layer_names,
+  measure_layer_routing,
+)
+from vmoe_study.run.experiment import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+  """Images as the model sees them, with their routing.
+
+  Attributes:
+    images: whole groups of images, of which the first `count` are shown.
+    titles: title of each image.
+    count: number of images to show.
+    patch_size: side of a patch in pixels.
+    layers: routing of each layer, by name and in order.
+  """
+
+  images: Float[Array, "B H W channels"]
+  titles: Sequence[str]
+  count: int
+  patch_size: int
+  layers: Mapping[str, LayerRouting]
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Number of patches along height and width."""
+    height, width = self.images.shape[1:3]
+    return height // self.patch_size, width // self.patch_size
+
+  def picture(self, number: int) -> Float[Array, "H W 3"]:
+    """One image, scaled to [0, 1]."""
+    image = self.images[number]
+    image = (image - image.min()) / max(np.ptp(image), 1e-6)
+    return np.broadcast_to(image, (*image.shape[:2], 3))
+
+  def on_grid(
+    self, tokens: Float[Array, "B L E"], number: int
+  ) -> Float[Array, "height width E"]:
+    """One image's tokens on the grid of patches, without the class token."""
+    height, width = self.grid
+    return tokens[number, -height * width :].reshape(height, width, -1)
+
+
+def make_gallery(
+  model: Model, params: Any, images: EvaluationImages, num_images: int
+) -> Gallery:
+  """Computes the routing of a few images.
+
+  Raises:
+    ValueError: the data set has fewer images than a group.
+  """
+  batch = next(iter(images.batches(num_images)))
+  measure = measure_layer_routing(model.evaluation_module)
+  routing = measure(params, images.to_devices(batch)["image"])
+  classes = batch["label"].argmax(axis=1)
+  return Gallery(
+    images=batch["image"],
+    titles=[images.class_names[number] for number in classes],
+    count=min(num_images, int(batch["mask"].sum())),
+    patch_size=model.module.patch_size,
+    layers={
+      layer: jax.device_get(routing[layer])
+      for layer in layer_names(model.evaluation_module)
+    },
+  )

@@ -1,0 +1,67 @@
+"""The images that an inspection looks at."""
+
+from typing import Any
+
+import numpy as np
+
+from vmoe_study.data.pipeline import EvalInput, eval_input
+from vmoe_study.data.sources import open_source
+from vmoe_study.inspection.measure import Batch
+from vmoe_study.parallel import sharding
+from vmoe_study.run.experiment import Model
+
+
+class EvaluationImages:
+  """The first data set that a model's config evaluates.
+
+  Attributes:
+    name: name of the evaluation.
+    class_names: name of each class.
+  """
+
+  def __init__(self, model: Model):
+    """Opens the data set.
+
+    Raises:
+      ValueError: the config evaluates nothing.
+      MissingDataError: the data set is not prepared; names the command.
+    """
+    if not model.config.evaluations:
+      raise ValueError(
+        "config.evaluations={}: there are no images to inspect. Give a config "
+        "with an evaluation: --config=FILE.py[:ARGUMENTS]."
+      )
+    self._model = model
+    self.name, self._spec = next(iter(model.config.evaluations.items()))
+    self._source = open_source(self._spec.data)
+    self.class_names = [str(label) for label in self._source.label_names]
+
+  def batches(self, num_images: int) -> EvalInput:
+    """Batches of images spread evenly over the data set.
+
+    Args:
+      num_images: number of images, rounded up to whole groups but not beyond
+        the size of the data set.
+
+    Raises:
+      ValueError: the data set has fewer images than a group.
+    """
+    config = self._model.config
+    group, total = config.group_images, len(self._source)
+    count = min(-(-num_images // group), total // group) * group
+    if not count:
+      raise ValueError(
+        f"model.moe.group_images={group}: must be at most {total}, the number "
+        f"of images of {self.name}. Lower --config.model.moe.group_images."
+      )
+    unit = self._model.mesh.size * group
+    return eval_input(
+      self._spec.data,
+      batch_size=min(self._spec.batch_size, -(-count // unit) * unit),
+      indices=np.arange(count) * total // count,
+      num_workers=config.train.num_workers,
+    )
+
+  def to_devices(self, batch: Batch) -> Any:
+    """Places a batch on the model's devices."""
+    return sharding.to_global(self._model.mesh, batch)
