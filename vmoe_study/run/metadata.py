@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from vmoe_study.run.saved_config import upgrade
+
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
@@ -24,10 +26,10 @@ class Metadata:
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> "Metadata":
-    """Reads what `to_dict` has written."""
+    """Reads what `to_dict` has written, in this or an earlier version."""
     height, width, channels = values["image_shape"]
     return cls(
-      values["config"],
+      upgrade(values["config"]),
       (height, width, channels),
       values.get("num_examples", 0),
       values.get("skipped_steps", 0),

@@ -4,9 +4,12 @@ Reading a finished run takes no more than this: the module imports neither JAX
 nor the config schema.
 """
 
+import copy
 from typing import Any
 
 CONFIG_FILE = "config.json"
+# Fields by the names that they have in configs of earlier versions.
+RENAMED = {"model.moe.experts_alike": "model.moe.shared_expert_init"}
 # What `--allow-change` lets a resumed run change: where and how it runs and how
 # often it reports, but nothing that changes the numbers.
 HARMLESS = (
@@ -19,6 +22,34 @@ HARMLESS = (
   "train.on_save_error",
   "train.health.",
 )
+
+
+def upgrade(config: dict[str, Any]) -> dict[str, Any]:
+  """Turns a config that an earlier version saved into the current form.
+
+  Args:
+    config: nested dicts; it may hold the model alone.
+
+  >>> upgrade({"model": {"moe": {"experts_alike": True}}})
+  {'model': {'moe': {'shared_expert_init': True}}}
+  """
+  config = copy.deepcopy(config)
+  for old, new in RENAMED.items():
+    parent, _, name = old.rpartition(".")
+    section = _section(config, parent)
+    if name in section:
+      section[new.rpartition(".")[2]] = section.pop(name)
+  moe = _section(config, "model.moe")
+  if moe.get("router") == "dense":
+    moe["options"] = {}  # Earlier versions saved options that had no effect.
+  return config
+
+
+def _section(config: Any, path: str) -> dict[str, Any]:
+  """The dict at a path; an empty one if there is none."""
+  for name in path.split("."):
+    config = config.get(name) if isinstance(config, dict) else None
+  return config if isinstance(config, dict) else {}
 
 
 def describe_changes(old: Any, new: Any) -> list[str]:

@@ -10,7 +10,12 @@ from etils import epath
 
 from vmoe_study.config import parse
 from vmoe_study.files.atomic import write_atomically
-from vmoe_study.run.saved_config import CONFIG_FILE, HARMLESS, describe_changes
+from vmoe_study.run.saved_config import (
+  CONFIG_FILE,
+  HARMLESS,
+  describe_changes,
+  upgrade,
+)
 
 
 def checkpoints(workdir: epath.PathLike) -> epath.Path:
@@ -79,7 +84,7 @@ def _changes(
 
 def _read(path: epath.Path) -> dict[str, Any]:
   try:
-    return json.loads(path.read_text())
+    return upgrade(json.loads(path.read_text()))
   except ValueError as error:
     raise ValueError(
       f"{path} is damaged: {error}. Remove it: the config in the checkpoints "

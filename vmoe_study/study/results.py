@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from vmoe_study.run.saved_config import CONFIG_FILE
+from vmoe_study.run.saved_config import CONFIG_FILE, upgrade
 from vmoe_study.study import sweep_manifest
 from vmoe_study.training.metrics_file import read_metrics
 
@@ -112,7 +112,7 @@ def read_run(workdir: epath.PathLike) -> tuple[dict[str, Any], dict | None]:
   path = epath.Path(workdir) / CONFIG_FILE
   if not path.exists():
     raise ValueError(_no_run(path.parent))
-  config = json.loads(path.read_text())
+  config = upgrade(json.loads(path.read_text()))
   final: dict[str, float] = {}
   seconds = 0.0
   for row in read_metrics(workdir):
@@ -223,7 +223,7 @@ def _from_file(path: epath.Path) -> list[Cell]:
   return [
     Cell(
       cell["name"],
-      cell["config"],
+      upgrade(cell["config"]),
       tuple(cell["seeds"]),
       {int(seed): run for seed, run in cell["runs"].items()},
       cell["expected"],

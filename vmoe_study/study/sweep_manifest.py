@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from vmoe_study.files.atomic import write_atomically
+from vmoe_study.run.saved_config import upgrade
 
 SWEEP_FILE = "sweep.json"
 MAX_NAME_LENGTH = 200  # Of a folder; file systems allow 255 bytes.
@@ -38,7 +39,11 @@ def exists(root: epath.PathLike) -> bool:
 def read(root: epath.PathLike) -> SweepManifest:
   """The manifest in the root of a sweep."""
   content = json.loads((epath.Path(root) / SWEEP_FILE).read_text())
-  return SweepManifest(content["seeds"], content["cells"])
+  cells = {
+    name: cell | {"config": upgrade(cell["config"])}
+    for name, cell in content["cells"].items()
+  }
+  return SweepManifest(content["seeds"], cells)
 
 
 def write(root: epath.PathLike, manifest: SweepManifest) -> None:
