@@ -99,8 +99,8 @@ class Moe(nn.Module):
     >>> from vmoe_study import Moe, MoeOptions
     >>> layer = Moe(MoeOptions("soft", {"num_experts": 4}), mlp_dim=16)
     >>> x = jax.random.normal(jax.random.key(0), (2, 8, 4))  # (B, L, D)
-    >>> params = layer.init(jax.random.key(1), x)
-    >>> y, aux = layer.apply(params, x)
+    >>> params = jax.jit(layer.init)(jax.random.key(1), x)
+    >>> y, aux = jax.jit(layer.apply)(params, x)
     >>> y.shape, aux.tokens_per_expert.shape
     ((2, 8, 4), (2, 4))
   """

@@ -301,8 +301,9 @@ class VisionTransformer(CheckedModule):
     ...   num_heads=2, moe=MoeOptions("soft", {"num_experts": 4}),
     ... )
     >>> images = jax.numpy.ones((2, 16, 16, 3))
-    >>> params = jax.jit(model.init)(jax.random.key(0), images)
-    >>> logits, outputs = model.apply(params, images)
+    >>> (logits, outputs), params = jax.eval_shape(  # Computes shapes only.
+    ...   model.init_with_output, jax.random.key(0), images
+    ... )
     >>> logits.shape, outputs.features.shape
     ((2, 10), (2, 16))
     >>> outputs.aux["encoderblock_1"].tokens_per_expert.shape  # (G, E)
