@@ -14,7 +14,7 @@ from typing import Any, Literal
 from vmoe_study import options
 from vmoe_study.data.spec import DataSpec
 from vmoe_study.nn.moe import MoeOptions
-from vmoe_study.nn.router import ROUTERS, SparseRouter, make_router
+from vmoe_study.nn.router import ROUTERS
 from vmoe_study.nn.vit import SIZES, VisionTransformer, moe_blocks, variant
 from vmoe_study.parallel.mesh import MeshSpec
 from vmoe_study.training.health import HealthSpec
@@ -80,7 +80,7 @@ class ModelSpec:
       options.check_type(f"fields.{name}", value, hints[name])
     _check_largest("fields", self.fields)
     _check_largest("moe.options", self.moe.options)
-    make_router(self.moe.router, **self.moe.options)
+    self.moe.check_router()
     sizes = self.arguments()
     for name in ("num_classes", *SIZES):
       if name not in sizes:
@@ -104,7 +104,7 @@ class ModelSpec:
   @property
   def is_routed(self) -> bool:
     """Whether there are MoE blocks."""
-    return self.moe.router != "dense"
+    return self.moe.is_routed
 
   def arguments(self) -> dict[str, Any]:
     """Arguments of `VisionTransformer`, except the exchange."""
@@ -311,13 +311,13 @@ class Config:
         )
 
   def _evaluation_capacity_problems(self) -> Iterator[str]:
-    factor, router = self.evaluation_capacity, self.model.moe.router
+    factor, moe = self.evaluation_capacity, self.model.moe
     if factor < 0:
       yield f"evaluation_capacity={factor}: must be 0 or more."
-    if factor and not issubclass(ROUTERS[router].router, SparseRouter):
+    if factor and not moe.is_sparse:
       yield (
-        f"evaluation_capacity={factor}: router {router!r} has no capacity that "
-        "could differ from training. Set 0."
+        f"evaluation_capacity={factor}: router {moe.router!r} has no "
+        "capacity that could differ from training. Set 0."
       )
 
   def to_dict(self) -> dict[str, Any]:
@@ -359,27 +359,10 @@ def parse(values: Mapping[str, Any]) -> Config:
   Raises:
     OptionsError: names every field that is wrong.
   """
-  config = options.build(Config, "config", _upgrade(values))
+  config = options.build(Config, "config", values)
   if problems := [f"config: {problem}" for problem in config.problems()]:
     raise options.OptionsError(problems)
   return config
-
-
-def _upgrade(values: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Turns a config that an earlier version has saved into today's form.
-
-  `model.moe.shared_expert_init` was called `experts_alike`, and a dense model
-  had options.
-  """
-  model = values.get("model") if isinstance(values, Mapping) else None
-  moe = model.get("moe") if isinstance(model, Mapping) else None
-  if not isinstance(moe, Mapping) or "experts_alike" not in moe:
-    return values
-  moe = dict(moe)
-  moe["shared_expert_init"] = moe.pop("experts_alike")
-  if moe.get("router") == "dense":
-    moe["options"] = {}
-  return {**values, "model": {**model, "moe": moe}}
 
 
 def check_batches(config: Config, num_devices: int) -> None:

@@ -9,12 +9,13 @@ from vmoe_study.config import parse
 from vmoe_study.nn.router import ROUTERS
 from vmoe_study.parallel.mesh import make_mesh
 from vmoe_study.parallel.sharding import to_global
-from vmoe_study.run.experiment import Model, Training, open_train_input
+from vmoe_study.run.experiment import Model, Training
+from vmoe_study.run.inputs import open_train_input
 
 RECIPES = {"soft": "softmoe", "softmax_expert_choice": "softmoe"}
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", [*ROUTERS, "dense"])
 def test_two_steps_of_every_router(router):
   arguments = f"smoke=true,group=8,router={router}"
   arguments += f",recipe={RECIPES.get(router, 'vmoe')}"
@@ -49,7 +50,7 @@ def test_two_steps_of_every_router(router):
     ("backbone=S/16", r"backbone='S/16': must be one of \['S8/32'"),
     ("data=jft300m", r"data='jft300m': must be one of \['jft'"),
     ("fewshot=all", "fewshot='all': must be one of"),
-    ("recipe=softmoe,backbone=X/16", "backbone 'X/16': must be one of"),
+    ("recipe=softmoe,backbone=X/16", "backbone='X/16': must be one of"),
     ("smoke=yes", "smoke='yes': must be of type bool"),
     ("expert=8", "'expert=8': must be NAME=VALUE with a name in"),
     ("router=softmax_expert_choise", "Did you mean 'softmax_expert_choice'"),
