@@ -131,8 +131,11 @@ def test_pot_agrees_at_equal_alpha(larger):
     np.testing.assert_allclose(transport_plan[0], expected, atol=1e-5)
 
 
-# POT passes an option that newer versions of SciPy deprecate.
-@pytest.mark.filterwarnings("ignore:scipy.optimize:DeprecationWarning")
+# POT passes an option that SciPy 1.17 deprecates and 1.18 ignores.
+@pytest.mark.filterwarnings(
+  "ignore:scipy.optimize:DeprecationWarning",
+  "ignore:Unknown solver options",
+)
 @pytest.mark.parametrize(
   "solver, closeness", [("adam", 1e-3), ("entropic_start", 1e-2)]
 )
