@@ -1,8 +1,8 @@
-"""Looks for what would go wrong with a run, before it costs anything.
+"""Checks a run before it starts and costs accelerator time.
 
-Prints a line per finding: `ok`, `note`, `PROBLEM` with its remedy, or `not
-checked` with the reason. Exit code 1 if the run would fail. Nothing is
-trained, compiled or changed, but small files of caches.
+Prints one line per finding: `ok`, `note`, `PROBLEM` with its remedy, or `not
+checked` with the reason. The exit code is 1 if the run would fail. Nothing is
+trained, compiled or changed; only caches of data sets are written.
 """
 
 import argparse
@@ -15,14 +15,12 @@ WOULD_FAIL = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   config_flags.add_config(parser)
-  parser.add_argument(
-    "--workdir", metavar="DIR", help="that the run would have"
-  )
+  parser.add_argument("--workdir", metavar="DIR", help="workdir of the run")
   parser.add_argument(
     "--devices",
     type=int,
     metavar="N",
-    help="how many the run would have; by default those of this machine",
+    help="number of devices of the run; by default those of this machine",
   )
   parser.add_argument(
     "--preview",
@@ -37,19 +35,16 @@ def run(args: argparse.Namespace) -> int:
 
   values = load_values(args.config, args.overrides)
   if args.devices is not None and args.devices < 1:
-    raise ValueError(f"--devices={args.devices}: must be at least 1.")
+    raise ValueError(
+      f"--devices={args.devices}: must be at least 1. Give the number of "
+      "devices of the run."
+    )
 
-  import jax
-
-  from vmoe_study.doctor.examine import Examination
+  from vmoe_study.doctor.examine import examine
   from vmoe_study.doctor.finding import PROBLEM
 
-  if args.devices:
-    jax.config.update("jax_platforms", "cpu")  # Those of the run are not here.
-  num_devices = args.devices or jax.device_count()
-  examination = Examination(values, num_devices, args.workdir, args.preview)
   num_problems = 0
-  for finding in examination.run():
+  for finding in examine(values, args.devices, args.workdir, args.preview):
     num_problems += finding.status == PROBLEM
     print(finding, flush=True)
   if num_problems:

@@ -1,1 +1,1 @@
-"""What would go wrong with a run, found before it costs accelerator time."""
+"""Checks of a run before it starts and costs accelerator time."""

@@ -1,4 +1,4 @@
-"""Checks of the data: there, readable, with the right classes and shapes."""
+"""Checks of the data: prepared, readable, with the right classes."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -22,32 +22,32 @@ from vmoe_study.doctor.finding import (
   attempt,
 )
 
-NUM_SHOWN = 3  # damaged examples
-BATCH = 64  # images that are read as a batch, at most
+NUM_SHOWN = 3  # Unusable examples that are listed.
+MAX_BATCH_SIZE = 64  # Of the training batch that is read.
 
 
 @dataclasses.dataclass(frozen=True)
-class Use:
-  """A data set in a config, and what it is for.
+class DataField:
+  """A field of the config that holds a `DataSpec`.
 
   Attributes:
-    where: the field, such as "evaluations.test.data".
-    spec: that stands there.
+    where: name of the field, such as "evaluations.test.data".
+    spec: its value.
   """
 
   where: str
   spec: DataSpec
 
   @property
-  def trains(self) -> bool:
-    """Whether it is training data."""
+  def is_for_training(self) -> bool:
+    """Whether the run is trained on it."""
     return self.where.startswith(("data", "mixture."))
 
 
-def find_uses(values: Mapping[str, Any]) -> list[Use]:
-  """The data sets of a config that may be wrong elsewhere.
+def find_data_fields(values: Mapping[str, Any]) -> list[DataField]:
+  """The data sets of a config, even if other fields are wrong.
 
-  What does not make a `DataSpec` is left out: `config.parse` says why.
+  Leaves out what is not a valid `DataSpec`: `config.parse` reports it.
   """
   found = {"data": values.get("data")}
   parts = {
@@ -59,35 +59,37 @@ def find_uses(values: Mapping[str, Any]) -> list[Use]:
     for name, item in _mapping(values.get(kind)).items():
       for field in fields:
         found[f"{kind}.{name}.{field}"] = _mapping(item).get(field)
-  uses = []
+  valid = []
   for where, value in found.items():
     spec, problems = attempt(where, options.build, DataSpec, where, value)
     if not problems:
-      uses.append(Use(where, spec))
-  return uses
+      valid.append(DataField(where, spec))
+  return valid
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
   return value if isinstance(value, Mapping) else {}
 
 
-def check_data(use: Use, probes: dict[DataSpec, Any]) -> Iterator[Finding]:
-  """Reads a part of a data set; `probes` keeps what was found."""
-  if use.spec not in probes:
-    probes[use.spec] = attempt(use.where, probe, use.spec)
-  found, problems = probes[use.spec]
+def check_data(
+  field: DataField, probes: dict[DataSpec, Any]
+) -> Iterator[Finding]:
+  """Reads a sample of a data set; `probes` caches the results."""
+  if field.spec not in probes:
+    probes[field.spec] = attempt(field.where, probe, field.spec)
+  found, problems = probes[field.spec]
   for problem in problems:
-    yield dataclasses.replace(problem, subject=use.where)
+    yield dataclasses.replace(problem, subject=field.where)
   if found:
-    yield Finding(OK, use.where, _describe(use.spec, found))
-    yield from _damage(use, found)
-    yield from _classes(use, found)
-  if not use.trains and parse_ops(use.spec.ops).is_random:
+    yield Finding(OK, field.where, _describe(field.spec, found))
+    yield from _check_damage(field, found)
+    yield from _check_classes(field, found)
+  if not field.is_for_training and parse_ops(field.spec.ops).is_random:
     yield Finding(
       PROBLEM,
-      use.where,
-      f"evaluation operations {use.spec.ops!r} draw random numbers; use"
-      " deterministic ones such as resize_small and central_crop",
+      field.where,
+      f"ops={field.spec.ops!r}: operations of an evaluation must not draw"
+      " random numbers. Use others, such as resize_small and central_crop.",
     )
 
 
@@ -96,58 +98,58 @@ def _describe(spec: DataSpec, found: Probe) -> str:
   labels = "no labels"
   if found.label_range:
     low, high = found.label_range
-    labels = f"{found.num_labels_seen:,} classes, numbered {low} to {high}"
+    labels = f"{found.num_labels_seen:,} different labels from {low} to {high}"
   return (
     f"{found.num_examples:,} examples in {spec.name} {spec.split}, of"
-    f" {found.num_classes:,} classes; in the {found.num_read:,} that were read,"
+    f" {found.num_classes:,} classes; the {found.num_read:,} examples read have"
     f" images of {shape} after the operations, {labels}"
   )
 
 
-def _damage(use: Use, found: Probe) -> Iterator[Finding]:
+def _check_damage(field: DataField, found: Probe) -> Iterator[Finding]:
   if not found.damaged:
     return
   shown = "\n".join(found.damaged[:NUM_SHOWN])
-  text = f"{len(found.damaged)} of {found.num_read:,} examples cannot be used:"
-  if use.spec.on_error == "skip":
-    yield Finding(NOTE, use.where, f"{text} they will be skipped.\n{shown}")
+  text = f"{len(found.damaged)} of {found.num_read:,} examples cannot be used"
+  if field.spec.on_error == "skip":
+    yield Finding(NOTE, field.where, f"{text} and are skipped:\n{shown}")
     return
   yield Finding(
     PROBLEM,
-    use.where,
-    f"{text}\n{shown}\nMend or remove them, or pass over such examples, which"
-    f" are then counted, with --config.{use.where}.on_error=skip.",
+    field.where,
+    f"{text}:\n{shown}\nRepair or remove them, or have them skipped and counted"
+    f" with --config.{field.where}.on_error=skip.",
   )
 
 
-def _classes(use: Use, found: Probe) -> Iterator[Finding]:
-  declared, given = found.num_classes, use.spec.num_classes
+def _check_classes(field: DataField, found: Probe) -> Iterator[Finding]:
+  declared, given = found.num_classes, field.spec.num_classes
   if declared > given:
+    head = ", and the model's head likewise" if field.is_for_training else ""
     yield Finding(
       PROBLEM,
-      use.where,
-      f"num_classes={given}, but the data set has {declared} classes: a label"
-      f" of {given} or more stops the run. Set num_classes={declared}"
-      + (" and the model's head to it." if use.trains else "."),
+      field.where,
+      f"num_classes={given}: must be at least {declared}, the number of classes"
+      f" of the data set. Set num_classes={declared}{head}.",
     )
   elif declared < given:
     yield Finding(
       NOTE,
-      use.where,
-      f"num_classes={given}, but the data set has {declared} classes only: the"
-      " others never occur.",
+      field.where,
+      f"num_classes={given}, but the data set has only {declared} classes: the"
+      " others never occur",
     )
 
 
 def check_batch(
   config: Config | None,
 ) -> tuple[TrainInput | None, list[Finding]]:
-  """Reads a batch as training does, of `BATCH` images at most."""
+  """Reads the first training batch, with at most `MAX_BATCH_SIZE` images."""
   if config is None:
-    reason = "because the config is wrong, see above"
+    reason = "because the config is invalid, see above"
     return None, [Finding(SKIPPED, "training batch", reason)]
   mixture = [(spec.data, spec.weight) for spec in config.mixture.values()]
-  size = min(config.train.batch_size, BATCH)
+  size = min(config.train.batch_size, MAX_BATCH_SIZE)
   data, problems = attempt(
     "training batch",
     train_input,
@@ -156,40 +158,41 @@ def check_batch(
     seed=config.seed,
   )
   if problems:
-    # What is wrong with one of the data sets was said where it stands.
+    # Problems of a single data set have been reported with its field.
     reason = "because the training data cannot be read, see above"
     mixed = [p for p in problems if "mixed data sets differ" in p.text]
     return None, mixed or [Finding(SKIPPED, "training batch", reason)]
   batch, problems = attempt("training batch", data.__getitem__, 0)
   if problems:
     return data, problems
-  return data, [*_batch(batch), *_label_kinds(config.train, batch["label"])]
+  labels = batch["label"]
+  return data, [_describe_batch(batch), *_check_loss(config.train, labels)]
 
 
-def _batch(batch: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+def _describe_batch(batch: Mapping[str, np.ndarray]) -> Finding:
   parts = [
     f"{name} {array.dtype} {array.shape} from {array.min():g} to"
     f" {array.max():g}"
     for name, array in batch.items()
   ]
-  yield Finding(OK, "training batch", ", ".join(parts))
+  return Finding(OK, "training batch", ", ".join(parts))
 
 
-def _label_kinds(train: TrainSpec, labels: np.ndarray) -> Iterator[Finding]:
+def _check_loss(train: TrainSpec, labels: np.ndarray) -> Iterator[Finding]:
   sums = labels.sum(axis=1)
   if train.loss == "softmax_xent" and sums.max() > 1.5:
     yield Finding(
       NOTE,
       "train.loss",
       "softmax_xent, but some images have several labels: sigmoid_xent treats"
-      " every class on its own.",
+      " every class separately",
     )
 
 
 def check_shots(
   where: str, spec: DataSpec, shots: tuple[int, ...]
 ) -> Iterator[Finding]:
-  """Reads the labels of few-shot training data, as every run does."""
+  """Reads the labels of few-shot training data, as an evaluation does."""
   labels, problems = attempt(where, _labels, spec)
   yield from problems
   if problems or not shots:
@@ -201,8 +204,8 @@ def check_shots(
     yield Finding(
       NOTE,
       where,
-      f"{text}: {scarce} have fewer than the {max(shots)} of `shots`, and give"
-      " what they have.",
+      f"{text}: {scarce} have fewer than the {max(shots)} of `shots`; all of"
+      " their images are used",
     )
   else:
     yield Finding(OK, where, f"{text}, enough for shots={shots}")

@@ -1,7 +1,8 @@
-"""All checks of a run, in the order in which people think of them."""
+"""All checks of a run, in the order of its config."""
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,15 +23,39 @@ from vmoe_study.doctor.finding import OK, PROBLEM, SKIPPED, Finding, attempt
 from vmoe_study.run.experiment import Model
 
 
+def examine(
+  values: dict[str, Any],
+  num_devices: int | None = None,
+  workdir: str | None = None,
+  preview: str | None = None,
+) -> Iterator[Finding]:
+  """Checks a run without training: nothing is compiled or changed.
+
+  Only caches of data sets are written, and the preview.
+
+  Args:
+    values: the config as nested dictionaries, valid or not.
+    num_devices: number of devices of the run, which need not exist: from then
+      on JAX computes on the CPU in this process. None for those that it has.
+    workdir: workdir of the run; None if not decided yet.
+    preview: PNG file for a picture of training images; None for none.
+  """
+  if num_devices is None:
+    num_devices = jax.device_count()
+  else:
+    jax.config.update("jax_platforms", "cpu")
+  return Examination(values, num_devices, workdir, preview).run()
+
+
 @dataclasses.dataclass
 class Examination:
-  """One run under examination; every check leaves what later ones need.
+  """The checks of one run. Each stores what later ones need.
 
   Attributes:
-    values: the config as plain dictionaries, right or wrong.
-    num_devices: that the run would have.
-    workdir: of the run; None if it is not known yet.
-    preview: where to draw training images; None for nowhere.
+    values: the config as nested dictionaries, valid or not.
+    num_devices: number of devices of the run.
+    workdir: workdir of the run; None if not decided yet.
+    preview: PNG file for a picture of training images; None for none.
   """
 
   values: dict[str, Any]
@@ -46,16 +71,17 @@ class Examination:
   model: Model | None = dataclasses.field(default=None, init=False)
 
   def run(self) -> Iterator[Finding]:
-    """Yields what is found; never raises for what is wrong with the run."""
+    """Yields all findings; never raises for what is wrong with the run."""
     checks = (
       self._check_config,
       self._check_data,
       self._check_batch,
-      self._draw,
+      self._draw_preview,
       self._check_model,
-      self._check_start,
+      self._check_initial_params,
       self._check_workdir,
       self._check_length,
+      self._check_checkpoints,
     )
     for check in checks:
       yield from check()
@@ -71,21 +97,17 @@ class Examination:
 
   def _check_data(self) -> Iterator[Finding]:
     shots = self.config.shots if self.config else ()
-    for use in data_checks.find_uses(self.values):
-      yield from data_checks.check_data(use, self.probes)
-      readable = not self.probes[use.spec][1]
-      if (
-        readable
-        and use.where.startswith("fewshot.")
-        and (use.where.endswith(".train"))
-      ):
-        yield from data_checks.check_shots(use.where, use.spec, shots)
+    for field in data_checks.find_data_fields(self.values):
+      yield from data_checks.check_data(field, self.probes)
+      is_readable = not self.probes[field.spec][1]
+      if is_readable and re.fullmatch(r"fewshot\..*\.train", field.where):
+        yield from data_checks.check_shots(field.where, field.spec, shots)
 
   def _check_batch(self) -> Iterator[Finding]:
     self.data, found = data_checks.check_batch(self.config)
     yield from found
 
-  def _draw(self) -> Iterator[Finding]:
+  def _draw_preview(self) -> Iterator[Finding]:
     if not self.preview:
       return
     if not self.data:
@@ -96,20 +118,20 @@ class Examination:
     yield from problems or [Finding(OK, "preview", f"drawn in {self.preview}")]
 
   def _image_shapes(self) -> dict[str, tuple[int, ...]]:
-    """Of the data sets that can be read, by field; training data first."""
-    uses = data_checks.find_uses(self.values)
-    found = [(use.where, self.probes[use.spec][0]) for use in uses]
+    """Image shape of each readable data set, by field; training data first."""
+    fields = data_checks.find_data_fields(self.values)
+    found = [(field.where, self.probes[field.spec][0]) for field in fields]
     return {where: probe.image_shape for where, probe in found if probe}
 
   def _check_model(self) -> Iterator[Finding]:
     if self.config is None:
-      reason = "because the config is wrong, see above"
+      reason = "because the config is invalid, see above"
       yield Finding(SKIPPED, "devices and model", reason)
       return
     yield from model_checks.check_division(self.config, self.num_devices)
     shapes = self._image_shapes()
     if not shapes:
-      reason = "because no data set tells the shape of images, see above"
+      reason = "because no data set can be read, see above"
       yield Finding(SKIPPED, "model", reason)
       return
     shape = shapes.get("data", next(iter(shapes.values())))
@@ -120,17 +142,17 @@ class Examination:
     if self.model:
       yield from model_checks.check_image_sizes(self.model, shapes)
 
-  def _check_start(self) -> Iterator[Finding]:
+  def _check_initial_params(self) -> Iterator[Finding]:
     where, value = "initialize", self.values.get("initialize", {})
     spec, problems = attempt(where, options.build, InitializeSpec, where, value)
     if problems:
-      reason = "because its fields are wrong, see above"
+      reason = "because its fields are invalid, see above"
       yield Finding(SKIPPED, where, reason)
     elif self.workdir and workdir_checks.saved_steps(self.workdir):
       reason = "not needed, because the run resumes from its own checkpoint"
       yield Finding(OK, where, reason)
     else:
-      yield from model_checks.check_start(spec, self.model)
+      yield from model_checks.check_initial_params(spec, self.model)
 
   def _check_workdir(self) -> Iterator[Finding]:
     if self.workdir is None:
@@ -140,13 +162,19 @@ class Examination:
       yield from workdir_checks.check_workdir(self.workdir, self.values)
 
   def _check_length(self) -> Iterator[Finding]:
-    """Steps and epochs, and what they leave on the disk."""
-    config, num_steps = self.config, self._num_steps()
-    if config is None or num_steps is None:
+    num_steps = self._num_steps()
+    if self.config is None or num_steps is None:
       reason = "because config or training data cannot be read, see above"
       yield Finding(SKIPPED, "steps", reason)
+    else:
+      text = _describe_length(self.config, num_steps, self._num_examples())
+      yield Finding(OK, "steps", text)
+
+  def _check_checkpoints(self) -> Iterator[Finding]:
+    """Checks the optimizer state, resuming, and the space for checkpoints."""
+    config, num_steps = self.config, self._num_steps()
+    if config is None or num_steps is None:
       return
-    yield Finding(OK, "steps", _length(config, num_steps, self._num_examples()))
     if self.model is None:
       reason = "because there is no model, see above"
       yield Finding(SKIPPED, "size of checkpoints", reason)
@@ -167,10 +195,11 @@ class Examination:
     )
 
   def _num_examples(self) -> int:
-    """Of the training data; 0 where that cannot be read."""
+    """Number of training examples; 0 if the data cannot be read."""
     return self.data.num_examples if self.data else 0
 
   def _num_steps(self) -> int | None:
+    """Number of steps of the run; None if unknown."""
     if self.config is None:
       return None
     if self.config.train.num_steps or self._num_examples():
@@ -178,7 +207,7 @@ class Examination:
     return None
 
 
-def _length(config: Config, num_steps: int, num_examples: int) -> str:
+def _describe_length(config: Config, num_steps: int, num_examples: int) -> str:
   train = config.train
   images = num_steps * train.batch_size
   text = f"{num_steps:,} steps of {train.batch_size:,} images"

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""The result of a check."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,18 +8,18 @@ from vmoe_study.checkpoint.errors import CheckpointError
 from vmoe_study.options import problems_of
 
 OK = "ok"
-NOTE = "note"  # The run would go on, though perhaps not as meant.
+NOTE = "note"  # The run works, though perhaps not as intended.
 PROBLEM = "PROBLEM"  # The run would fail.
 SKIPPED = "not checked"
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """One line of the report.
+  """One result of a check.
 
   Attributes:
     status: OK, NOTE, PROBLEM or SKIPPED.
-    subject: the field of the config, or what else it is about.
+    subject: the field of the config, or whatever else was checked.
     text: what was found; for a problem, with its remedy.
   """
 
@@ -36,9 +36,12 @@ class Finding:
 def attempt(
   subject: str, call: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> tuple[Any, list[Finding]]:
-  """The result of a call; or else None, and everything that went wrong.
+  """Calls a function and turns whatever it raises into problems.
 
-  Whatever is raised is a problem: one check never hides the others.
+  So no check prevents the others.
+
+  Returns:
+    The result and no findings; or None and what went wrong.
   """
   try:
     return call(*args, **kwargs), []
@@ -46,6 +49,6 @@ def attempt(
     texts = problems_of(error)
   except (OSError, CheckpointError) as error:
     texts = (str(error),)
-  except Exception as error:  # Of a library.
+  except Exception as error:  # Libraries raise many kinds.
     texts = (f"{type(error).__name__}: {error}",)
   return None, [Finding(PROBLEM, subject, text) for text in texts]

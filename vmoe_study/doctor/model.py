@@ -1,4 +1,4 @@
-"""Checks of the model: batches, mesh, parameters, what it starts from."""
+"""Checks of the model: batches, mesh, parameters and their initial values."""
 
 import math
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ from vmoe_study.run import initialize
 from vmoe_study.run.experiment import Model
 from vmoe_study.training.optimizer import make_optimizer, make_schedule
 
-READ_LIMIT = 4 << 30  # bytes of a starting point that are read to verify it
+READ_LIMIT = 4 << 30  # Bytes of initial parameters that are read in full.
 
 
 def check_division(config: Config, num_devices: int) -> list[Finding]:
-  """Batches, groups and experts divide by the devices."""
+  """Checks that batches, groups and experts divide by the devices."""
   _, problems = attempt("devices", check_batches, config, num_devices)
   if problems:
-    text = f"checked for {num_devices}; --devices=N checks for other numbers"
+    text = f"checked for {num_devices}; --devices=N checks another number"
     return [*problems, Finding(NOTE, "devices", text)]
   shape = config.mesh.shape(num_devices)
   per_device = config.train.batch_size / num_devices
@@ -34,8 +34,8 @@ def check_division(config: Config, num_devices: int) -> list[Finding]:
     Finding(
       OK,
       "devices",
-      f"{num_devices}, as mesh {shape}: {per_device:g} images a step on each, "
-      f"routed in groups of {config.group_images}",
+      f"{num_devices}, as mesh {shape}: {per_device:g} images per step on each,"
+      f" routed in groups of {config.group_images}",
     )
   ]
 
@@ -43,9 +43,10 @@ def check_division(config: Config, num_devices: int) -> list[Finding]:
 def make_model(
   config: Config, image_shape: tuple[int, int, int], num_devices: int
 ) -> tuple[Model | None, list[Finding]]:
-  """Shapes only, on devices that need not exist.
+  """Builds the model, computing shapes only, on devices that need not exist.
 
-  Where batches or mesh do not fit, on one device: that is said elsewhere.
+  Uses one device if batches or mesh do not fit the devices, which
+  `check_division` reports.
   """
   if attempt("", check_batches, config, num_devices)[1]:
     config, num_devices = fit_to_devices(config, 1), 1
@@ -64,7 +65,7 @@ def _describe(model: Model) -> str:
 def check_image_sizes(
   model: Model, shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[Finding]:
-  """The model takes the images of every evaluation."""
+  """Checks that the model accepts the images of every evaluation."""
   for where, shape in shapes.items():
     yield from attempt(where, model.check_images, where, shape)[1]
 
@@ -72,7 +73,7 @@ def check_image_sizes(
 def optimizer_shapes(
   model: Model, config: Config, num_steps: int
 ) -> tuple[Any, list[Finding]]:
-  """Shapes of the optimizer's state; schedule and decay fit the run."""
+  """Shapes of the optimizer state; checks schedule and weight decay."""
 
   def shapes():
     schedule = make_schedule(config.train.schedule, num_steps)
@@ -84,8 +85,10 @@ def optimizer_shapes(
   return attempt("train", shapes)
 
 
-def check_start(spec: InitializeSpec, model: Model | None) -> list[Finding]:
-  """The parameters to start from can be read, and fit the model."""
+def check_initial_params(
+  spec: InitializeSpec, model: Model | None
+) -> list[Finding]:
+  """Checks that the initial parameters can be read and fit the model."""
   where = "initialize"
   if spec.kind == "random":
     return [Finding(OK, where, "random")]
@@ -93,7 +96,7 @@ def check_start(spec: InitializeSpec, model: Model | None) -> list[Finding]:
   if problems:
     return problems
   if model is None:
-    reason = "whether it fits, because there is no model to compare with"
+    reason = "whether they fit, because there is no model to compare with"
     return [Finding(SKIPPED, where, reason), *_read(spec, found)]
   matched, problems = attempt(
     where, initialize.match_source, spec, found, model.params_shape
@@ -105,12 +108,12 @@ def check_start(spec: InitializeSpec, model: Model | None) -> list[Finding]:
 
 
 def _read(spec: InitializeSpec, found: Any) -> list[Finding]:
-  """Reads all of it, if it is not too large: only that shows damage."""
+  """Reads everything to detect damage, unless it is too large."""
   size = sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(found)
   )
   if size > READ_LIMIT:
-    text = f"{size / 2**30:.1f} GiB, of which names and shapes alone were read"
+    text = f"{size / 2**30:.1f} GiB, of which only names and shapes were read"
     return [Finding(NOTE, "initialize", text)]
   _, problems = attempt("initialize", initialize.read_source, spec)
   text = f"{size / 2**20:,.1f} MiB read"

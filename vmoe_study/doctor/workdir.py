@@ -1,4 +1,4 @@
-"""Checks of the workdir: the same run, writable, with room for checkpoints."""
+"""Checks of the workdir: of the same run, writable, with enough free space."""
 
 import math
 import shutil
@@ -25,7 +25,7 @@ GIB = 2**30
 
 
 def check_workdir(workdir: str, values: dict[str, Any]) -> list[Finding]:
-  """It is new or belongs to this config, and can be written to."""
+  """Checks that it is new or of this config, and can be written to."""
   _, problems = attempt("workdir", _check_remote, workdir)
   if problems:
     return problems
@@ -36,7 +36,7 @@ def check_workdir(workdir: str, values: dict[str, Any]) -> list[Finding]:
 
 
 def _check_remote(workdir: str) -> None:
-  """Writes a file where that is on remote storage, and deletes it."""
+  """Writes and deletes a file, if the workdir is on remote storage."""
   if "://" not in workdir:
     return
   check_reachable(workdir)
@@ -44,35 +44,35 @@ def _check_remote(workdir: str) -> None:
   try:
     probe.write_text("")
     probe.unlink()
-  except Exception as error:  # of TensorFlow, which knows no OSError
+  except Exception as error:  # Storage libraries raise many kinds.
     raise OSError(
-      f"{workdir} cannot be written to: {error}. {REMEDY}"
+      f"workdir={workdir}: cannot be written to: {error}. {REMEDY}"
     ) from error
 
 
 def _write(workdir: str) -> None:
-  """Writes a file where the workdir is or would be; leaves nothing behind."""
+  """Writes a temporary file where the workdir is or would be."""
   if "://" in workdir:
     return
-  place = _existing(workdir)
+  folder = _existing_folder(workdir)
   try:
-    with tempfile.TemporaryFile(dir=place):
+    with tempfile.TemporaryFile(dir=folder):
       pass
   except OSError as error:
     raise ValueError(
-      f"{workdir} cannot be written to: {place}: {error.strerror}. Choose"
-      " another workdir, or mend its permissions."
+      f"workdir={workdir}: cannot be written to: {folder}: {error.strerror}."
+      " Choose another workdir, or change the permissions."
     ) from error
 
 
-def _existing(workdir: str) -> Path:
-  """The workdir, or the nearest folder above it that exists."""
+def _existing_folder(workdir: str) -> Path:
+  """The workdir, or its nearest parent folder that exists."""
   path = Path(workdir).expanduser().resolve()
   return next(p for p in (path, *path.parents) if p.exists())
 
 
 def saved_steps(workdir: str) -> list[int]:
-  """The steps that a run could resume from."""
+  """Steps of the checkpoints from which a run could resume."""
   if attempt("workdir", check_reachable, workdir)[1]:
     return []
   found, _ = attempt("workdir", load.complete_steps, _checkpoints(workdir))
@@ -86,7 +86,13 @@ def _checkpoints(workdir: str):
 def check_resume(
   workdir: str, num_steps: int | None, templates: dict[str, Any]
 ) -> list[Finding]:
-  """The newest checkpoint fits the model; `templates` are shapes by item."""
+  """Checks that the newest checkpoint fits the model.
+
+  Args:
+    workdir: of the run.
+    num_steps: of the whole run; None if unknown.
+    templates: shapes of "params" and "opt_state".
+  """
   directory, subject = _checkpoints(workdir), "resume"
   found, problems = attempt(subject, load.load_metadata, directory)
   if problems:
@@ -109,14 +115,14 @@ def check_resume(
 def check_space(
   workdir: str, train: TrainSpec, num_steps: int, state: Any, num_saved: int
 ) -> Finding:
-  """Free space against the checkpoints that there will be at once.
+  """Compares free space with the checkpoints that exist at the same time.
 
   Args:
     workdir: of the run.
-    train: says how many checkpoints are kept.
+    train: fields that determine how many checkpoints are kept.
     num_steps: of the whole run.
-    state: shapes of all that a checkpoint holds.
-    num_saved: checkpoints that are there already.
+    state: shapes of everything in a checkpoint.
+    num_saved: number of checkpoints that exist already.
   """
   size = sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)
@@ -124,25 +130,25 @@ def check_space(
   count = checkpoints_at_once(train, num_steps)
   need = max(count - num_saved, 1) * size
   text = (
-    f"{count} checkpoints of {size / GIB:,.3f} GiB at a time, {num_saved} of"
-    f" them there: {need / GIB:,.3f} GiB more"
+    f"{count} checkpoints of {size / GIB:,.3f} GiB at a time, of which"
+    f" {num_saved} exist: needs {need / GIB:,.3f} GiB more"
   )
   if "://" in workdir:
-    return Finding(SKIPPED, "disk", f"{text}; free space is unknown there")
-  free = shutil.disk_usage(_existing(workdir)).free
-  text = f"{text}, {free / GIB:,.3f} GiB free at {_existing(workdir)}"
+    return Finding(SKIPPED, "disk", f"{text}; the free space there is unknown")
+  free = shutil.disk_usage(_existing_folder(workdir)).free
+  text = f"{text}, {free / GIB:,.3f} GiB free at {_existing_folder(workdir)}"
   if need <= free:
     return Finding(OK, "disk", text)
   return Finding(
     PROBLEM,
     "disk",
-    f"{text}. Free space, choose another workdir, or keep fewer with"
-    " --config.train.keep and --config.train.keep_every.",
+    f"{text}. Free some space, choose another workdir, or keep fewer"
+    " checkpoints with --config.train.keep and --config.train.keep_every.",
   )
 
 
 def checkpoints_at_once(train: TrainSpec, num_steps: int) -> int:
-  """How many there are at most: one more than kept, while it is written."""
+  """Largest number of checkpoints: one more than kept, while it is written."""
   every = train.save_every or num_steps
   total = math.ceil(num_steps / every)
   lasting = 0
