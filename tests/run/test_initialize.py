@@ -12,8 +12,8 @@ from sklearn.datasets import load_digits
 from configs import finetune
 from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint.foreign.architecture import infer_model
-from vmoe_study.checkpoint.foreign.import_vmoe import read_vmoe
 from vmoe_study.checkpoint.foreign.npz import load_npz, save_npz
+from vmoe_study.checkpoint.foreign.vmoe import read_vmoe
 from vmoe_study.checkpoint.load import load_params
 from vmoe_study.cli.main import main
 from vmoe_study.config import InitializeSpec, parse

@@ -1,10 +1,10 @@
-"""What a checkpoint that cannot be used raises."""
+"""The error of checkpoints that cannot be read or written."""
 
 
 class CheckpointError(Exception):
-  """A file of a checkpoint is missing, damaged or not what it claims to be."""
+  """A checkpoint's file is missing, damaged, or could not be written."""
 
 
 def brief(error: Exception) -> str:
-  """The start of an error of a library, which may be pages long."""
+  """The beginning of a library's error message, which may be very long."""
   return " ".join(str(error).split())[:400] or type(error).__name__

@@ -1,15 +1,15 @@
-"""A 64-bit fingerprint of an array's bits, the same for every sharding.
+"""A 64-bit fingerprint of an array's bits, independent of its sharding.
 
-The array's bits are read as unsigned words w_0 ... w_{n-1} of at most 32 bits,
-in row-major order, and for each of two lanes with salts r
+The bits are read as unsigned words w_0 ... w_{n-1} of at most 32 bits, in
+row-major order. For each of two lanes, with salt r,
 
   fingerprint_r = sum_i mix(w_i XOR mix(i + r))   modulo 2^32.
 
-`mix` is a bijection of 32-bit words (the finalizer of MurmurHash3), so a change
-of any one word always changes the sum, and changes of several words cancel with
-probability 2^-32 in each lane. A plain weighted sum would not do: with odd
-multipliers, two flipped sign bits add 2^31 * (odd + odd) = 0. The sum is
-associative, so shards are summed where they are, and the cost is one read.
+`mix` is a bijection of 32-bit words (the finalizer of MurmurHash3), so changing
+one word always changes the sum, and changes of several words cancel with
+probability 2^-32 in each lane. A weighted sum is not enough: with odd weights,
+two flipped sign bits add 2^31 * (odd + odd) = 0. The sum is associative, so
+each device sums its own shards, and the cost is one read of the array.
 """
 
 import jax
@@ -20,7 +20,7 @@ _SALTS = (0x9E3779B9, 0x6A09E667)
 
 
 def fingerprint(array: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
-  """The two lanes of an array's fingerprint, computed where the array lies.
+  """The two lanes of an array's fingerprint, computed where the array is.
 
   Args:
     array: any shape, of a boolean, integer, floating or complex dtype; sharded
@@ -35,7 +35,7 @@ def fingerprint(array: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
 
 
 def to_text(lanes: tuple[jax.Array, jax.Array]) -> str:
-  """Sixteen hexadecimal digits."""
+  """A fingerprint as sixteen hexadecimal digits."""
   return "".join(f"{int(lane):08x}" for lane in lanes)
 
 

@@ -11,7 +11,7 @@ from vmoe_study.checkpoint.foreign.architecture import (
   infer_image_shape,
   infer_model,
 )
-from vmoe_study.checkpoint.foreign.import_vmoe import read_vmoe
+from vmoe_study.checkpoint.foreign.vmoe import read_vmoe
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.config import Config, ModelSpec
 from vmoe_study.nn.moe import MoeOptions

@@ -16,11 +16,11 @@ from absl import logging
 
 from vmoe_study.checkpoint import adapt
 from vmoe_study.checkpoint import tree as tree_lib
-from vmoe_study.checkpoint.foreign.import_vmoe import (
+from vmoe_study.checkpoint.foreign.npz import load_npz
+from vmoe_study.checkpoint.foreign.vmoe import (
   read_vmoe,
   read_vmoe_shapes,
 )
-from vmoe_study.checkpoint.foreign.npz import load_npz
 from vmoe_study.checkpoint.load import load_params, load_shapes
 from vmoe_study.config import InitializeSpec
 from vmoe_study.nn.parameter_names import (

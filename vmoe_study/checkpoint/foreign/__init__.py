@@ -1,1 +1,1 @@
-"""Checkpoints that others write: V-MoE's, msgpack, ViT's .npz."""
+"""Checkpoints of other code: V-MoE's own format and `.npz` files of ViTs."""

@@ -1,4 +1,4 @@
-"""What the shapes of parameters tell of the model that they belong to."""
+"""Infers a model's config from the shapes of its parameters."""
 
 import math
 import re
@@ -11,14 +11,14 @@ PyTree = Any
 
 
 def infer_model(params: PyTree) -> dict[str, Any]:
-  """The `model` section of a config that has these parameters.
+  """The `model` section of the config of a model with these parameters.
 
-  Shapes do not tell how tokens are grouped, how they are chosen, nor the
-  capacity: a linear router is taken for V-MoE's softmax token choice. The
-  options of a router that are not told are left at their defaults.
+  Shapes do not determine the routing groups, the capacity, or the kind of a
+  router with a linear projection. V-MoE's softmax token choice is assumed, and
+  undetermined options keep their defaults.
 
   Raises:
-    ValueError: this is not one of our vision transformers.
+    ValueError: these are not the parameters of a `VisionTransformer`.
   """
   shapes = _shapes(params)
   matches = [re.search(names.BLOCK_PATTERN, path) for path in shapes]
@@ -38,10 +38,10 @@ def infer_image_shape(params: PyTree) -> tuple[int, int, int] | None:
   """Height, width and channels of square images, from learned positions.
 
   Returns:
-    None if positions are not learned: such a model takes images of any size.
+    None if positions are not learned, as shapes do not determine the size then.
 
   Raises:
-    ValueError: the positions are of no square.
+    ValueError: the number of positions is not a square.
   """
   shapes = _shapes(params)
   patch, _, channels, _ = _shape(shapes, f"{names.EMBEDDING}/kernel", 4)
@@ -51,8 +51,8 @@ def infer_image_shape(params: PyTree) -> tuple[int, int, int] | None:
   side = math.isqrt(max(tokens, 0))
   if not side or side * side != tokens:
     raise ValueError(
-      f"{names.POSITIONS}: {tokens} positions of patches are no square. Only "
-      "models of square images can be imported."
+      f"{names.POSITIONS}: {tokens} positions of patches, which is not a "
+      "square. Only models of square images can be imported."
     )
   return side * patch, side * patch, channels
 
@@ -65,7 +65,7 @@ def _shapes(params: PyTree) -> dict[str, tuple[int, ...]]:
 def _shape(
   shapes: dict[str, tuple[int, ...]], path: str, rank: int
 ) -> tuple[int, ...]:
-  """The shape of a parameter that every vision transformer has."""
+  """The shape of a parameter that must exist, with this number of axes."""
   if len(shape := shapes.get(path, ())) != rank:
     found = f"has the shape {shape}" if path in shapes else "is missing"
     raise _not_a_vit(f"{path}, with {rank} axes, {found}")
@@ -74,8 +74,8 @@ def _shape(
 
 def _not_a_vit(problem: str) -> ValueError:
   return ValueError(
-    f"these are not the parameters of a vision transformer: {problem}. Give a "
-    "ViT or V-MoE checkpoint with its head."
+    f"not the parameters of a vision transformer: {problem}. Give a ViT or "
+    "V-MoE checkpoint with its head."
   )
 
 

@@ -1,11 +1,11 @@
-"""Parameters in NumPy's `.npz`: dense ViTs of others, any tree of ours.
+"""Reads and writes parameters as NumPy's `.npz`.
 
-A file holds one array per parameter, by path. Those of other ViT code are
-translated to ours on reading (`vit_names.py`); ours pass unchanged. As in
-big_vision, bfloat16 is stored as raw 2-byte items.
+A file holds one array per parameter, named by its path. Names of other ViT code
+are translated to ours on reading (`vit_names.py`). bfloat16 is stored as raw
+2-byte items, as in big_vision.
 
-A file may come from anywhere: nothing is unpickled, and before an array is
-read, its header, its size in the archive and the size of the file must agree.
+Files are not trusted: nothing is unpickled, and before an array is read, its
+header, its size in the archive and the size of the file must agree.
 """
 
 import math
@@ -25,24 +25,25 @@ from vmoe_study.files.location import locate
 
 PyTree = Any
 
-_MAX_RATIO = 100  # Uncompressed to compressed size of a whole file.
-_MAX_SMALL = 64 << 20  # A file may always expand to this.
+# Limits of the uncompressed size: this multiple of the file's, or these bytes.
+_MAX_RATIO = 100
+_MAX_SMALL = 64 << 20
 _BFLOAT16 = np.dtype("V2")
 
 
 def load_npz(path: str, hollow: bool = False) -> dict[str, Any]:
-  """Parameters with our names.
+  """Reads parameters, with our names.
 
   Args:
-    path: local path or any URL that fsspec opens.
-    hollow: read shapes alone, and return zeros that take no memory.
+    path: local path, or a URL that fsspec opens.
+    hollow: whether to read only shapes and return zeros that take no memory.
 
   Returns:
     Nested dictionaries of numpy arrays.
 
   Raises:
-    CheckpointError: the file is missing, damaged, hostile, or holds something
-      else than arrays of numbers.
+    CheckpointError: the file is missing, damaged, or holds anything but arrays
+      of numbers.
     ValueError: fsspec does not know this kind of URL.
   """
   fs, local = locate(path)
@@ -51,15 +52,15 @@ def load_npz(path: str, hollow: bool = False) -> dict[str, Any]:
       arrays = dict(_read_arrays(stream, fs.size(local), hollow))
     return tree_lib.unflatten(vit_names.to_ours(arrays))
   except Exception as error:
-    # Damaged archives raise whatever their reader stumbled over.
+    # Damaged archives raise errors of many types.
     raise CheckpointError(
-      f"{path}: {brief(error)}. It must be an .npz of numeric arrays that "
-      "NumPy wrote: fetch it again."
+      f"{path}: {brief(error)}. It must be an .npz file of numeric arrays, as "
+      "NumPy writes it. Fetch it again."
     ) from error
 
 
 def save_npz(path: str, params: PyTree) -> None:
-  """Writes a tree, array by array; a failed write leaves no file behind.
+  """Writes a tree, array by array. A failed write leaves the file unchanged.
 
   Raises:
     ValueError: fsspec does not know this kind of URL.
@@ -81,15 +82,15 @@ def _write_arrays(stream: IO[bytes], params: PyTree) -> None:
 def _read_arrays(
   stream: IO[bytes], size: int, hollow: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Names and arrays of an archive of `size` bytes."""
+  """The names and arrays of an archive of `size` bytes."""
   with zipfile.ZipFile(stream) as archive:
     members = archive.infolist()
     if len({member.filename for member in members}) < len(members):
-      raise CheckpointError("two arrays have one name")
+      raise CheckpointError("two arrays have the same name")
     total = sum(member.file_size for member in members)
     if total > max(_MAX_SMALL, _MAX_RATIO * size):
       raise CheckpointError(
-        f"{size} bytes claim to expand to {total}, more than {_MAX_RATIO} times"
+        f"{size} bytes would expand to {total}, more than {_MAX_RATIO} times"
       )
     for member in members:
       name, extension = os.path.splitext(member.filename)
@@ -105,7 +106,7 @@ def _read_arrays(
 
 
 def _check_header(content: IO[bytes], member: zipfile.ZipInfo) -> np.ndarray:
-  """The array, hollow; it fills its place in the archive and holds numbers."""
+  """A placeholder for the array, after checking its dtype and size."""
   readers = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,

@@ -1,11 +1,12 @@
-"""From the parameters of other ViT code to ours: names and layout.
+"""Translates the parameters of other ViT code: names and layout.
 
-The public ViT code (AugReg, 2106.10270) and big_vision name modules by number
-and call the encoder `Transformer`. Besides, big_vision
+The public ViT code (AugReg, 2106.10270) and big_vision number their modules and
+call the encoder `Transformer`. In addition, big_vision
 
-  - stores a training state, parameters under `params/` (or `opt/target/`);
-  - adds positions before the class token, which so has none: ours is zero;
-  - may stack all blocks of the encoder along a leading axis (`scan`).
+  - stores a training state, with parameters under `params/` or `opt/target/`;
+  - adds positions before it prepends the class token, which therefore has none:
+    here it gets a position of zeros;
+  - may stack all encoder blocks along a leading axis (`scan`).
 """
 
 import math
@@ -44,19 +45,19 @@ _STACKED = "Encoder/encoderblock/"
 
 
 def to_ours(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Parameters by our paths; ours come back unchanged.
+  """Parameters by our paths. Names that are ours already do not change.
 
   Args:
-    arrays: by the names in a file. The state of an optimizer is left out.
+    arrays: by their names in a file. Optimizer state is left out.
 
   Raises:
-    CheckpointError: two arrays come to have one path.
+    CheckpointError: two names are translated to the same path.
   """
   leaves: dict[str, np.ndarray] = {}
   for name, array in arrays.items():
     for path, leaf in _leaves(name, array):
       if path in leaves:
-        raise CheckpointError(f"two arrays are named {path}")
+        raise CheckpointError(f"two arrays have the path {path}")
       leaves[path] = leaf
   if any(map(_PATCHES_ONLY.match, arrays)):
     leaves = _with_class_position(leaves)
@@ -79,7 +80,7 @@ def _leaves(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 def _with_class_position(
   leaves: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-  """Where there is a class token, it has the first position."""
+  """Prepends the position of the class token, if there is one."""
   positions = leaves.get(POSITIONS)
   if positions is None or positions.ndim != 3 or CLASS_TOKEN not in leaves:
     return leaves

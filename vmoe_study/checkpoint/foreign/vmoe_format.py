@@ -1,6 +1,6 @@
-"""The vocabulary of public V-MoE checkpoints: slices, array entries, pieces.
+"""The value types of public V-MoE checkpoints: slices, entries, pieces.
 
-MessagePack extension types, their payloads packed once more:
+They are MessagePack extension types. Their payloads are packed again:
 
   1  array     (shape, dtype name, bytes in C order)
   4  form      (shape, dtype name, weak type, {})
@@ -33,11 +33,11 @@ _DTYPES = {
 }
 
 Box = tuple[tuple[int, int], ...]
-"""Start and stop of a chunk along every axis."""
+"""Start and stop of a chunk on each axis."""
 
 
 class Entry(NamedTuple):
-  """What the index says of one array: chunks, and the shards that have them."""
+  """The index's entry of one array: its chunks and the shards they are in."""
 
   path: str
   shape: tuple[int, ...]
@@ -46,12 +46,12 @@ class Entry(NamedTuple):
 
   @property
   def nbytes(self) -> int:
-    """Size of the whole array."""
+    """Size of the whole array in bytes."""
     return math.prod(self.shape) * self.dtype.itemsize
 
 
 def error(where: str, problem: str) -> CheckpointError:
-  """What is wrong in which file, and of which array."""
+  """An error that names the file and, if given in `where`, the array."""
   return CheckpointError(
     f"{where}: {problem}. The checkpoint is damaged or of another format: "
     "fetch its files again."
@@ -59,7 +59,7 @@ def error(where: str, problem: str) -> CheckpointError:
 
 
 def read_entry(file: str, path: str, leaf: Any) -> Entry:
-  """Interprets a leaf of the index and checks that its chunks tile it."""
+  """Decodes a leaf of the index and checks that its chunks tile the array."""
   where = f"{file}: {path}"
   packed, slices, shards = sequence(where, _payload(where, leaf, _ENTRY), 3)
   shape, dtype = sequence(where, _unpack(where, packed), 4)[:2]
@@ -70,8 +70,8 @@ def read_entry(file: str, path: str, leaf: Any) -> Entry:
   if len(slices) != len(shards) or len(slices) > _MAX_CHUNKS:
     raise error(
       where,
-      f"{len(slices)} chunks lie in {len(shards)} shards: there must be one "
-      f"shard for each, and at most {_MAX_CHUNKS}",
+      f"{len(slices)} chunks with {len(shards)} shards: each chunk must have "
+      f"a shard, and an array at most {_MAX_CHUNKS} chunks",
     )
   boxes = [_box(where, _unpack(where, item), dims) for item in slices]
   _check_tiling(where, dims, boxes)
@@ -80,12 +80,12 @@ def read_entry(file: str, path: str, leaf: Any) -> Entry:
 
 
 def read_slices(where: str, value: Any, shape: tuple[int, ...]) -> Box:
-  """Interprets the slices of a chunk in a data file."""
+  """Decodes the slices of a chunk in a data file."""
   return _box(where, _payload(where, value, _SLICES), shape)
 
 
 def read_pieces(where: str, value: Any) -> list[np.ndarray]:
-  """The flat arrays that make a chunk, in order."""
+  """Decodes the flat arrays of a chunk, in order."""
   pieces = []
   for item in sequence(where, value):
     if isinstance(item, dict) and item.get(_CHUNKED_MARK) is True:
@@ -96,7 +96,7 @@ def read_pieces(where: str, value: Any) -> list[np.ndarray]:
 
 
 def sequence(where: str, value: Any, length: int | None = None) -> list:
-  """The value, if it is a list (of that length)."""
+  """Returns the value, after checking that it is a list of that length."""
   if not isinstance(value, list) or length not in (None, len(value)):
     count = "" if length is None else f" of {length}"
     raise error(where, f"{str(value)[:40]!r} is not a list{count}")
@@ -110,7 +110,7 @@ def in_range(value: Any, low: int, high: int) -> bool:
 
 
 def volume(box: Box) -> int:
-  """Elements in a chunk."""
+  """The number of elements in a chunk."""
   return math.prod(stop - start for start, stop in box)
 
 
@@ -124,18 +124,18 @@ def _box(where: str, slices: Any, shape: list[int] | tuple[int, ...]) -> Box:
     inside = in_range(start, 0, size) and in_range(stop, 1, size + 1)
     if not inside or start >= stop or step not in (None, 1):
       raise error(
-        where, f"{start}:{stop}:{step} is no slice of an axis of {size}"
+        where, f"{start}:{stop}:{step} is not a slice of an axis of {size}"
       )
     box.append((start, stop))
   return tuple(box)
 
 
 def _check_tiling(where: str, shape: list[int], boxes: list[Box]) -> None:
-  """Every element of the array is in exactly one chunk."""
+  """Checks that every element of the array is in exactly one chunk."""
   covered, size = sum(map(volume, boxes)), math.prod(shape)
   if covered != size:
     raise error(
-      where, f"its chunks hold {covered} elements, shape {shape} has {size}"
+      where, f"its chunks have {covered} elements, shape {shape} has {size}"
     )
   bounds = np.array(boxes, np.int64).reshape(len(boxes), len(shape), 2)
   for i in range(1, len(boxes)):
@@ -146,7 +146,7 @@ def _check_tiling(where: str, shape: list[int], boxes: list[Box]) -> None:
 
 
 def _chunks(where: str, value: Any) -> list:
-  """Flax writes a tuple as a map from "0", "1", ..."""
+  """The items of a tuple, which Flax writes as a map from "0", "1", ..."""
   if not isinstance(value, dict):
     return sequence(where, value)
   names = [str(i) for i in range(len(value))]
@@ -168,7 +168,9 @@ def _array(where: str, value: Any) -> np.ndarray:
 
 def _dtype(where: str, name: Any) -> np.dtype:
   if not isinstance(name, str) or name not in _DTYPES:
-    raise error(where, f"dtype {str(name)[:40]!r} is none of {list(_DTYPES)}")
+    raise error(
+      where, f"dtype {str(name)[:40]!r}: must be one of {list(_DTYPES)}"
+    )
   return _DTYPES[name]
 
 

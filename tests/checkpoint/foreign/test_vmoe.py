@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint.errors import CheckpointError
-from vmoe_study.checkpoint.foreign.import_vmoe import read_vmoe
+from vmoe_study.checkpoint.foreign.vmoe import read_vmoe
 
 from . import vmoe_writer as writer
 
@@ -104,24 +104,24 @@ REST = ((0, 3), (0, 2))
   [
     ({"shape": (2**40, 3, 2)}, "24 elements, shape .* has"),
     ({"shape": (2**62, 2**62), "boxes": [((0, 2**62),) * 2], "shards": [0]},
-     "claims .* bytes of arrays, its 2 data files have"),
+     "claims .* bytes of arrays, but"),
     ({"shape": (-4, 3, 2)}, "is not the shape"),
     ({"shape": (1,) * 9}, "is not the shape"),
     ({"shape": ("4", 3, 2)}, "is not the shape"),
-    ({"dtype": "object"}, "dtype 'object' is none of"),
-    ({"dtype": "O"}, "dtype 'O' is none of"),
+    ({"dtype": "object"}, "dtype 'object'"),
+    ({"dtype": "O"}, "dtype 'O'"),
     ({"boxes": [((0, 4), *REST), ((0, 4), *REST)], "shards": [0, 1]},
      "48 elements"),
     ({"boxes": [((0, 2), *REST), ((1, 3), *REST)], "shards": [0, 1]},
      "overlaps another chunk"),
     ({"boxes": [((0, 2), *REST)], "shards": [0]}, "12 elements"),
-    ({"boxes": [((0, 5), *REST)], "shards": [0]}, "no slice of an axis of 4"),
-    ({"boxes": [((-1, 4), *REST)], "shards": [0]}, "no slice of an axis"),
+    ({"boxes": [((0, 5), *REST)], "shards": [0]}, "0:5:None is not a slice"),
+    ({"boxes": [((-1, 4), *REST)], "shards": [0]}, "-1:4:None is not a slice"),
     ({"boxes": [((0, 4), (0, 3))], "shards": [0]}, "not a list of 3"),
-    ({"shards": [0, 1, 0]}, "4 chunks lie in 3 shards"),
+    ({"shards": [0, 1, 0]}, "4 chunks with 3 shards"),
     ({"shards": [0, 1, 0, 2]}, "in shard 2 of 2"),
     ({"shards": [0, 1, 0, "../1"]}, "in shard '../1' of 2"),
-    ({"shards": [1, 1, 0, 1]}, "another shard's, or twice"),
+    ({"shards": [1, 1, 0, 1]}, "unexpected or occurs twice"),
   ],
 )  # fmt: skip
 def test_hostile_entries_are_refused(memory, changes, message):
@@ -141,7 +141,7 @@ def test_hostile_entries_are_refused(memory, changes, message):
 @pytest.mark.parametrize("name", ["", ".", "..", "../../etc", "a/b", "a\0b"])
 def test_names_that_are_paths_are_refused(memory, name):
   _store(memory, *writer.build({name: TREE["head"]}, 1, 1))
-  with pytest.raises(CheckpointError, match="is not the name of a parameter"):
+  with pytest.raises(CheckpointError, match="is not a parameter name"):
     read_vmoe(PREFIX)
 
 
@@ -166,28 +166,28 @@ def _set(position, value):
 @pytest.mark.parametrize(
   "damage,message",
   [
-    (lambda index, data: index.update(shard_count=0), "not a number of shards"),
-    (lambda index, data: index.update(shard_count=10**9), "not a number of sh"),
-    (lambda index, data: index.update(shard_count=True), "not a number of sha"),
-    (lambda index, data: index.update(version="20300101"), "'20300101' is n"),
-    (lambda index, data: index.update(version=["1"]), "is none of those known"),
+    (lambda index, data: index.update(shard_count=0), "shard_count=0:"),
+    (lambda index, data: index.update(shard_count=10**9), "count=1000000000:"),
+    (lambda index, data: index.update(shard_count=True), "shard_count=True:"),
+    (lambda index, data: index.update(version="20300101"), "='20300101'"),
+    (lambda index, data: index.update(version=["1"]), "version=.*must be"),
     (lambda index, data: index.update(index=[]), "no parameter tree"),
     (lambda index, data: index.update(index={"a": 1}), "type 8 was expected"),
     (lambda index, data: index.update(index={"a": None}), "type 8 was"),
     (lambda index, data: data[0].pop("0"), "chunk .* is missing"),
-    (lambda index, data: data[0].update({"99": []}), "no leaf number below 4"),
-    (lambda index, data: data[0].update({"-1": []}), "no leaf number below 4"),
+    (lambda index, data: data[0].update({"99": []}), "not a leaf number"),
+    (lambda index, data: data[0].update({"-1": []}), "not a leaf number"),
     (lambda index, data: data[0].pop("__msgpack_array_chunk_a87ca2__"),
-     "no key"),
-    (_shard(lambda chunks, data: chunks.append(chunks[0])), "or twice"),
-    (_shard(lambda chunks, data: data[1]["0"].append(chunks[0])), "or twice"),
+     "key '__msgpack.*missing"),
+    (_shard(lambda chunks, data: chunks.append(chunks[0])), "twice"),
+    (_shard(lambda chunks, data: data[1]["0"].append(chunks[0])), "twice"),
     (_set(0, []), "filled with 0 elements"),
     (_set(0, [writer.array(np.zeros(5, np.float32))]), "with 5 elements"),
     (_set(0, [writer.array(np.zeros(6, np.float64))]), r"of \['float64'\]"),
     (_set(0, [writer.array(np.full(6, np.nan, np.float32))]), "not finite"),
     (_set(0, [writer.ext(1, ((6,), "float32", b"\xff" * 24))]), "not finite"),
     (_set(0, [writer.ext(1, ((6,), "float32", b"\0" * 20))]), "does not fit"),
-    (_set(0, [writer.ext(1, ((6,), "object", b"\0" * 48))]), "is none of"),
+    (_set(0, [writer.ext(1, ((6,), "object", b"\0" * 48))]), "dtype 'object'"),
     (_set(0, [writer.ext(1, ((2**40, 2**40), "float32", b""))]), "not fit"),
     (_set(0, [msgpack.ExtType(1, b"\xdd\xff\xff\xff\xff")]), "exceeds max"),
     (_set(0, [msgpack.ExtType(3, b"\x01")]), "type 1 was expected"),

@@ -1,16 +1,16 @@
-"""Reading the checkpoints that the public V-MoE code wrote.
+"""Reads the checkpoints of the public V-MoE code.
 
-A checkpoint with prefix P is an index, `P.index`, and shards,
-`P.data-00000-of-000NN`. The index holds the parameter tree; each leaf says its
-shape and dtype, how the array is cut into chunks, and which shard has which
-chunk. Leaves are numbered in the order of the tree with sorted keys. A shard
-maps leaf numbers to chunks; a chunk is a list of flat pieces, one after the
-other, and the slice of the array where they belong.
+A checkpoint with prefix P has an index, `P.index`, and shards,
+`P.data-00000-of-000NN`. The index holds the parameter tree. Each leaf gives the
+shape and dtype of an array, how the array is cut into chunks, and which shard
+holds each chunk. Leaves are numbered in the order of the tree with sorted keys.
+A shard maps leaf numbers to lists of chunks. A chunk is a list of flat pieces,
+in order, and the slice of the array that they fill.
 
-Everything in a shard is checked against the index, and the index against the
-sizes of the files, before memory is reserved: reading takes as much memory as
-the files are long, plus the chunks that one shard has of one array. There are
-no checksums: of the numbers it can only be checked that they are finite.
+Shards are checked against the index, and the index against the sizes of the
+files, before memory is allocated. Reading takes as much memory as the files are
+long, plus about three times the chunks that one shard holds of one array. The
+format has no checksums; values are only checked to be finite.
 """
 
 from collections.abc import Iterator
@@ -31,14 +31,14 @@ _MAX_SHARDS = 100_000  # Five digits in a file name.
 
 
 def read_vmoe(prefix: str) -> dict[str, Any]:
-  """The parameters of a public V-MoE checkpoint.
+  """Reads the parameters of a public V-MoE checkpoint.
 
   Args:
-    prefix: path or URL (gs://, memory://, ...: whatever fsspec opens) of the
-      checkpoint without ".index".
+    prefix: the index's path without ".index"; local, or a URL that fsspec opens
+      (gs://, memory://, ...).
 
   Returns:
-    Nested dictionaries of numpy arrays, named as in our models.
+    Nested dictionaries of numpy arrays, with our parameter names.
 
   Raises:
     CheckpointError: a file is missing, damaged, or contradicts another one.
@@ -53,9 +53,9 @@ def read_vmoe(prefix: str) -> dict[str, Any]:
 
 
 def read_vmoe_shapes(prefix: str) -> dict[str, Any]:
-  """What `read_vmoe` returns, but all zeros that take no memory.
+  """Like `read_vmoe`, with zeros that take no memory in place of the values.
 
-  Reads the index alone; that the shards are there, and long enough, is checked.
+  Reads only the index, and checks that the shards exist and are long enough.
   """
   _, tree, entries = _open(_Files(prefix))
   arrays = (tree_lib.hollow(entry.shape, entry.dtype) for entry in entries)
@@ -63,7 +63,7 @@ def read_vmoe_shapes(prefix: str) -> dict[str, Any]:
 
 
 class _Files:
-  """The files of one checkpoint on any file system."""
+  """The files of one checkpoint, on any file system."""
 
   def __init__(self, prefix: str):
     self._fs, path = locate(prefix)
@@ -76,8 +76,8 @@ class _Files:
   def size(self, path: str) -> int:
     if not self._fs.isfile(path):
       raise CheckpointError(
-        f"{path} does not exist: a checkpoint is one .index file and all the "
-        ".data files that it counts. Check the prefix, or fetch the file."
+        f"{path} does not exist: a checkpoint is an .index file and as many "
+        ".data files as it says. Check the prefix, or fetch the file."
       )
     return self._fs.size(path)
 
@@ -86,7 +86,7 @@ class _Files:
 
 
 def _open(files: _Files) -> tuple[list[str], dict[str, Any], list[form.Entry]]:
-  """The names of the shards, the parameter tree, its leaves in order."""
+  """Paths of the shards, the parameter tree, and its leaves in order."""
   shards, tree = _read_index(files)
   entries = [
     form.read_entry(files.index, path, leaf)
@@ -97,11 +97,11 @@ def _open(files: _Files) -> tuple[list[str], dict[str, Any], list[form.Entry]]:
 
 
 def _read_index(files: _Files) -> tuple[list[str], dict[str, Any]]:
-  """The names of the shards, and the parameter tree of packed entries."""
+  """Paths of the shards, and the parameter tree of packed entries."""
   size = files.size(files.index)
   if size > _MAX_INDEX_BYTES:
     raise form.error(
-      files.index, f"it has {size} bytes, an index at most {_MAX_INDEX_BYTES}"
+      files.index, f"{size} bytes; an index has at most {_MAX_INDEX_BYTES}"
     )
   with files.open(files.index) as stream:
     reader = Reader(stream, size, files.index)
@@ -110,15 +110,15 @@ def _read_index(files: _Files) -> tuple[list[str], dict[str, Any]]:
   if not isinstance(content, dict) or not isinstance(
     content.get("index"), dict
   ):
-    raise form.error(files.index, "it has no parameter tree under 'index'")
+    raise form.error(files.index, "there is no parameter tree under 'index'")
   if (version := content.get("version")) not in _VERSIONS:
     raise form.error(
-      files.index, f"version={version!r} is none of those known, {_VERSIONS}"
+      files.index, f"version={version!r}: must be one of {_VERSIONS}"
     )
   count: Any = content.get("shard_count")
   if not form.in_range(count, 1, _MAX_SHARDS):
     raise form.error(
-      files.index, f"shard_count={count!r} is not a number of shards"
+      files.index, f"shard_count={count!r}: must be a number of shards"
     )
   return files.shards(count), content["index"]
 
@@ -126,10 +126,10 @@ def _read_index(files: _Files) -> tuple[list[str], dict[str, Any]]:
 def _leaves(
   file: str, tree: dict[str, Any], parents: tuple[str, ...]
 ) -> Iterator[tuple[str, Any]]:
-  """Paths and leaves in the order that numbers them."""
+  """Paths and leaves, in the order of their numbers."""
   for name in sorted(tree):
     if name in ("", ".", "..") or not name.isprintable() or "/" in name:
-      raise form.error(file, f"{name[:40]!r} is not the name of a parameter")
+      raise form.error(file, f"{name[:40]!r} is not a parameter name")
     path = (*parents, name)
     if isinstance(tree[name], dict):
       yield from _leaves(file, tree[name], path)
@@ -151,14 +151,14 @@ def _rebuild(
 def _check_entries(
   files: _Files, entries: list[form.Entry], shards: list[str]
 ) -> None:
-  """The arrays fit into the files, and their chunks are in existing ones."""
+  """Checks that the arrays fit in the files and every chunk's shard exists."""
   available = sum(files.size(shard) for shard in shards)
   claimed = sum(entry.nbytes for entry in entries)
   if claimed > available:
     raise form.error(
       files.index,
-      f"it claims {claimed} bytes of arrays, its {len(shards)} data files have "
-      f"{available}",
+      f"it claims {claimed} bytes of arrays, but its {len(shards)} data files "
+      f"have {available}",
     )
   for entry in entries:
     for shard in entry.shards.values():
@@ -175,7 +175,7 @@ def _read_shard(
   entries: list[form.Entry],
   arrays: list[np.ndarray],
 ) -> None:
-  """Copies the chunks of one shard to where they belong, each once."""
+  """Copies every chunk of a shard into its array, once."""
   missing = {
     (i, box)
     for i, entry in enumerate(entries)
@@ -195,23 +195,25 @@ def _read_shard(
       for chunk in form.sequence(where, value):
         box = _copy_chunk(where, chunk, arrays[leaf])
         if (leaf, box) not in missing:
-          raise form.error(where, f"chunk {box} is another shard's, or twice")
+          raise form.error(where, f"chunk {box} is unexpected or occurs twice")
         missing.remove((leaf, box))
     reader.end()
   if not marked:
-    raise form.error(path, f"it has no key {_SHARD_MARK!r}")
+    raise form.error(path, f"key {_SHARD_MARK!r} is missing")
   for leaf, box in sorted(missing):
     raise form.error(path, f"{entries[leaf].path}: chunk {box} is missing")
 
 
 def _leaf_number(path: str, key: str, count: int) -> int:
   if not key.isdecimal() or len(key) > 9 or int(key) >= count:
-    raise form.error(path, f"key {key[:40]!r} is no leaf number below {count}")
+    raise form.error(
+      path, f"key {key[:40]!r} is not a leaf number below {count}"
+    )
   return int(key)
 
 
 def _copy_chunk(where: str, chunk: Any, array: np.ndarray) -> form.Box:
-  """Joins the pieces of a chunk and stores them in the array."""
+  """Joins the pieces of a chunk and copies them into the array."""
   packed, slices = form.sequence(where, chunk, 2)
   box = form.read_slices(where, slices, array.shape)
   pieces = form.read_pieces(where, packed)
@@ -219,12 +221,12 @@ def _copy_chunk(where: str, chunk: Any, array: np.ndarray) -> form.Box:
   if size != form.volume(box) or any(p.dtype != array.dtype for p in pieces):
     raise form.error(
       where,
-      f"chunk {box} of dtype {array.dtype} is filled with {size} elements of "
+      f"chunk {box} of {array.dtype} is filled with {size} elements of "
       f"{sorted({str(piece.dtype) for piece in pieces})}",
     )
   flat = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
   if not np.isfinite(flat).all():
-    raise form.error(where, f"chunk {box} holds numbers that are not finite")
+    raise form.error(where, f"chunk {box} holds values that are not finite")
   shape = [stop - start for start, stop in box]
   array[tuple(slice(*bounds) for bounds in box)] = flat.reshape(shape)
   return box
