@@ -18,6 +18,7 @@ OF_A_RUN = [
   "run.checkpoint",
   "run.evaluate",
   "inspection.inspect",
+  "inspection.comparison",
 ]
 
 

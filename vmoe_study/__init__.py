@@ -16,6 +16,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
   from vmoe_study.config import Config as Config
+  from vmoe_study.inspection.comparison import compare as compare
   from vmoe_study.inspection.inspect import inspect as inspect
   from vmoe_study.nn.moe import Moe as Moe
   from vmoe_study.nn.moe import MoeOptions as MoeOptions
@@ -43,6 +44,7 @@ _MODULES = {
   "ROUTERS": "nn.router",
   "RoutingPlan": "routing.plan",
   "VisionTransformer": "nn.vit",
+  "compare": "inspection.comparison",
   "evaluate": "run.evaluate",
   "inspect": "inspection.inspect",
   "load_config": "run.config_file",

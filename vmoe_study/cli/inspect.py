@@ -46,6 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="F,F,...",
     help="capacity factors at which sparse routers are tested (0.25,0.5,1,2,4)",
   )
+  parser.add_argument(
+    "--compare-with",
+    nargs="+",
+    default=[],
+    metavar="DIR",
+    help="workdirs of other runs: writes comparison.png, the same images "
+    "through the routers of all runs",
+  )
 
 
 def _count(text: str) -> int:
@@ -70,14 +78,23 @@ def _factors(text: str) -> list[float]:
 
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
-  from vmoe_study.inspection.inspect import inspect
+  from etils import epath
 
+  from vmoe_study.inspection.comparison import compare
+  from vmoe_study.inspection.inspect import inspect
+  from vmoe_study.inspection.result import save_png
+
+  checkpoint = config_flags.open_checkpoint(args)
   inspect(
-    config_flags.open_checkpoint(args),
+    checkpoint,
     num_images=args.examples,
     num_shown=args.images,
     capacity_factors=args.capacities,
     out=args.out,
   )
   print(f"{args.out}/index.html")
+  if args.compare_with:
+    picture = compare([checkpoint, *args.compare_with], num_images=args.images)
+    save_png(picture, epath.Path(args.out) / "comparison.png")
+    print(f"{args.out}/comparison.png")
   return 0

@@ -53,6 +53,40 @@ def patches_picture(gallery: Gallery) -> Figure:
   return figure
 
 
+def comparison_picture(galleries: Sequence[tuple[str, Gallery]]) -> Figure:
+  """Images and runs x images: patches in the colours of each run's experts.
+
+  Args:
+    galleries: name and gallery of each run, all with the same images.
+  """
+  count = min(gallery.count for _, gallery in galleries)
+  rows = 1 + len(galleries)
+  figure = Figure(
+    figsize=(1.25 * count + 1.9, 1.3 * rows), layout="constrained"
+  )
+  options = {"xticks": [], "yticks": []}
+  axes = figure.subplots(rows, count, squeeze=False, subplot_kw=options)
+  for number in range(count):
+    picture = galleries[0][1].picture(number)
+    axes[0, number].imshow(picture, vmin=0, vmax=1)
+    axes[0, number].set_title(galleries[0][1].titles[number], fontsize=8)
+  for row, (name, gallery) in zip(axes[1:], galleries, strict=True):
+    layer = list(gallery.layers.values())[-1]
+    colors = _colors(layer.tokens.dispatched.shape[2])
+    for number, axis in enumerate(row):
+      experts = _patch_experts(gallery, layer, number)
+      _color_patches(axis, gallery, number, experts, colors)
+    row[0].set_ylabel(
+      name.replace("_", " "),
+      fontsize=8,
+      rotation=0,
+      ha="right",
+      va="center",
+      wrap=True,
+    )
+  return figure
+
+
 def _patch_experts(
   gallery: Gallery, layer: LayerRouting, number: int
 ) -> Int[Array, "height width"]:

@@ -117,6 +117,11 @@ class Inspection:
     (folder / "index.html").write_text(render_page(self, files))
 
 
+def save_png(figure: Figure, path: epath.Path) -> None:
+  """Writes a figure as a PNG file."""
+  path.write_bytes(_png(figure))
+
+
 def _png(figure: Figure) -> bytes:
   file = io.BytesIO()
   figure.savefig(file, format="png", dpi=DOTS_PER_INCH)

@@ -1,0 +1,69 @@
+"""The same images through the routers of several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from etils import epath
+
+from vmoe_study.inspection.gallery import Gallery, make_gallery
+from vmoe_study.inspection.images import EvaluationImages
+from vmoe_study.run.checkpoint import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+
+def compare(
+  checkpoints: Sequence[Checkpoint | epath.PathLike], *, num_images: int = 6
+) -> Figure:
+  """Draws the same images once per run, with patches coloured by expert.
+
+  Shows the last routed layer of each run. Every run has experts of its own:
+  equal colours in two rows do not mean the same expert.
+
+  Args:
+    checkpoints: of `open_checkpoint`, or workdirs of runs. All must be routed
+      and evaluated on the same images.
+    num_images: number of images in the figure.
+
+  Raises:
+    ValueError: a run has no routed layer, or its images are not the same.
+
+  >>> figure = compare(["runs/digits", "runs/digits"], num_images=2)
+  >>> len(figure.axes)  # Images and two runs, two images each.
+  6
+  """
+  from vmoe_study.inspection.pictures import comparison_picture
+
+  galleries: list[tuple[str, Gallery]] = []
+  for found in checkpoints:
+    if not isinstance(found, Checkpoint):
+      found = open_checkpoint(found)
+    images = EvaluationImages(found.model)
+    gallery = make_gallery(found.model, found.params, images, num_images)
+    _check(found, gallery, galleries)
+    galleries.append((found.config.evaluation_moe.router, gallery))
+  return comparison_picture(galleries)
+
+
+def _check(
+  checkpoint: Checkpoint,
+  gallery: Gallery,
+  others: Sequence[tuple[str, Gallery]],
+) -> None:
+  if not gallery.layers:
+    raise ValueError(
+      f"workdir={checkpoint.path}: the model has no routed layer. Compare runs "
+      "with a router."
+    )
+  if others and not np.array_equal(
+    others[0][1].images[: gallery.count], gallery.images[: gallery.count]
+  ):
+    raise ValueError(
+      f"workdir={checkpoint.path}: its evaluation images are not those of the "
+      "first run. Compare runs that are evaluated on the same data set with "
+      "the same operations and group size."
+    )
