@@ -153,7 +153,7 @@ BIAS = "Moe/Mlp/Dense_0/bias"
     (
       "Encoder/posembed_input/pos_embedding",
       (1, 15, 32),
-      "15 positions of patches are no",
+      "15 positions of patches",
     ),
     ("extra/kernel", (2, 2), "1 not used: extra/kernel"),
     ("head/bias", (3,), "head/bias (shape (3,), the model has (10,))"),

@@ -1,7 +1,7 @@
-"""Reading checkpoints, verified: whole steps, parameters alone, metadata.
+"""Reads and verifies checkpoints: whole steps, only parameters, metadata.
 
-A step is read with Orbax's handlers, not its manager: they wait for no other
-host, so that a failure on one host can be told to all before any goes on.
+Steps are read with Orbax's handlers instead of its manager. The handlers do not
+wait for other hosts, so a failure on one host can be raised on all of them.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from vmoe_study.parallel import hosts
 
 PyTree = Any
 
-AS_NUMPY = object()  # In the place of a template: read to host memory.
+AS_NUMPY = object()  # In place of a template: read to host memory.
 
 
 def load_params(
@@ -31,13 +31,13 @@ def load_params(
   step: int | None = None,
   template: PyTree | None = None,
 ) -> tuple[PyTree, dict[str, Any], int]:
-  """Verified parameters of a checkpoint, without its optimizer state.
+  """Reads the parameters of a checkpoint, without its optimizer state.
 
   Args:
-    directory: of a `CheckpointStore`; only read.
-    step: the step wanted; None for the newest intact one.
+    directory: of a `CheckpointStore`; it is not changed.
+    step: the step to read; None for the newest intact one.
     template: as in `CheckpointStore.restore`; None for nested dictionaries of
-      numpy arrays, on any machine whatever devices the checkpoint came from.
+      numpy arrays, which need none of the devices that saved the checkpoint.
 
   Returns:
     Parameters, metadata, step.
@@ -48,9 +48,7 @@ def load_params(
   """
   directory = absolute(directory)
   template = AS_NUMPY if template is None else template
-  found, trees, metadata = restore_trees(
-    directory, step, {"params": template}
-  )
+  found, trees, metadata = restore_trees(directory, step, {"params": template})
   return trees["params"], metadata, found
 
 
@@ -59,7 +57,7 @@ def load_shapes(
 ) -> tuple[PyTree, int]:
   """One item of the newest checkpoint as zeros that take no memory; its step.
 
-  Reads the manifest alone.
+  Reads only the manifest.
 
   Raises:
     CheckpointError: there is no checkpoint, or its manifest is damaged.
@@ -77,7 +75,10 @@ def load_shapes(
 def load_metadata(
   directory: epath.PathLike, step: int | None = None
 ) -> tuple[dict[str, Any], int]:
-  """Metadata of the newest (or given) step with an intact manifest; step.
+  """The metadata of a step, by default the newest with an intact manifest.
+
+  Returns:
+    Metadata, step.
 
   Raises:
     CheckpointError: there is no checkpoint, or none with an intact manifest.
@@ -89,11 +90,15 @@ def load_metadata(
 def restore_trees(
   directory: epath.Path, step: int | None, templates: dict[str, PyTree]
 ) -> tuple[int, dict[str, PyTree], dict[str, Any]]:
-  """The newest intact step among those allowed; reports the others.
+  """Reads a step, by default the newest intact one; logs the damaged ones.
+
+  Args:
+    directory: of a `CheckpointStore`.
+    step: the step to read, or None.
+    templates: by item; trees as in `CheckpointStore.restore`, or `AS_NUMPY`.
 
   Returns:
-    Step, one tree for every template (`AS_NUMPY` for one in host memory),
-    metadata.
+    Step, one tree for every template, metadata.
 
   Raises:
     ValueError: names, shapes or dtypes differ from a template's.
@@ -139,7 +144,7 @@ def _not_there(
 
 
 def read_manifest(path: epath.Path) -> dict[str, Any]:
-  """What the checkpoint of one step says of itself, its digest verified.
+  """The manifest of one step, with its digest verified.
 
   Raises:
     CheckpointError: it is missing or damaged.
@@ -154,7 +159,7 @@ def read_manifest(path: epath.Path) -> dict[str, Any]:
 def _read_item(
   path: epath.Path, item: str, saved: dict[str, dict], template: PyTree
 ) -> PyTree:
-  """One verified tree; `saved` is its part of the manifest."""
+  """Reads and verifies one item; `saved` is its entry in the manifest."""
   if template is not AS_NUMPY:
     manifest_lib.check_template(item, saved, template, str(path))
     if not jax.tree.leaves(template):
@@ -190,7 +195,7 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
-  """Makes whatever a reader stumbles over a CheckpointError on every host."""
+  """Re-raises any read error as CheckpointError on all hosts."""
   try:
     with hosts.raise_on_all_hosts():
       yield
@@ -199,11 +204,11 @@ def _readable() -> Iterator[None]:
 
 
 def complete_steps(directory: epath.Path) -> list[int]:
-  """The complete steps, in order, as the first host sees them."""
+  """The complete steps in ascending order, as the first host sees them."""
   steps = ocp.utils.checkpoint_steps(directory) if directory.exists() else []
   steps = sorted(steps)
   if jax.process_count() > 1:
-    # Another host may see a change, as of a renamed step, earlier or later.
+    # Hosts may see a change, such as a renamed step, at different times.
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
     own = np.zeros(count, np.int32)
     own[: len(steps)] = steps[:count]
@@ -212,6 +217,6 @@ def complete_steps(directory: epath.Path) -> list[int]:
 
 
 def absolute(directory: epath.PathLike) -> epath.Path:
-  """The directory as Orbax wants it; a URL stays as it is."""
+  """An absolute path, which Orbax requires; URLs are unchanged."""
   path = epath.Path(directory)
   return path if "://" in str(path) else path.expanduser().resolve()

@@ -1,8 +1,8 @@
 """The manifest of a checkpoint: metadata, arrays, fingerprints.
 
-A plain JSON item beside the arrays. It carries a digest of itself, so that a
-flipped byte in it is seen too, and fingerprints of every array, because the
-array storage returns changed bytes and casts dtypes without a word.
+A JSON item beside the arrays. It contains fingerprints of all arrays, because
+the array storage returns changed bytes and casts dtypes silently, and a digest
+of itself, which detects changed bytes in the manifest.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ _SHOWN = 8
 
 
 def build(items: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict:
-  """The manifest of trees of arrays, by item name, with its digest.
+  """Makes the manifest, with its digest, of trees of arrays by item name.
 
-  Every process of a multi-host run takes part; all get the same manifest.
+  All processes of a multi-host run call it and get the same manifest.
   """
   manifest = {
     "format": _FORMAT,
@@ -33,7 +33,7 @@ def build(items: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict:
 
 def describe(tree: Any) -> dict[str, dict[str, Any]]:
   """Shape, dtype and fingerprint of every leaf, by path."""
-  # One by one: JAX's CPU collectives lock up when more than 31 programs wait.
+  # One at a time: JAX's CPU collectives deadlock with over 31 queued programs.
   return {
     name: {
       "shape": list(leaf.shape),
@@ -45,7 +45,7 @@ def describe(tree: Any) -> dict[str, dict[str, Any]]:
 
 
 def check(manifest: Any) -> None:
-  """Raises CheckpointError unless the manifest is one of ours, unchanged."""
+  """Raises CheckpointError if the manifest is damaged or of another format."""
   if not isinstance(manifest, dict) or "digest" not in manifest:
     raise CheckpointError("its manifest is not one that this package writes")
   content = {key: value for key, value in manifest.items() if key != "digest"}
@@ -60,10 +60,10 @@ def check(manifest: Any) -> None:
 def check_template(
   item: str, saved: Mapping[str, dict], template: Any, where: str
 ) -> None:
-  """Compares what a program expects with what a checkpoint holds.
+  """Checks that an item of a checkpoint has the leaves of a template.
 
   Raises:
-    ValueError: names the parameters that are missing, left over, or of another
+    ValueError: lists the leaves that are missing, not expected, or of another
       shape or dtype.
   """
   wanted = tree_lib.flatten(template)
@@ -89,7 +89,7 @@ def check_template(
 
 
 def check_arrays(item: str, saved: Mapping[str, dict], tree: Any) -> None:
-  """Raises CheckpointError if any restored array is not the one saved."""
+  """Raises CheckpointError if a restored array differs from the saved one."""
   found = describe(tree)
   damaged = sorted(name for name in saved if found.get(name) != saved[name])
   if damaged:

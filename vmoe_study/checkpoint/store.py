@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved while it goes on, verified when restored.
+"""Checkpoints of a run: saved in the background, verified when restored.
 
 A thin layer over Orbax, which writes arrays in parallel from every host and
 makes a step visible only when it is complete. This layer adds three things:
@@ -8,8 +8,9 @@ array is compared with its fingerprint (`manifest.py`), so that a damaged step
 is reported and the newest intact one is used instead.
 
 On disk: DIRECTORY/STEP/{params,opt_state,manifest}. A tree without leaves is
-not stored. A damaged step that a run had to step back over is renamed
-DIRECTORY/damaged-STEP, to make room for the run to save that step again.
+not stored. When a run resumes from an older step because newer ones are
+damaged, these are renamed DIRECTORY/damaged-STEP, so that it can save them
+again.
 """
 
 import contextlib
@@ -40,9 +41,9 @@ class Restored(NamedTuple):
 
 
 class CheckpointStore:
-  """The checkpoints of one run, in one directory that it alone writes.
+  """The checkpoints of one run, in a directory that no other run writes.
 
-  Every method is called by all processes of a multi-host run.
+  All processes of a multi-host run call every method.
   """
 
   def __init__(
@@ -56,8 +57,8 @@ class CheckpointStore:
 
     Args:
       directory: local path or gs:// URL.
-      keep: how many of the newest checkpoints to keep, at least 1.
-      keep_every: also keep every step that is a multiple of this for ever.
+      keep: number of newest checkpoints to keep, at least 1.
+      keep_every: steps that are multiples of this are never removed.
 
     Raises:
       ValueError: `keep` or `keep_every` is below 1.
@@ -79,7 +80,7 @@ class CheckpointStore:
     )
 
   def latest_step(self) -> int | None:
-    """The newest step saved (or being saved); None if there is none."""
+    """The newest step that is saved or being saved; None without any."""
     return self._manager.latest_step()
 
   def save(
@@ -94,17 +95,17 @@ class CheckpointStore:
     """Copies the state off the devices and writes it in the background.
 
     Args:
-      step: larger than any step saved before.
-      params: tree of arrays, on any mesh; may be donated after the call.
+      step: larger than any saved step.
+      params: tree of arrays on any mesh; they may be donated after the call.
       opt_state: likewise; None or a tree without leaves if there is none.
       metadata: JSON-able; returned when the checkpoint is restored.
-      wait: return only when the checkpoint is complete.
-      **more: further items, by name, as the batch of a step.
+      wait: whether to return only when the checkpoint is complete.
+      **more: further items by name, such as the batch of a step.
 
     Raises:
       ValueError: `step` is not larger than the latest step.
       CheckpointError: this save, or the one before it, failed. Complete
-        checkpoints are untouched, and a later save may be tried.
+        checkpoints are unchanged, and saving can be tried again.
     """
     self.wait()
     latest = self.latest_step()
@@ -134,7 +135,7 @@ class CheckpointStore:
     """Reads one step into the shardings of the templates, and verifies it.
 
     Args:
-      step: the step wanted; None for the newest intact one.
+      step: the step to read; None for the newest intact one.
       params: tree of jax.ShapeDtypeStruct (or arrays) with shardings on any
         mesh; without a sharding, arrays go to the first device.
       opt_state: likewise.
@@ -153,7 +154,7 @@ class CheckpointStore:
     return Restored(found, trees["params"], trees["opt_state"], metadata)
 
   def wait(self) -> None:
-    """Blocks until the save under way is complete.
+    """Blocks until the current save is complete.
 
     Raises:
       CheckpointError: it failed.
@@ -164,8 +165,8 @@ class CheckpointStore:
   def close(self) -> None:
     """Waits, then releases threads; the store cannot be used afterwards.
 
-    A save that fails now is only logged, as the store may be closed because of
-    another error: `wait` before to learn of it.
+    A failed save is only logged, because the store may be closing after another
+    error. Call `wait` first to have it raised.
     """
     for action in (self._manager.wait_until_finished, self._manager.close):
       try:
@@ -179,7 +180,7 @@ class CheckpointStore:
       with hosts.raise_on_all_hosts():
         yield
     except Exception as error:
-      # A manager never leaves the failed state, so a new one takes over.
+      # After an error a manager cannot be used again.
       self._manager = ocp.CheckpointManager(
         self._directory, options=self._options
       )
@@ -191,7 +192,7 @@ class CheckpointStore:
       ) from error
 
   def _set_aside(self, intact: int) -> None:
-    """Renames the steps after the newest intact one: all are damaged."""
+    """Renames the steps after the newest intact one, all of them damaged."""
     steps = load.complete_steps(self._directory)
     damaged = [step for step in steps if step > intact]
     if not damaged:
