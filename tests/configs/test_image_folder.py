@@ -40,7 +40,7 @@ def test_classes_and_images_are_counted(photos):
 def test_a_folder_is_needed(tmp_path):
   with pytest.raises(ValueError, match="folder='': must be given"):
     image_folder.get_config("")
-  with pytest.raises(ValueError, match="is not a folder"):
+  with pytest.raises(ValueError, match="there is no such folder"):
     image_folder.get_config(f"folder={tmp_path}")
 
 
