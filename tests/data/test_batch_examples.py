@@ -1,4 +1,4 @@
-"""What a batch says of its examples is what is in it."""
+"""`TrainInput.examples` names the examples that a batch has."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_names_and_numbers_of_every_row(mixture, hosts, data_dir):
     )
     for host in range(hosts)
   ]
-  for step in (0, 40):  # 40: beyond the first epoch
+  for step in (0, 40):  # 40 is in the second epoch.
     images = np.concatenate([host[step]["image"] for host in inputs])
     told = inputs[-1].examples(step)
     assert len({name for name, _ in told}) == len(mixture)

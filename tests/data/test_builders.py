@@ -1,4 +1,4 @@
-"""Building data sets from local files, and saying what is missing."""
+"""Building data sets from local files; errors name what is missing."""
 
 import gzip
 import subprocess

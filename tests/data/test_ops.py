@@ -39,6 +39,7 @@ def test_a_chain_runs_in_order_and_is_deterministic_in_its_generator():
     ),
     ("resize(2, 3)", "too many positional"),
     ("resize(size)", "must have the form"),
+    ("inception_crop(224, min_area=0.3)", "must have the form"),
     ("__import__('os').system('x')", "must have the form"),
     ("resize(8)||flip_lr", "must have the form"),
     ("value_range(0, 1)|resize(8)", "must come last"),

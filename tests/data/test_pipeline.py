@@ -27,7 +27,7 @@ def digits(data_dir):
 
 @pytest.fixture(scope="module")
 def plain(data_dir):
-  """`digits` test images as they are."""
+  """`digits` test images, unchanged."""
   return DataSpec("digits", "test", "value_range(0, 255)", 10, data_dir)
 
 
@@ -46,7 +46,7 @@ def assert_same(a, b):
 
 
 def global_batch(spec, hosts, step, **kwargs):
-  """The slices of all hosts, put together in host order."""
+  """The slices of all hosts, concatenated in host order."""
   slices = [
     train_input(spec, process_index=host, process_count=hosts, **kwargs)[step]
     for host in range(hosts)
@@ -57,7 +57,7 @@ def global_batch(spec, hosts, step, **kwargs):
 @pytest.mark.parametrize("which", ["digits", "jpegs"])
 def test_global_batches_do_not_depend_on_the_hosts(which, request):
   spec = request.getfixturevalue(which)
-  for step in (0, 1, 90):  # 90: in a later epoch
+  for step in (0, 1, 90):  # 90 is in a later epoch.
     batches = [
       global_batch(spec, hosts, step, batch_size=16, seed=7)
       for hosts in (1, 2, 4, 8)
@@ -235,7 +235,7 @@ def test_evaluation_refuses_random_operations(digits):
 
 @pytest.fixture
 def damaged(tmp_path):
-  """An image folder: 20 good files; one no image, one truncated, one empty."""
+  """A folder of 20 images; 3 is not an image, 7 is truncated, 11 is empty."""
   import cv2
 
   folder = tmp_path / "train" / "only"

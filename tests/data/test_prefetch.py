@@ -1,4 +1,4 @@
-"""Double buffering: order, errors, waiting time, an orderly end."""
+"""Double buffering: order, errors, waiting time, closing."""
 
 import itertools
 import threading
@@ -47,7 +47,7 @@ def test_it_works_ahead_by_size_and_no_further():
   while len(made) < 3 and time.monotonic() < deadline:
     time.sleep(0.01)
   time.sleep(0.05)
-  assert made == [0, 1, 2]  # two wait, the third is in hand
+  assert made == [0, 1, 2]  # Two wait; the third waits for room.
   batches.close()
 
 

@@ -1,4 +1,4 @@
-"""The sheet shows the run's images, with labels that can be read."""
+"""The contact sheet shows the run's images above their labels."""
 
 import cv2
 import numpy as np
@@ -26,7 +26,7 @@ def test_the_value_range_is_undone(data_dir, low, high):
 
 
 def cell(sheet, number):
-  """The picture and the text of a cell, without margins."""
+  """Image and text of a cell, without margins."""
   height = sheet.shape[0] // preview.ROWS
   width = sheet.shape[1] // preview.COLUMNS
   row, column = divmod(number, preview.COLUMNS)

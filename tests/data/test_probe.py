@@ -1,4 +1,4 @@
-"""What reading a part of a data set tells of it."""
+"""A data set is described from a sample of its examples."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def test_several_labels_per_image(data_dir):
 
 
 def test_the_cut_end_of_any_file_is_found(tmp_path, monkeypatch):
-  """However few examples of a large data set are read."""
+  """Even if few examples of a large data set are read."""
   monkeypatch.setattr(probe_lib, "EXAMPLES", 2)
   make_builder("jft_like/30", str(tmp_path)).download_and_prepare(
     download_config=tfds.download.DownloadConfig(num_shards=3),

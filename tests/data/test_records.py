@@ -65,7 +65,7 @@ def test_memory_file_system(folder):
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
-  """Serves byte ranges, and notes how much it sent."""
+  """Serves byte ranges and counts the bytes sent."""
 
   sent: list[int] = []  # noqa: RUF012
 

@@ -98,10 +98,8 @@ def parse_ops(text: str) -> Ops:
 
 def _parse_op(ops: str, text: str) -> Op:
   try:
-    node = ast.parse(text, mode="eval").body
-    name = node.func.id if isinstance(node, ast.Call) else node.id
-    args = [ast.literal_eval(arg) for arg in getattr(node, "args", ())]
-  except (SyntaxError, AttributeError, ValueError) as error:
+    name, args = _name_and_args(ast.parse(text, mode="eval").body)
+  except (SyntaxError, ValueError) as error:
     raise ValueError(
       f"ops={ops!r}: {text!r} must have the form name or name(1, 2.5). "
       "Separate operations by |."
@@ -120,6 +118,15 @@ def _parse_op(ops: str, text: str) -> Op:
       f"ops={ops!r}: {text!r}: {error}. Its form is {_form(name, signature)}."
     ) from error
   return Op(name, tuple(args), is_random)
+
+
+def _name_and_args(node: ast.expr) -> tuple[str, list[Any]]:
+  match node:
+    case ast.Name(name):
+      return name, []
+    case ast.Call(ast.Name(name), args, []):
+      return name, [ast.literal_eval(arg) for arg in args]
+  raise ValueError("neither a name nor a call with positional arguments")
 
 
 def _form(name: str, signature: inspect.Signature) -> str:

@@ -11,7 +11,9 @@ _END = object()
 
 
 class Prefetcher(Iterator[T], Generic[T]):
-  """An iterator whose items are prepared in a thread ahead of the consumer.
+  """An iterator whose items a thread prepares ahead of the consumer.
+
+  With batches as items, it is the `BatchStream` of the training loop.
 
   Attributes:
     wait_seconds: total time that the consumer has waited for items.

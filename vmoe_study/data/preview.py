@@ -1,6 +1,6 @@
 """A contact sheet of training images with their labels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -48,7 +48,7 @@ def to_bytes(
   return np.rint((images - low) * (255 / (high - low))).astype(np.uint8)
 
 
-def sheet(images: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+def sheet(images: Iterable[np.ndarray], texts: Sequence[str]) -> np.ndarray:
   """Arranges uint8 (H, W, C) images in rows, each with its text below."""
   cells = [_cell(*pair) for pair in zip(images, texts, strict=True)]
   blank = np.full_like(cells[0], 255)
@@ -81,7 +81,8 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
 
 def _lines(text: str) -> list[str]:
   """Breaks a text into the lines that fit; the font has ASCII only."""
-  rest, lines = text.encode("ascii", "replace").decode(), []
+  rest = text.encode("ascii", "replace").decode()
+  lines: list[str] = []
   while rest and len(lines) < LINES:
     fitting = _fitting(rest)
     lines.append(rest[:fitting])

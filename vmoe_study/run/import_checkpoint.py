@@ -33,7 +33,7 @@ def import_checkpoint(
     prefix: of the files PREFIX.index and PREFIX.data-*; local path or URL.
     workdir: to be created.
     image_size: side of the square images in pixels; needed if the model has no
-      learned positions, which tell it.
+      learned positions to infer it from.
     config: of a run with this model, which makes `evaluate` work on the
       workdir. By default only the model is recorded, inferred from its shapes.
 
@@ -69,18 +69,20 @@ def import_checkpoint(
 def _image_shape(
   source: dict[str, Any], size: int | None
 ) -> tuple[int, int, int]:
-  found = infer_image_shape(source)
-  if found is None and size is None:
+  learned = infer_image_shape(source)
+  if learned:
+    if size not in (None, learned[0]):
+      raise ValueError(
+        f"image_size={size}: the learned positions are for {learned[0]} pixels. "
+        "Leave it out; `train` with initialize.kind='vmoe' resizes positions."
+      )
+    return learned
+  if size is None:
     raise ValueError(
-      "image_size=None: must be given, as the positions of this model are not "
-      "learned and do not tell it. Give --image-size=PIXELS."
+      "image_size=None: must be given, as this model has no learned positions "
+      "to infer it from. Give --image-size=PIXELS."
     )
-  if found and size not in (None, found[0]):
-    raise ValueError(
-      f"image_size={size}: the learned positions are for {found[0]} pixels. "
-      "Leave it out; `train` with initialize.kind='vmoe' resizes positions."
-    )
-  return found or (size, size, source["embedding"]["kernel"].shape[2])
+  return size, size, source["embedding"]["kernel"].shape[2]
 
 
 def _model_spec(model: dict[str, Any]) -> ModelSpec:

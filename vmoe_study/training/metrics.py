@@ -49,8 +49,8 @@ class MetricsWriter:
   def _open(self, workdir: epath.PathLike, start_step: int) -> None:
     if self._active:
       rows = read_metrics(workdir) if start_step else ()
-      rows = [row for row in rows if row["step"] <= start_step]
-      write_atomically(self._path, "".join(map(to_line, rows)))
+      kept = [row for row in rows if row["step"] <= start_step]
+      write_atomically(self._path, "".join(map(to_line, kept)))
       self._events = EventWriter(workdir)
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:

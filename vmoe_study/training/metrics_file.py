@@ -31,5 +31,5 @@ def read_metrics(workdir: epath.PathLike) -> Iterator[dict[str, float]]:
 
 def to_line(row: Mapping[str, float]) -> str:
   """One row as a line of the file."""
-  row = {k: v if math.isfinite(v) else None for k, v in row.items()}
-  return json.dumps(row) + "\n"
+  values = {k: v if math.isfinite(v) else None for k, v in row.items()}
+  return json.dumps(values) + "\n"
