@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from configs import digits
-from vmoe_study.config import check_batches, complete, parse
+from vmoe_study.config import check_batches, parse
 
 VALUES = digits.get_config("router=softmax_token_choice").to_dict()
 
@@ -21,7 +21,7 @@ def changed(path, value):
 
 
 def test_completing_a_complete_config_changes_nothing():
-  assert complete(VALUES) == VALUES
+  assert parse(VALUES).to_dict() == VALUES
   options = VALUES["model"]["moe"]["options"]
   assert options["noise_std"] == 1.0 and options["capacity_rounding"] == "round"
   assert VALUES["model"]["fields"]["dtype"] == "float32"
@@ -80,7 +80,7 @@ def test_epochs_become_steps():
   [
     ("ruter=soft", "ruter"),
     ("capacity=much", "capacity='much'"),
-    ("bpr=1", "bpr='1'"),
+    ("batch_priority=1", "batch_priority='1'"),
     ("router", "NAME=VALUE"),
   ],
 )

@@ -13,13 +13,13 @@ The maximiser p is the projection of x/b onto the k-sparse simplex, and with
 column e of T(alpha) being b * p, F has the subgradient (row sums of T) - 1.
 
 1. Let column e of T be b * p_e and alpha the multipliers of the row sums. The
-   Lagrangian is a sum over columns, of b <p_e, alpha + A[:, e]> - (b^2/2)
-   |p_e|^2, less sum_s alpha_s. F adds the constant b^2/2 for every column.
-2. <p, x> - (b/2) |p|^2 = -(b/2) |p - x/b|^2 + a constant, so p is the
-   projection. To compute it, keep the k largest entries of x/b and project
-   these onto the simplex.
-3. M is a maximum of affine functions of x. A maximiser p is therefore a
-   subgradient of M, and the sum of the columns b * p less 1 is one of F.
+   Lagrangian is the sum over columns of b <p_e, alpha + A[:, e]> - (b^2/2)
+   |p_e|^2, less sum_s alpha_s: its maximum over T is F less E b^2/2.
+2. <p, x> - (b/2) |p|^2 = -(b/2) |p - x/b|^2 + |x|^2 / (2b), so p is the
+   projection. It is found by projecting the k largest entries of x/b onto the
+   simplex and setting the others to 0 (arXiv:1206.1529).
+3. M is a maximum of affine functions of x, so its maximiser p is a subgradient.
+   By the chain rule the sum of the columns b * p, less 1, is one of F.
 """
 
 import functools
