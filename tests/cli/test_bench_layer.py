@@ -1,15 +1,12 @@
 """`bench layer` on a tiny layer: its rows, its figure, its arithmetic."""
 
 import json
-import time
 
-import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from vmoe_study.cli.main import main
 from vmoe_study.performance.layer_figure import draw
-from vmoe_study.performance.timing import interleaved_seconds, paired_ratio
 
 PROMISED = {
   "router",
@@ -88,16 +85,3 @@ def test_the_figure_is_as_wide_as_a_page(record, tmp_path):
   draw(rows, str(tmp_path / "layer.png"))
   height, width, _ = imread(tmp_path / "layer.png").shape
   assert width <= 1200 and height > width / 3  # Two by two panels.
-
-
-def test_ratios_are_paired():
-  calls = {
-    "slow": lambda: time.sleep(0.02),
-    "fast": lambda: time.sleep(0.01),
-  }
-  rounds = []
-  seconds = interleaved_seconds(calls, 3, rounds.append)
-  assert rounds == [0, 1, 2]
-  assert all((s > 0.009).all() for s in seconds.values())
-  known = {"a": np.array([2.0, 9.0, 4.0]), "b": np.array([1.0, 3.0, 4.0])}
-  assert paired_ratio(known, "a", "b") == 2.0

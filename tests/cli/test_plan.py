@@ -7,7 +7,6 @@ import pytest
 pytest.importorskip("libtpu")
 
 from vmoe_study.cli.main import main
-from vmoe_study.config import parse
 from vmoe_study.performance import plan as planning
 from vmoe_study.performance.estimate import ResourceEstimate
 from vmoe_study.run.config_file import load_config
@@ -110,21 +109,13 @@ def test_not_fitting_is_an_answer(tmp_path, capsys):
   assert "--config.mesh.fsdp=true" in answer
 
 
-def test_a_run_is_planned_from_python(report):
-  config = load_config(
-    "configs/digits.py",
-    [
-      "model.fields.depth=2",
-      "model.fields.width=32",
-      "train.num_epochs=0.0",
-      "train.num_steps=100",
-      "train.mixup=0.0",
-      "mesh.expert=4",
-      "train.accumulation=2",
-    ],
+def test_python_gets_what_the_command_prints(report, monkeypatch):
+  estimate = ResourceEstimate(**report)
+  monkeypatch.setattr(planning, "estimate_resources", lambda *args: estimate)
+  found = planning.plan_run(
+    load_config("configs/digits.py"), "v5e:2x2", num_examples=10
   )
-  estimate = planning.plan_run(config, "v5e:2x2")
-  assert estimate.to_dict() == report
+  assert found.to_dict() == report
 
 
 def test_a_sweep_recommends_the_fastest(tmp_path, capsys):
@@ -167,26 +158,3 @@ def test_images_are_as_the_operations_leave_them(monkeypatch, tmp_path, capsys):
   assert "--num-examples" in capsys.readouterr().err
   assert main([*command, "--num-examples=1281167"]) == 0
   assert shapes == [((224, 224, 3), 1281167)]
-
-
-def test_a_sweep_covers_what_divides():
-  values = {
-    "name": "test",
-    "model": {
-      "backbone": "S/16",
-      "fields": {"num_classes": 10},
-      "moe": {
-        "router": "softmax_expert_choice",
-        "options": {"num_experts": 12},
-      },
-    },
-    "data": {"name": "x", "split": "train", "ops": "resize(32)"}
-    | {"num_classes": 10},
-    "train": {"batch_size": 16, "num_steps": 10},
-  }
-  found = [
-    (c.mesh.replica, c.mesh.expert, c.model.moe.options["plan_form"])
-    for c in planning.mesh_variants(parse(values), 8)
-  ]
-  meshes = [(8, 1), (4, 2), (2, 4)]  # 12 experts cannot be shared by 8.
-  assert found == [(*m, form) for m in meshes for form in ("index", "dense")]

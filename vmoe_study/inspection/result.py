@@ -76,6 +76,8 @@ class Inspection:
   def figures(self) -> dict[str, Figure]:
     """All figures by name; none for a dense model.
 
+    In a notebook, `%matplotlib inline` makes cells show them.
+
     The names are "patches" (images with patches coloured by expert), "training"
     (load over training), "capacity" (accuracy against capacity), and for every
     layer "LAYER_charts", "LAYER_classes", "LAYER_patches" and "LAYER_tensors".
