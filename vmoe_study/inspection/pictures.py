@@ -99,9 +99,8 @@ def _patch_experts(
 
 def _colors(num_experts: int) -> Float[Array, "E 3"]:
   named = np.asarray(colormaps["tab20"].colors)
-  named = np.delete(
-    named, [14, 15], axis=0
-  )  # Greys: hard to see on grey images.
+  # Without the two greys, which are hard to see on grey images.
+  named = np.delete(named, [14, 15], axis=0)
   if num_experts <= len(named):
     return named[:num_experts]
   return colormaps["turbo"](np.linspace(0, 1, num_experts))[:, :3]

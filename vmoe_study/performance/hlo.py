@@ -190,10 +190,8 @@ class _Program:
     self._chains |= {chain[1]} if chain else set()
     groups = _groups(instruction.attributes, self._num_partitions)
     sizes = _array_bytes(instruction.shape)
-    if (
-      instruction.op == "all-gather-start"
-    ):  # The shape lists inputs, then outputs.
-      sizes = sizes[len(sizes) // 2 :]
+    if instruction.op == "all-gather-start":
+      sizes = sizes[len(sizes) // 2 :]  # Inputs come first, then outputs.
     if instruction.op == "collective-permute-start":
       sizes = sizes[1:2]
     scale = groups.shape[1] if op == "reduce-scatter" else 1

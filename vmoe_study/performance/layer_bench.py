@@ -197,14 +197,38 @@ def breakdown(case: Case, rounds: int) -> dict[str, float]:
   "choice" is the time of routing from logits to plan, less that of the affinity
   ("solver").
   """
-  layer, x, params = case.module, case.input, case.params["params"]
+  x, group_images = case.input, case.module.moe.group_images
+  tokens = x.reshape(-1, group_images * x.shape[1], x.shape[2])
+  parts = _parts(case, tokens.shape[1])
+  logits = parts["router"](tokens)
+  plan = parts["plan"](logits)
+  inputs = parts["dispatch"](plan, tokens)
+  arguments = {
+    "router": (tokens,),
+    "solver": (logits,),
+    "plan": (logits,),
+    "dispatch": (plan, tokens),
+    "experts": (inputs,),
+    "combine": (plan, inputs),
+  }
+  calls = {
+    name: functools.partial(part, *arguments[name])
+    for name, part in parts.items()
+  }
+  seconds = interleaved_seconds(calls, rounds)
+  ms = {name: _median_ms(values) for name, values in seconds.items()}
+  plan_ms = ms.pop("plan")
+  solver_ms = min(ms.pop("solver", 0.0), plan_ms)
+  return ms | {"solver": solver_ms, "choice": plan_ms - solver_ms}
+
+
+def _parts(case: Case, group_size: int) -> dict[str, Callable]:
+  """The compiled parts of a routed layer, in its order."""
+  layer, params = case.module, case.params["params"]
   router = make_router(layer.moe.router, **layer.moe.options)
   router_params = {"params": params.get(names.ROUTER, {})}
   experts = make_experts(layer.mlp_dim, dtype=layer.dtype)
-  tokens = x.reshape(-1, layer.moe.group_images * x.shape[1], x.shape[2])
-  slots = router.capacity(tokens.shape[1])
-
-  # In the layer's order; each takes the results of earlier parts.
+  slots = router.capacity(group_size)
   parts: dict[str, Callable] = {
     "router": lambda x: router.apply(router_params, x, True, method="logits"),
     "solver": lambda x: router.affinity(x.clean, slots),
@@ -215,27 +239,7 @@ def breakdown(case: Case, rounds: int) -> dict[str, float]:
   }
   if not hasattr(router, "affinity"):
     del parts["solver"]
-  run = {name: jax.jit(part) for name, part in parts.items()}
-  logits = run["router"](tokens)
-  plan = run["plan"](logits)
-  inputs = run["dispatch"](plan, tokens)
-  arguments = {
-    "router": (tokens,),
-    "solver": (logits,),
-    "plan": (logits,),
-    "dispatch": (plan, tokens),
-    "experts": (inputs,),
-    "combine": (plan, inputs),
-  }
-  calls = {
-    name: functools.partial(function, *arguments[name])
-    for name, function in run.items()
-  }
-  seconds = interleaved_seconds(calls, rounds)
-  ms = {name: _median_ms(values) for name, values in seconds.items()}
-  plan_ms = ms.pop("plan")
-  solver_ms = min(ms.pop("solver", 0.0), plan_ms)
-  return ms | {"solver": solver_ms, "choice": plan_ms - solver_ms}
+  return {name: jax.jit(part) for name, part in parts.items()}
 
 
 def _forward_backward(case: Case) -> Callable:

@@ -105,8 +105,8 @@ def make_problems(
 ) -> Iterator[Problem]:
   """Sparse transport at each capacity factor, and Sinkhorn's problem.
 
-  The logits of Sinkhorn's are four times as wide: with the others 5 iterations
-  already reach the optimum.
+  Sinkhorn's logits are four times as wide, because 5 iterations would already
+  reach the optimum for logits as wide as the others.
   """
   size = shape.groups, shape.tokens, shape.experts
   std = shape.logit_std
