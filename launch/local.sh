@@ -39,7 +39,7 @@ import socket
 with socket.socket() as free:
   free.bind(("localhost", 0))
   print(free.getsockname()[1])')"
-flags="--xla_force_host_platform_device_count=$devices"
+flags="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
 
 pids=()
 signal_all() {

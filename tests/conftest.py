@@ -1,17 +1,39 @@
-"""Eight fake devices, quick compilation, shape checks, no silent broadcasts."""
+"""Eight fake devices, fast compilation, shape checks, kinds of tests.
+
+Without a path or `-m`, pytest runs the tests of `DEFAULT`. Their kind is the
+folder's in `KINDS`, or what a file says with `pytestmark`.
+"""
 
 import atexit
+import gc
 import os
+import pathlib
 import shutil
 import tempfile
 
-os.environ["XLA_FLAGS"] = " ".join(
-  [
-    os.environ.get("XLA_FLAGS", ""),
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-  ]
-)
+import pytest
+
+from .programs import xla_flags
+
+TESTS = pathlib.Path(__file__).parent
+DEFAULT = "unit and not slow"
+KINDS = {
+  "unit": "one part of the library, in this process",
+  "cli": "a command from its arguments to its files, in this process",
+  "process": "processes that are started, killed, or work together",
+  "device": "programs for several devices, or compiled for TPUs",
+  "notebook": "notebooks, each in a kernel",
+  "fuzz": "random input to parsers and readers",
+}
+OF_FOLDER = {
+  "cli": "cli",
+  "launch": "process",
+  "multidevice": "device",
+  "multiprocess": "process",
+  "notebooks": "notebook",
+}
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -22,6 +44,27 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+gc.set_threshold(20_000, 20, 20)  # Tracing creates many objects, few in cycles.
+
 from jaxtyping import install_import_hook
 
 install_import_hook("vmoe_study.routing", "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """Registers the kinds; selects `DEFAULT` if nothing else is asked for."""
+  for name, meaning in KINDS.items():
+    config.addinivalue_line("markers", f"{name}: {meaning}")
+  config.addinivalue_line("markers", "slow: takes longer than the others")
+  words = config.invocation_params.args
+  asked = any(str(word).startswith(("-m", "-k")) for word in words)
+  if not asked and config.args_source is not config.ArgsSource.ARGS:
+    config.option.markexpr = DEFAULT
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Gives every test one kind."""
+  for item in items:
+    if not any(mark.name in KINDS for mark in item.iter_markers()):
+      folder = item.path.relative_to(TESTS).parts[0]
+      item.add_marker(OF_FOLDER.get(folder, "unit"))

@@ -10,6 +10,8 @@ import numpy as np
 
 from vmoe_study.checkpoint import load as load_lib
 
+from ..programs import xla_flags
+
 VALUES = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
 
 PRELUDE = """
@@ -71,7 +73,7 @@ store.close()
 
 
 def _start(script, *arguments, devices):
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags = xla_flags(devices)
   return subprocess.Popen(
     [sys.executable, "-c", PRELUDE + textwrap.dedent(script), *arguments],
     env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 
+from ..programs import xla_flags
+
 SCRIPT = """
 import sys
 import jax
@@ -59,11 +61,10 @@ def test_two_processes_agree_with_one():
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
-  flags = "--xla_force_host_platform_device_count=2"
   processes = [
     subprocess.Popen(
       [sys.executable, "-c", SCRIPT, address, str(index)],
-      env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+      env=os.environ | {"XLA_FLAGS": xla_flags(2), "JAX_PLATFORMS": "cpu"},
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from ..programs import xla_flags
+
 SCRIPT = """
 import argparse, sys
 from vmoe_study.cli import process_flags
@@ -46,7 +48,7 @@ def test_rows_of_a_batch_are_in_the_order_of_the_data(processes):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
-  flags = f"--xla_force_host_platform_device_count={4 // processes}"
+  flags = xla_flags(4 // processes)
   started = [
     subprocess.Popen(
       [sys.executable, "-c", SCRIPT, f"--coordinator={address}"]

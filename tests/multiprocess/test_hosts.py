@@ -7,6 +7,8 @@ import sys
 
 from vmoe_study.run import lock
 
+from ..programs import xla_flags
+
 SCRIPT = """
 import pathlib, sys
 import jax
@@ -83,7 +85,7 @@ def test_both_hear_of_what_one_meets(tmp_path):
     processes = [
       subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path), address, str(number)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(1)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -15,6 +15,8 @@ from nbclient.exceptions import CellExecutionError
 
 from vmoe_study.cli.main import main
 
+from ..programs import xla_flags
+
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 SAMPLES = ROOT / "tests" / "data" / "reference" / "vmoe_checkpoint"
@@ -47,8 +49,7 @@ def run(tmp_path):
     out = tmp_path / "value.json"
     dump = f"import json\njson.dump({expression}, open({str(out)!r}, 'w'))"
     notebook.cells.append(nbformat.v4.new_code_cell(dump))
-    flags = "--xla_backend_optimization_level=0"
-    environment = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    environment = {"XLA_FLAGS": xla_flags(1), "PYTHONPATH": str(ROOT)}
     client = NotebookClient(
       notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
     )
