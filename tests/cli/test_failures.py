@@ -8,7 +8,7 @@ import pytest
 from vmoe_study.checkpoint.load import read_manifest
 from vmoe_study.cli.main import main
 from vmoe_study.data.pipeline import TrainInput
-from vmoe_study.training.metrics import FILE_NAME, read_metrics
+from vmoe_study.training.metrics_file import FILE_NAME, read_metrics
 
 STEPS = 14
 TINY = [

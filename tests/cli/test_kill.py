@@ -12,7 +12,9 @@ import time
 import pytest
 
 from vmoe_study.checkpoint.load import complete_steps, read_manifest
-from vmoe_study.training.metrics import read_metrics
+from vmoe_study.training.metrics_file import read_metrics
+
+from ..programs import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, KILLS = 90, 3
@@ -40,7 +42,7 @@ def environment(tmp_path_factory):
   folder = tmp_path_factory.mktemp("shared")
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": xla_flags(1),
     "TFDS_DATA_DIR": str(folder / "data"),
     "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from vmoe_study.training.metrics import read_metrics
+from vmoe_study.training.metrics_file import read_metrics
+
+from ..programs import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = [
@@ -31,8 +33,7 @@ def command(data, *arguments, processes=1, devices=8):
   """Starts a command of the program in one or more processes."""
   words = [sys.executable, "-m", "vmoe_study"]
   environment = {"PYTHON": sys.executable, "TFDS_DATA_DIR": str(data)}
-  flags = f"--xla_force_host_platform_device_count={devices}"
-  environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+  environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices)}
   if processes > 1:
     words = ["launch/local.sh", f"--processes={processes}"]
     words += [f"--devices={devices}", "--"]

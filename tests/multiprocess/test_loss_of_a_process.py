@@ -12,7 +12,9 @@ import pytest
 
 from vmoe_study.checkpoint.load import complete_steps, read_manifest
 from vmoe_study.parallel.distributed import HEARTBEAT_SECONDS
-from vmoe_study.training.metrics import read_metrics
+from vmoe_study.training.metrics_file import read_metrics
+
+from ..programs import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 300
@@ -51,7 +53,7 @@ class Job:
     environment = {
       "TFDS_DATA_DIR": str(self._data),
       "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+      "XLA_FLAGS": xla_flags(1),
       "JAX_COMPILATION_CACHE_DIR": str(self._folder / "compiled"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
