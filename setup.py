@@ -66,7 +66,7 @@ setup(
     "importlib-resources>=6.4",  # TFDS imports it to prepare data sets.
     f"jax{JAX}",
     "jaxtyping>=0.3",
-    "jinja2>=3.1",
+    "jinja2>=3.1.6",
     "matplotlib>=3.9",
     "ml-collections>=1.1,<2",
     "ml-dtypes>=0.5",
