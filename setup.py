@@ -75,7 +75,7 @@ setup(
     "opencv-python-headless>=4.12",
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
-    "scikit-learn>=1.5",  # Has the images of `digits`, the first run's data.
+    "scikit-learn>=1.5",  # The images of `digits`, for the first run.
     "scipy>=1.13",
     "tabulate>=0.9",
     "tensorboard>=2.18",  # Writes the event files.
@@ -87,8 +87,8 @@ setup(
     "demo": [FONTTOOLS],
     "dev": [
       "aiohttp>=3.9",
-      "gcsfs>=2024.12",
       "array-record>=0.8",
+      "gcsfs>=2024.12",
       "hypothesis>=6.100",
       "ipykernel>=6.29",
       "mypy>=1.11",
