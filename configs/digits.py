@@ -10,8 +10,18 @@ project on real images: training, evaluation and few-shot transfer.
 Arguments: router (a name of the zoo, or "dense"), capacity (the factor), k
 (experts per token, for token choice), group (images per routing group),
 batch_priority (for token choice), seed.
-Hardware: two CPU cores. Expected: at least 96% test accuracy for every router;
-the table in README.md was made with this file.
+Hardware: two CPU cores. Expected: at least 96% test accuracy for every router.
+One seed each gave (percent of 359 test images, so one image is 0.28 points;
+seconds of training on one core, two runs at a time on a busy machine):
+
+  router                              test   10-shot  seconds
+  dense                               98.33    97.77       84
+  sinkhorn_expert_choice              99.44    99.44      116
+  sinkhorn_token_choice               98.33    99.16      105
+  soft                                98.05    98.33       75
+  softmax_expert_choice               98.61    98.89       91
+  softmax_token_choice                98.05    98.61      123
+  sparsity_constrained_expert_choice  99.16    98.89       99
 """
 
 from configs import common
