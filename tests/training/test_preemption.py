@@ -48,6 +48,7 @@ def run(tmp_path, preempted_at):
     )
     timetable = Timetable(num_steps=9, report=2, evaluate=0, save=4)
     state = train(steps, Batches(preempted_at), timetable, hooks)
+    hooks.writer.close()
   assert signal.getsignal(signal.SIGTERM) == handler
   return int(state.step), saved
 

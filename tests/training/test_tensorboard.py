@@ -50,13 +50,14 @@ def test_tensorboard_reads_the_scalars(tmp_path):
   assert read(tmp_path) == expected
 
 
-def test_a_resumed_run_starts_another_file(tmp_path):
-  for step in (1, 2):
+def test_files_are_read_in_the_order_in_which_they_were_written(tmp_path):
+  steps = range(12)
+  for step in steps:  # As of a run that is resumed, or whose disk is full.
     writer = EventWriter(tmp_path)
     writer.write_scalars(step, {"a": step})
     writer.close()
-  assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2
-  assert read(tmp_path) == {"a": [(1, 1.0), (2, 2.0)]}
+  assert len(list(tmp_path.glob("events.out.tfevents.*"))) == len(steps)
+  assert read(tmp_path) == {"a": [(step, float(step)) for step in steps]}
 
 
 def test_a_failed_write_does_not_hide_later_ones(tmp_path):

@@ -56,7 +56,9 @@ class EventWriter:
   def _open(self) -> RecordWriter:
     host, number = socket.gethostname(), next(_FILE_NUMBERS)
     now = time.time()
-    name = f"events.out.tfevents.{now:010.0f}.{host}.{os.getpid()}.{number}.v2"
+    name = (
+      f"events.out.tfevents.{now:010.0f}.{host}.{os.getpid()}.{number:04d}.v2"
+    )
     file = RecordWriter((self._folder / name).open("wb"))
     version = Event(wall_time=now, file_version="brain.Event:2")
     file.write(version.SerializeToString())
