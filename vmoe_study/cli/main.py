@@ -1,7 +1,8 @@
 """One entry point for all commands.
 
 A command is a module with `add_arguments(parser)` and `run(args)`, which
-returns the exit code. It is imported only when it is called.
+returns the exit code. It is imported only when it is called. If it reads other
+files than `--config` names, `check(args)` checks them for `--check`.
 """
 
 import argparse
@@ -60,6 +61,12 @@ def main(argv: list[str] | None = None) -> int:
       formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sub.add_argument("--debug", action="store_true", help="show tracebacks")
+    sub.add_argument(
+      "--check",
+      action="store_true",
+      help="check the options and the config with its overrides, and stop: "
+      "needs no data, checkpoint or accelerator",
+    )
     sub.set_defaults(parser=sub)
     if name == chosen:
       module = importlib.import_module(f"vmoe_study.cli.{file}")
@@ -80,13 +87,23 @@ def main(argv: list[str] | None = None) -> int:
 def _run(module, args) -> int:
   _set_up_logging()
   try:
-    return module.run(args)
+    return _check(module, args) if args.check else module.run(args)
   except Exception as error:
     code = _exit_code(error)
     if args.debug or code is None:
       raise
     print(f"error: {error}", file=sys.stderr)
     return code
+
+
+def _check(module, args) -> int:
+  """Checks what can be known before data, checkpoints and devices are used."""
+  if hasattr(module, "check"):
+    module.check(args)
+  elif getattr(args, "config", None):
+    config_flags.load(args)
+  print("The command line is valid.")
+  return 0
 
 
 def _exit_code(error: Exception) -> int | None:

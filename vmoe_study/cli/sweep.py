@@ -43,6 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def check(args: argparse.Namespace) -> None:
+  """Checks the table and the config of each of its rows."""
+  from vmoe_study.run.config_file import load_config
+  from vmoe_study.study.sweep import load_table
+
+  for row in load_table(args.table).values():
+    load_config(row.config, row.overrides)
+
+
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
   # Checking configs takes JAX, which `sweep --help` does not wait for.
