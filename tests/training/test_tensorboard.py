@@ -24,7 +24,8 @@ def _without_tensorflow():
 
 def read(folder) -> dict[str, list[tuple[int, float]]]:
   """Tag -> (step, value) of its events, as TensorBoard shows them."""
-  events = EventAccumulator(str(folder)).Reload()
+  everything = {"tensors": 0}  # By default it keeps a sample.
+  events = EventAccumulator(str(folder), size_guidance=everything).Reload()
   assert events.PluginTagToContent("scalars").keys() == set(
     events.Tags()["tensors"]
   )

@@ -54,11 +54,10 @@ class EventWriter:
     self._file = file
 
   def _open(self) -> RecordWriter:
-    host, number = socket.gethostname(), next(_FILE_NUMBERS)
-    now = time.time()
-    name = (
-      f"events.out.tfevents.{now:010.0f}.{host}.{os.getpid()}.{number:04d}.v2"
-    )
+    now, number = time.time(), next(_FILE_NUMBERS)
+    # TensorBoard reads the files of a folder in the order of their names.
+    parts = f"{now:010.0f}.{socket.gethostname()}.{os.getpid()}.{number:04d}"
+    name = f"events.out.tfevents.{parts}.v2"
     file = RecordWriter((self._folder / name).open("wb"))
     version = Event(wall_time=now, file_version="brain.Event:2")
     file.write(version.SerializeToString())
