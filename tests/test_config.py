@@ -55,6 +55,13 @@ def test_names_the_field_and_the_rule(path, value, message):
     parse(changed(path, value))
 
 
+@pytest.mark.parametrize("name", ["train", "fewshot", "", "test/val"])
+def test_names_of_evaluations_do_not_hide_other_metrics(name):
+  evaluations = {name: VALUES["evaluations"]["test"]}
+  with pytest.raises(ValueError, match=f"evaluations.{name}: .* Rename it"):
+    parse(changed("evaluations", evaluations))
+
+
 def test_batches_divide_by_devices_and_groups():
   values = changed("model.moe.group_images", 4)
   values["mesh"] = {"replica": 2, "expert": -1}

@@ -289,6 +289,7 @@ class Config:
     for shots in self.shots:
       if shots < 1:
         yield f"shots={shots!r}: must be at least 1."
+    yield from self._name_problems()
     yield from self._class_problems()
     if self.train.num_steps:
       try:
@@ -296,6 +297,21 @@ class Config:
       except ValueError as error:
         yield str(error)
     yield from self._evaluation_capacity_problems()
+
+  def _name_problems(self) -> Iterator[str]:
+    """Names of metrics are NAME/accuracy, fewshot/NAME/5shot, train/loss."""
+    for kind in ("evaluations", "fewshot"):
+      for name in getattr(self, kind):
+        if not name or "/" in name:
+          yield (
+            f"{kind}.{name}: the name {name!r} must not be empty or contain "
+            "'/', as it is a part of metric names. Rename it."
+          )
+    for name in sorted({"train", "fewshot"} & self.evaluations.keys()):
+      yield (
+        f"evaluations.{name}: must not have this name, as other metrics begin "
+        f"with '{name}/'. Rename it, for example {name}_accuracy."
+      )
 
   def _class_problems(self) -> Iterator[str]:
     classes = self.model.fields["num_classes"]

@@ -75,6 +75,18 @@ def test_replay_finds_what_is_not_finite(stopped, capsys):
   assert "no step 5; there are [1]" in capsys.readouterr().err
 
 
+def test_replay_finds_a_norm_that_overflows(tmp_path, capsys):
+  """All entries of gradient and update are finite."""
+  words = [*DIVERGING[:1], "--config.train.schedule.peak=1e25"]
+  assert train(tmp_path, *words) == 1
+  assert "the gradients of all tensors are finite" in capsys.readouterr().err
+  assert main(["replay", f"--workdir={tmp_path}"]) == 0
+  found = capsys.readouterr().out
+  assert "finite." not in found
+  lines = [line for line in found.splitlines() if line.startswith("| norms")]
+  assert len(lines) == 1 and "update_norm" in lines[0]
+
+
 def test_a_run_that_skips_in_vain_stops(stopped, capsys):
   assert train(stopped, *DIVERGING) == 1  # As before: nothing has changed.
   capsys.readouterr()

@@ -9,6 +9,7 @@ import pytest
 
 from vmoe_study.checkpoint.load import load_params
 from vmoe_study.cli.main import main
+from vmoe_study.run import evaluate as evaluate_lib
 from vmoe_study.run import train as train_lib
 from vmoe_study.training.metrics_file import read_metrics
 
@@ -111,6 +112,14 @@ def test_evaluate_finds_what_training_found(finished, tmp_path, capsys):
     np.testing.assert_allclose(found[name], trained[name], rtol=1e-6)
   assert found["step"] == 6 and found["test/examples"] == 359
   assert "test/accuracy" in capsys.readouterr().out
+
+
+def test_a_metric_that_is_not_a_number_is_null(finished, tmp_path, monkeypatch):
+  out = tmp_path / "metrics.json"
+  found = {"step": 6, "test/loss": float("nan")}
+  monkeypatch.setattr(evaluate_lib, "evaluate", lambda checkpoint: found)
+  assert main(["evaluate", f"--workdir={finished}", f"--out={out}"]) == 0
+  assert json.loads(out.read_text()) == {"step": 6, "test/loss": None}
 
 
 @pytest.mark.parametrize(

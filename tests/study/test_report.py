@@ -1,6 +1,8 @@
 """Results of runs as tables, from metrics files made by hand."""
 
+import dataclasses
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -132,6 +134,17 @@ def test_the_table_has_means_and_intervals(cells):
   assert table.header[-2:] == ["published: JFT", "source"]
   assert table.rows[3][-2:] == ["50.9", "a paper"]
   assert table.rows[0][-2:] == ["", ""]
+
+
+def test_a_file_of_results_is_valid_json_and_keeps_what_is_not_a_number(
+  cells, tmp_path
+):
+  run = {"step": 10, METRIC: math.nan}
+  cell = dataclasses.replace(cells[0], runs={0: run})
+  results.write(tmp_path / "results.json", [cell])
+  assert "NaN" not in (tmp_path / "results.json").read_text()
+  [found] = results.load([tmp_path])
+  assert math.isnan(found.runs[0][METRIC]) and found.runs[0]["step"] == 10
 
 
 def test_a_cell_without_runs_is_missing(cells):

@@ -27,12 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
-  import json
-
   import jax
   from absl import logging
-  from etils import epath
 
+  from vmoe_study.files.atomic import write_atomically
+  from vmoe_study.files.json_text import to_json
   from vmoe_study.nn.cost import routing
   from vmoe_study.run.evaluate import evaluate
 
@@ -45,9 +44,7 @@ def run(args: argparse.Namespace) -> int:
   if jax.process_index() == 0:
     print(metrics_table(metrics))
     if args.out:
-      path = epath.Path(args.out)
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(json.dumps(metrics, indent=2) + "\n")
+      write_atomically(args.out, to_json(metrics, indent=2))
   return 0
 
 

@@ -25,6 +25,9 @@ from vmoe_study.parallel.sharding import to_global
 from vmoe_study.run.config_file import override_config
 from vmoe_study.run.experiment import Model, Training
 from vmoe_study.run.metadata import Metadata
+from vmoe_study.training.step import step_norms
+
+KINDS = ("batch", "params", "metrics", "gradient", "update", "norms")
 
 
 def replay(
@@ -38,9 +41,10 @@ def replay(
     overrides: changed fields of the run's config, "FIELD=VALUE".
 
   Returns:
-    "batch", "params", "metrics", "gradient" and "update", in this order; trees
-    of numpy arrays. The batch is that before mixup; the update is the
-    parameters after the step.
+    The trees of `KINDS` in this order, of numpy arrays. The batch is that
+    before mixup; the update is the parameters after the step; the norms are
+    those of gradient and update, which may overflow although all entries are
+    finite.
 
   Raises:
     ValueError: the config is wrong, or does not fit batch or devices.
@@ -64,8 +68,7 @@ def replay(
   )
   given = {"batch": items["batch"], "params": items["params"]}
   trees = {**given, **found}
-  order = ("batch", "params", "metrics", "gradient", "update")
-  return {kind: jax.device_get(trees[kind]) for kind in order}
+  return {kind: jax.device_get(trees[kind]) for kind in KINDS}
 
 
 def largest(tree: Any) -> tuple[str, float]:
@@ -79,12 +82,12 @@ def not_finite(
 ) -> Iterator[tuple[str, str, str, str]]:
   """Yields (tree, path, entries not finite, entries) of arrays with any.
 
-  The update is left out if something before it was not finite: then it is not
-  finite either.
+  Update and norms are left out if something before them was not finite: then
+  they are not finite either.
   """
   found = False
   for kind, tree in trees.items():
-    if kind == "update" and found:
+    if kind in ("update", "norms") and found:
       return
     for name, leaf in sorted(flatten(tree).items()):
       if bad := int(np.sum(~np.isfinite(leaf))):
@@ -96,4 +99,9 @@ def _compute(training, params, opt_state, batch, step):
   metrics, gradient = training.gradient(params, batch, step)
   updates, _ = training.optimizer.update(gradient, opt_state, params)
   update = jax.tree.map(jnp.add, params, updates)
-  return {"metrics": metrics, "gradient": gradient, "update": update}
+  return {
+    "metrics": metrics,
+    "gradient": gradient,
+    "update": update,
+    "norms": step_norms(gradient, updates),
+  }

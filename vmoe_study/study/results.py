@@ -12,9 +12,11 @@ from typing import Any
 
 from etils import epath
 
+from vmoe_study.files.atomic import write_atomically
+from vmoe_study.files.json_text import to_json
 from vmoe_study.run.saved_config import CONFIG_FILE, upgrade
 from vmoe_study.study import sweep_manifest
-from vmoe_study.training.metrics_file import read_metrics
+from vmoe_study.training.metrics_file import from_json, read_metrics
 
 RESULTS_FILE = "results.json"
 FORMAT = 1
@@ -225,7 +227,7 @@ def _from_file(path: epath.Path) -> list[Cell]:
       cell["name"],
       upgrade(cell["config"]),
       tuple(cell["seeds"]),
-      {int(seed): run for seed, run in cell["runs"].items()},
+      {int(seed): from_json(run) for seed, run in cell["runs"].items()},
       cell["expected"],
       cell["source"],
     )
@@ -236,7 +238,7 @@ def _from_file(path: epath.Path) -> list[Cell]:
 def write(path: epath.PathLike, cells: Sequence[Cell]) -> None:
   """Writes results to a JSON file that `load` reads."""
   content = {"format": FORMAT, "cells": [_as_json(cell) for cell in cells]}
-  epath.Path(path).write_text(json.dumps(content, indent=1) + "\n")
+  write_atomically(path, to_json(content, indent=1))
 
 
 def _as_json(cell: Cell) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from etils import epath
 
 from vmoe_study.checkpoint.errors import brief
 from vmoe_study.files.atomic import write_atomically
+from vmoe_study.files.json_text import to_json
 from vmoe_study.parallel import hosts
-from vmoe_study.training.metrics_file import FILE_NAME, read_metrics, to_line
+from vmoe_study.training.metrics_file import FILE_NAME, read_metrics
 from vmoe_study.training.tensorboard import EventWriter
 
 
@@ -50,7 +51,7 @@ class MetricsWriter:
     if self._active:
       rows = read_metrics(workdir) if start_step else ()
       kept = [row for row in rows if row["step"] <= start_step]
-      write_atomically(self._path, "".join(map(to_line, kept)))
+      write_atomically(self._path, "".join(map(to_json, kept)))
       self._events = EventWriter(workdir)
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -67,7 +68,7 @@ class MetricsWriter:
   def _write(self, step: int, scalars: Mapping[str, Any]) -> None:
     row = {name: float(np.asarray(value)) for name, value in scalars.items()}
     try:
-      self._append(to_line({"step": step, **row}))
+      self._append(to_json({"step": step, **row}))
       self._events.write_scalars(step, row)
     except Exception as error:  # On gs://, epath raises TensorFlow's own types.
       text = f"metrics of step {step} cannot be written: {brief(error)}."

@@ -14,9 +14,10 @@ FILE_NAME = "metrics.jsonl"
 
 
 def read_metrics(workdir: epath.PathLike) -> Iterator[dict[str, float]]:
-  """Yields every complete line of a run's metrics file; none if there is none.
+  """Yields the rows of a run's metrics file; none if there is no file.
 
-  An incomplete line, left by a killed process, is skipped.
+  Lines that are no rows are skipped: a killed process or a full disk leaves an
+  incomplete one.
   """
   path = epath.Path(workdir) / FILE_NAME
   if not path.exists():
@@ -26,10 +27,10 @@ def read_metrics(workdir: epath.PathLike) -> Iterator[dict[str, float]]:
       row = json.loads(line)
     except json.JSONDecodeError:
       continue
-    yield {k: math.nan if v is None else v for k, v in row.items()}
+    if isinstance(row, dict) and "step" in row:
+      yield from_json(row)
 
 
-def to_line(row: Mapping[str, float]) -> str:
-  """One row as a line of the file."""
-  values = {k: v if math.isfinite(v) else None for k, v in row.items()}
-  return json.dumps(values) + "\n"
+def from_json(row: Mapping[str, float | None]) -> dict[str, float]:
+  """Reads null as NaN."""
+  return {k: math.nan if v is None else v for k, v in row.items()}

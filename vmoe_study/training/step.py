@@ -62,8 +62,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
   """A pure function from state and batch to the next state and metrics.
 
-  To the metrics it adds "gradient_norm", "update_norm", and "gradient_norms" of
-  every tensor in the order of `jax.tree.leaves`.
+  To the metrics it adds those of `step_norms`.
 
   Args:
     gradient: as of `make_gradient`.
@@ -74,10 +73,7 @@ def make_train_step(
     metrics, grads = gradient(state.params, batch, state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    norms = jnp.stack([optax.tree.norm(g) for g in jax.tree.leaves(grads)])
-    metrics["gradient_norms"] = norms
-    metrics["gradient_norm"] = optax.tree.norm(norms)
-    metrics["update_norm"] = optax.tree.norm(updates)
+    metrics |= step_norms(grads, updates)
     finite = jnp.isfinite(metrics["loss"])
     finite &= jnp.isfinite(metrics["gradient_norm"])
     finite &= jnp.isfinite(metrics["update_norm"])
@@ -90,6 +86,21 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def step_norms(gradient: Any, updates: Any) -> Metrics:
+  """The norms of a step, of which one that is not finite makes it fail.
+
+  Returns:
+    "gradient_norm", "update_norm", and "gradient_norms" of every tensor in the
+    order of `jax.tree.leaves`.
+  """
+  norms = jnp.stack([optax.tree.norm(g) for g in jax.tree.leaves(gradient)])
+  return {
+    "gradient_norms": norms,
+    "gradient_norm": optax.tree.norm(norms),
+    "update_norm": optax.tree.norm(updates),
+  }
 
 
 def _split(batch, parts: int, chunk: int):
