@@ -26,8 +26,8 @@ size=96,backbone=Ti/8,experts=8,batch=32,epochs=5
 Without `start`: Adam from scratch, by our choice of hyper-parameters. With it:
 the fine-tuning of configs/finetune.py, for fewer steps. Arguments:
   folder     of the images; needed
-  start      workdir, V-MoE prefix or .npz file to start from, with the model that
-             the arguments describe, except for classes and capacity
+  start      workdir, V-MoE prefix or .npz file to start from; the arguments
+             must describe its model, except for classes and capacity
   kind       checkpoint, vmoe or npz: what `start` is
   size       pixels; 224
   epochs     passes over the images; 30
