@@ -44,8 +44,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-gc.set_threshold(20_000, 20, 20)  # Tracing creates many objects, few in cycles.
-
 from jaxtyping import install_import_hook
 
 install_import_hook("vmoe_study.routing", "beartype.beartype")
@@ -53,15 +51,19 @@ install_import_hook("vmoe_study.routing", "beartype.beartype")
 
 def pytest_configure(config: pytest.Config) -> None:
   """Registers the kinds; selects `DEFAULT` if nothing else is asked for."""
+  gc.set_threshold(20_000, 20, 20)  # Tracing makes many objects, few cycles.
   for name, meaning in KINDS.items():
     config.addinivalue_line("markers", f"{name}: {meaning}")
   config.addinivalue_line("markers", "slow: takes longer than the others")
+  if hasattr(config, "workerinput"):
+    return  # Selects what the process that started it selects.
   words = config.invocation_params.args
   asked = any(str(word).startswith(("-m", "-k")) for word in words)
   if not asked and config.args_source is not config.ArgsSource.ARGS:
     config.option.markexpr = DEFAULT
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Gives every test one kind."""
   for item in items:

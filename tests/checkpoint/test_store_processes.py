@@ -7,10 +7,13 @@ import sys
 import textwrap
 
 import numpy as np
+import pytest
 
 from vmoe_study.checkpoint import load as load_lib
 
 from ..programs import xla_flags
+
+pytestmark = pytest.mark.process
 
 VALUES = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
 

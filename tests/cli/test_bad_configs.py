@@ -16,6 +16,8 @@ from vmoe_study.config import parse
 from vmoe_study.run import train as train_lib
 from vmoe_study.run.experiment import Model, Training
 
+pytestmark = pytest.mark.fuzz
+
 ROUTERS = ("softmax_token_choice", "sinkhorn_expert_choice", "soft", "dense")
 CONFIGS = {r: digits.get_config(f"router={r}").to_dict() for r in ROUTERS}
 HUGE = [10**9, 10**12, 10**30, -(10**18), 1e300, -1e300]

@@ -16,6 +16,8 @@ from vmoe_study.training.metrics_file import read_metrics
 
 from ..programs import xla_flags
 
+pytestmark = pytest.mark.process
+
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, KILLS = 90, 3
 SAVING = re.compile(r"\d+\.orbax-checkpoint-tmp.*")

@@ -7,6 +7,8 @@ import pytest
 
 from vmoe_study.cli.main import COMMANDS
 
+pytestmark = pytest.mark.process
+
 READ_DATA = {"cv2", "grain", "tensorflow_datasets"}
 SLOW = {"jax", "matplotlib", "orbax", "sklearn", "tensorflow", *READ_DATA}
 

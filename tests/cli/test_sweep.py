@@ -16,6 +16,8 @@ from vmoe_study.cli.main import main
 from vmoe_study.study import results
 from vmoe_study.study.sweep_manifest import run_folder
 
+pytestmark = pytest.mark.process
+
 TABLES = """
 import dataclasses
 

@@ -5,7 +5,11 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from ..programs import xla_flags
+
+pytestmark = pytest.mark.process
 
 SCRIPT = """
 import sys

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from vmoe_study.checkpoint.errors import CheckpointError
 from vmoe_study.checkpoint.foreign.msgpack_reader import Reader, unpack
 
+pytestmark = pytest.mark.fuzz
+
 scalars = (
   st.none()
   | st.booleans()

@@ -253,6 +253,7 @@ def test_an_unknown_kind_of_url_is_explained():
     save_npz("nowhere://x", TREE)
 
 
+@pytest.mark.fuzz
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.data())
 def test_changed_files_give_the_same_arrays_or_our_error(data):

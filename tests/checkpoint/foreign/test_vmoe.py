@@ -217,6 +217,7 @@ def test_missing_files_are_named(memory):
     read_vmoe("nowhere://x")
 
 
+@pytest.mark.fuzz
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.integers(0, 2), st.data())
 def test_changed_files_give_the_tree_or_our_error(which, data):
