@@ -93,10 +93,10 @@ def transport_at(
   mass_GEK, tokens_GEK = _columns(alpha, affinity, max_nonzeros)
   group_G11, expert_E1 = _leading_indices(tokens_GEK)
   zeros_GES = jnp.zeros_like(affinity.swapaxes(1, 2))
-  plan_GES = zeros_GES.at[group_G11, expert_E1, tokens_GEK].set(
+  transport_GES = zeros_GES.at[group_G11, expert_E1, tokens_GEK].set(
     mass_GEK, unique_indices=True
   )
-  return plan_GES.swapaxes(1, 2)
+  return transport_GES.swapaxes(1, 2)
 
 
 def semi_dual(
@@ -108,9 +108,9 @@ def semi_dual(
   alpha, affinity = _validate(alpha, affinity)
   num_tokens, num_experts = affinity.shape[1:]
   column_mass = num_tokens / num_experts
-  plan_GSE = transport_at(alpha, affinity, max_nonzeros)
-  profit_G = jnp.sum(plan_GSE * (alpha[..., None] + affinity), axis=(1, 2))
-  squares_G = jnp.sum(plan_GSE**2, axis=(1, 2))
+  transport_GSE = transport_at(alpha, affinity, max_nonzeros)
+  profit_G = jnp.sum(transport_GSE * (alpha[..., None] + affinity), axis=(1, 2))
+  squares_G = jnp.sum(transport_GSE**2, axis=(1, 2))
   constant = num_experts * column_mass**2
   return profit_G - (squares_G - constant) / 2 - alpha.sum(axis=1)
 
