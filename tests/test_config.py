@@ -45,6 +45,13 @@ def test_completing_a_complete_config_changes_nothing():
     ("train.optimizer.weight_decay", (("(", 0.1),), r"not a regular expr"),
     ("train.batch_size", 0, r"batch_size=0"),
     ("data.ops", "cut(3)", r"cut"),
+    ("data.data_dir", "", r"data: data_dir='': must be a path"),
+    ("data.data_dir", "ftp://data", r"data_dir='ftp://data'.*gs://"),
+    (
+      "initialize",
+      {"kind": "npz", "path": "gcs2://model"},
+      r"initialize: path='gcs2://model'.*gs://",
+    ),
     ("seed", -1, r"seed=-1"),
     ("mesh.replica", 0, r"replica=0"),
     ("colour", 1, r"'colour'"),
@@ -53,6 +60,14 @@ def test_completing_a_complete_config_changes_nothing():
 def test_names_the_field_and_the_rule(path, value, message):
   with pytest.raises(ValueError, match=message):
     parse(changed(path, value))
+
+
+def test_paths_of_a_config_may_begin_with_the_home_folder(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/me")
+  config = parse(changed("data.data_dir", "~/data"))
+  assert config.data.data_dir == "/home/me/data"
+  start = {"kind": "checkpoint", "path": "~/run"}
+  assert parse(changed("initialize", start)).initialize.path == "/home/me/run"
 
 
 @pytest.mark.parametrize("name", ["train", "fewshot", "", "test/val"])

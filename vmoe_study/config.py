@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from vmoe_study import options
 from vmoe_study.data.spec import DataSpec
+from vmoe_study.files.location import expand
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.router import ROUTERS
 from vmoe_study.nn.vit import SIZES, VisionTransformer, moe_blocks, variant
@@ -131,6 +132,9 @@ class InitializeSpec:
         f"kind={self.kind!r} with path={self.path!r}: 'checkpoint', 'vmoe' and "
         "'npz' need a path, 'random' has none."
       )
+    if self.path:
+      any_url = self.kind in ("vmoe", "npz")
+      object.__setattr__(self, "path", expand("path", self.path, any_url))
 
 
 @dataclasses.dataclass(frozen=True)

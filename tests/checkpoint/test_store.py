@@ -249,6 +249,18 @@ def test_a_run_steps_back_and_goes_on(directory, states, item, caplog):
   assert (directory / f"damaged-{STEPS[-1]}-2").exists()
 
 
+def test_a_step_that_a_run_replaces_while_it_is_read(directory, monkeypatch):
+  read = load_lib.read_manifest
+
+  def read_late(path):
+    if path.name == "7":
+      path.rename(path.parent / "9")
+    return read(path)
+
+  monkeypatch.setattr(load_lib, "read_manifest", read_late)
+  assert load_lib.load_params(directory)[2] == 9
+
+
 def test_a_damaged_step_asked_for_by_name_is_an_error(directory, states):
   _flip(_largest_file(directory, "params"), 3000)
   with pytest.raises(CheckpointError, match="for step 7"):

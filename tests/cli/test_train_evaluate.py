@@ -35,15 +35,6 @@ def train(workdir, *overrides, arguments=ARGUMENTS):
   return main(["train", config, f"--workdir={workdir}", *TINY, *overrides])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _data(tmp_path_factory):
-  """Data sets are built in a folder of the test."""
-  folder = str(tmp_path_factory.mktemp("data"))
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("TFDS_DATA_DIR", folder)
-    yield
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   """The workdir of a finished run."""
@@ -153,6 +144,14 @@ def test_bad_input_leaves_the_workdir_unharmed(
   assert "error: " in error and message in error
   assert "Traceback" not in error
   assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize("path", ["", "ftp://host/run"])
+def test_a_path_that_is_none_is_refused(path, capsys):
+  with pytest.raises(SystemExit) as stop:
+    train(path)
+  assert stop.value.code == 2
+  assert f"argument --workdir: {path!r}: must be" in capsys.readouterr().err
 
 
 def test_bad_input_makes_no_workdir(tmp_path, capsys):

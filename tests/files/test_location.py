@@ -44,3 +44,38 @@ def test_paths_and_urls(tmp_path):
 def test_a_url_that_nothing_opens(url):
   with pytest.raises(ValueError, match=f"{url}.*Give a local path"):
     location.locate(url)
+
+
+@pytest.mark.parametrize(
+  ("written", "expanded"),
+  [
+    ("~", "/home/me"),
+    ("~/run", "/home/me/run"),
+    ("./~/run", "./~/run"),
+    ("runs/~1", "runs/~1"),
+    ("gs://bucket/~/run", "gs://bucket/~/run"),
+  ],
+)
+def test_home_folders(written, expanded, monkeypatch):
+  monkeypatch.setenv("HOME", "/home/me")
+  assert location.expand("workdir", written) == expanded
+
+
+@pytest.mark.parametrize(
+  ("written", "rule"),
+  [
+    ("", "must be a path"),
+    (" ", "must be a path"),
+    ("~nobody-here/run", "must be '~' or '~' and the name of a user"),
+    ("gcs://bucket/run", "a URL that begins with gs://, s3://, az://. Change"),
+    ("memory://run", "a URL that begins with gs://, s3://, az://. Change"),
+    ("://run", "a URL that begins with"),
+  ],
+)
+def test_what_is_no_path(written, rule):
+  with pytest.raises(ValueError) as error:
+    location.expand("workdir", written)
+  assert f"workdir={written!r}: " in str(error.value)
+  assert rule in str(error.value)
+  if written == "memory://run":
+    assert location.expand("path", written, any_url=True) == written

@@ -5,8 +5,8 @@ wait for other hosts, so a failure on one host can be raised on all of them.
 """
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from vmoe_study.checkpoint.errors import CheckpointError, brief
 from vmoe_study.parallel import hosts
 
 PyTree = Any
+T = TypeVar("T")
 
 AS_NUMPY = object()  # In place of a template: read to host memory.
 
@@ -62,9 +63,8 @@ def load_shapes(
   Raises:
     CheckpointError: there is no checkpoint, or its manifest is damaged.
   """
-  directory = absolute(directory)
-  step = load_metadata(directory)[1]
-  saved = read_manifest(directory / str(step))["items"].get(item, {})
+  step, manifest = _read_intact(absolute(directory), None, read_manifest)
+  saved = manifest["items"].get(item, {})
   leaves = {
     path: tree_lib.hollow(leaf["shape"], jnp.dtype(leaf["dtype"]))
     for path, leaf in saved.items()
@@ -104,25 +104,45 @@ def restore_trees(
     ValueError: names, shapes or dtypes differ from a template's.
     CheckpointError: there is no checkpoint, or none that is intact.
   """
+
+  def read(path: epath.Path) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    manifest = read_manifest(path)
+    trees = {
+      item: _read_item(path, item, manifest["items"].get(item, {}), template)
+      for item, template in templates.items()
+    }
+    return trees, manifest["config"]
+
+  found, (trees, metadata) = _read_intact(directory, step, read)
+  return found, trees, metadata
+
+
+def _read_intact(
+  directory: epath.Path, step: int | None, read: Callable[[epath.Path], T]
+) -> tuple[int, T]:
+  """Applies `read` to a step, by default to the newest that it can read.
+
+  A run that is training may remove a step while it is read; by then, it has
+  saved a newer one.
+  """
   steps = complete_steps(directory)
   if not steps or (step is not None and step not in steps):
     raise CheckpointError(_not_there(directory, step, steps))
-  for candidate in reversed(steps) if step is None else [step]:
-    path = directory / str(candidate)
+  tried: list[int] = []
+  while left := [s for s in steps if s not in tried and step in (None, s)]:
+    path = directory / str(left[-1])
     try:
-      manifest = read_manifest(path)
-      trees = {
-        item: _read_item(path, item, manifest["items"].get(item, {}), template)
-        for item, template in templates.items()
-      }
-      return candidate, trees, manifest["config"]
+      return left[-1], read(path)
     except CheckpointError as error:
-      logging.warning("Checkpoint %s is damaged: %s.", path, error)
+      if path.exists():
+        logging.warning("Checkpoint %s is damaged: %s.", path, error)
+    tried.append(left[-1])
+    steps = complete_steps(directory)
   raise CheckpointError(
-    f"{directory} holds no intact checkpoint among the steps {steps} tried "
-    f"{'newest first' if step is None else f'for step {step}'}; the reasons "
-    "are logged above. Restore the files from a copy, or start anew in another "
-    "directory."
+    f"{directory} holds no intact checkpoint among the steps {sorted(tried)} "
+    f"tried {'newest first' if step is None else f'for step {step}'}; the "
+    "reasons are logged above. Restore the files from a copy, or start anew in "
+    "another directory."
   )
 
 

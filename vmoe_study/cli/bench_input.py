@@ -2,6 +2,8 @@
 
 import argparse
 
+from vmoe_study.cli import paths
+
 HELP = "time the input pipeline: decoding alone, training and evaluation"
 TRAIN_OPS = "inception_crop(224)|flip_lr|value_range(-1, 1)"
 EVAL_OPS = "resize_small(256)|central_crop(224)|value_range(-1, 1)"
@@ -20,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument("--name", default="jft_like/2000", help="data set")
   parser.add_argument("--split", default="train", help="of the data set")
-  parser.add_argument("--data-dir", help="the TFDS folder")
+  parser.add_argument("--data-dir", type=paths.path, help="the TFDS folder")
   parser.add_argument(
     "--train-ops", default=TRAIN_OPS, help="image operations of training"
   )
@@ -43,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--rounds", type=int, default=3, help="number of timings of each"
   )
-  parser.add_argument("--out", metavar="FILE", help="write the rows as JSON")
+  parser.add_argument(
+    "--out", type=paths.path, metavar="FILE", help="write the rows as JSON"
+  )
 
 
 def run(args: argparse.Namespace) -> int:

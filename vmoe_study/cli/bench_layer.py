@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
+from vmoe_study.cli import paths
 from vmoe_study.nn.router import ROUTERS
 from vmoe_study.performance.bench_shapes import LayerShape
 
@@ -64,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--rounds", type=int, default=11, help="number of timings of each"
   )
-  parser.add_argument("--out", metavar="FILE", help="write the rows as JSON")
+  parser.add_argument(
+    "--out", type=paths.path, metavar="FILE", help="write the rows as JSON"
+  )
   parser.add_argument(
     "--figure", metavar="FILE.png", help="draw the breakdown of each layer"
   )

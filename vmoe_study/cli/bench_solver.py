@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 
+from vmoe_study.cli import paths
 from vmoe_study.performance.bench_shapes import SolverShape
 
 HELP = "compare the transport solvers: gap and marginal error against time"
@@ -48,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--rounds", type=int, default=9, help="number of timings of each"
   )
-  parser.add_argument("--out", metavar="FILE", help="write the rows as JSON")
+  parser.add_argument(
+    "--out", type=paths.path, metavar="FILE", help="write the rows as JSON"
+  )
   parser.add_argument(
     "--figure", metavar="FILE.png", help="draw gap and error against time"
   )

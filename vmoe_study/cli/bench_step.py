@@ -2,7 +2,7 @@
 
 import argparse
 
-from vmoe_study.cli import config_flags
+from vmoe_study.cli import config_flags, paths
 
 HELP = "time a config's training step: images/s, FLOPs utilisation, compilation"
 
@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--rounds", type=int, default=10, help="number of timings of each"
   )
-  parser.add_argument("--out", metavar="FILE", help="write the result as JSON")
+  parser.add_argument(
+    "--out", type=paths.path, metavar="FILE", help="write the result as JSON"
+  )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ trained, compiled or changed; only caches of data sets are written.
 
 import argparse
 
-from vmoe_study.cli import config_flags
+from vmoe_study.cli import config_flags, paths
 
 WOULD_FAIL = 1
 
@@ -15,7 +15,9 @@ WOULD_FAIL = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   config_flags.add_config(parser)
-  parser.add_argument("--workdir", metavar="DIR", help="workdir of the run")
+  parser.add_argument(
+    "--workdir", type=paths.path, metavar="DIR", help="workdir of the run"
+  )
   parser.add_argument(
     "--devices",
     type=int,
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--preview",
+    type=paths.path,
     metavar="FILE.png",
     help="draw augmented training images with their labels there",
   )

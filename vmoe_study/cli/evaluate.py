@@ -7,20 +7,27 @@ parameters must stay.
 
 import argparse
 
-from vmoe_study.cli import config_flags, process_flags
+from vmoe_study.cli import config_flags, paths, process_flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument(
-    "--workdir", required=True, metavar="DIR", help="of the training run"
+    "--workdir",
+    type=paths.path,
+    required=True,
+    metavar="DIR",
+    help="of the training run",
   )
   parser.add_argument(
     "--step", type=int, help="which checkpoint; by default the newest intact"
   )
   config_flags.add_config(parser, required=False)
   parser.add_argument(
-    "--out", metavar="FILE", help="also write the metrics there, as JSON"
+    "--out",
+    type=paths.path,
+    metavar="FILE",
+    help="also write the metrics there, as JSON",
   )
   process_flags.add_arguments(parser)
 

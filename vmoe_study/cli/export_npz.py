@@ -2,14 +2,24 @@
 
 import argparse
 
+from vmoe_study.cli import paths
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument(
-    "--workdir", required=True, metavar="DIR", help="of the training run"
+    "--workdir",
+    type=paths.path,
+    required=True,
+    metavar="DIR",
+    help="of the training run",
   )
   parser.add_argument(
-    "--out", required=True, metavar="FILE.npz", help="local or gs://"
+    "--out",
+    type=paths.path_or_any_url,
+    required=True,
+    metavar="FILE.npz",
+    help="local or gs://",
   )
   parser.add_argument(
     "--step", type=int, help="which checkpoint; by default the newest intact"

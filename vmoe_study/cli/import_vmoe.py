@@ -2,19 +2,20 @@
 
 import argparse
 
-from vmoe_study.cli import config_flags
+from vmoe_study.cli import config_flags, paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument(
     "--prefix",
+    type=paths.path_or_any_url,
     required=True,
     metavar="PATH",
     help="of the files PATH.index and PATH.data-*; local or gs://",
   )
   parser.add_argument(
-    "--out", required=True, metavar="DIR", help="a new workdir"
+    "--out", type=paths.path, required=True, metavar="DIR", help="a new workdir"
   )
   parser.add_argument(
     "--image-size",

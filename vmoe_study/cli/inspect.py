@@ -7,16 +7,21 @@ with all of its devices.
 import argparse
 import math
 
-from vmoe_study.cli import config_flags
+from vmoe_study.cli import config_flags, paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument(
-    "--workdir", required=True, metavar="DIR", help="of the training run"
+    "--workdir",
+    type=paths.path,
+    required=True,
+    metavar="DIR",
+    help="of the training run",
   )
   parser.add_argument(
     "--out",
+    type=paths.path,
     required=True,
     metavar="DIR",
     help="folder for index.html, statistics.json and the pictures",
@@ -48,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--compare-with",
+    type=paths.path,
     nargs="+",
     default=[],
     metavar="DIR",

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vmoe_study.cli import config_flags
+from vmoe_study.cli import config_flags, paths
 
 if TYPE_CHECKING:
   from vmoe_study.performance.estimate import ResourceEstimate
@@ -53,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "the data set is not prepared",
   )
   parser.add_argument(
-    "--out", metavar="FILE", help="also write the estimate there, as JSON"
+    "--out",
+    type=paths.path,
+    metavar="FILE",
+    help="also write the estimate there, as JSON",
   )
 
 

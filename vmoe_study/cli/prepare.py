@@ -2,6 +2,7 @@
 
 import argparse
 
+from vmoe_study.cli import paths
 from vmoe_study.data.dataset_specs import DATASETS
 
 
@@ -17,9 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ),
   )
   parser.add_argument(
-    "--data-dir", help="the TFDS folder, where data sets are stored"
+    "--data-dir",
+    type=paths.path,
+    help="the TFDS folder, where data sets are stored",
   )
-  parser.add_argument("--manual-dir", help="folder of files that you supply")
+  parser.add_argument(
+    "--manual-dir", type=paths.path, help="folder of files that you supply"
+  )
   parser.add_argument(
     "--download", action="store_true", help="allow TFDS to use the network"
   )

@@ -6,11 +6,17 @@ the cause.
 
 import argparse
 
+from vmoe_study.cli import paths
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument(
-    "--workdir", required=True, metavar="DIR", help="of the run that failed"
+    "--workdir",
+    type=paths.path,
+    required=True,
+    metavar="DIR",
+    help="of the run that failed",
   )
   parser.add_argument(
     "--step", type=int, metavar="N", help="which step; by default the last"

@@ -9,6 +9,7 @@ import argparse
 from absl import logging
 from etils import epath
 
+from vmoe_study.cli import paths
 from vmoe_study.study import report, results
 
 
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument(
     "paths",
+    type=paths.path,
     nargs="+",
     metavar="DIR",
     help="the workdir of a run, the --root of a sweep, or the --out of an "
@@ -23,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--out",
+    type=paths.path,
     metavar="DIR",
     help="write tables (Markdown, CSV, LaTeX), figures (PNG, SVG) and the "
     "results themselves (JSON) to this folder",

@@ -9,6 +9,7 @@ import shlex
 
 from absl import logging
 
+from vmoe_study.cli import paths
 from vmoe_study.run.exit_codes import FAILED, PREEMPTED
 
 
@@ -21,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "configs/tables.py:laptop",
   )
   parser.add_argument(
-    "--root", required=True, metavar="DIR", help="folder for all runs"
+    "--root",
+    type=paths.path,
+    required=True,
+    metavar="DIR",
+    help="folder for all runs",
   )
   parser.add_argument(
     "--seeds",

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from vmoe_study.cli import config_flags, process_flags
+from vmoe_study.cli import config_flags, paths, process_flags
 from vmoe_study.run.exit_codes import PREEMPTED
 from vmoe_study.run.saved_config import HARMLESS
 
@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   config_flags.add_config(parser)
   parser.add_argument(
     "--workdir",
+    type=paths.path,
     required=True,
     metavar="DIR",
     help="checkpoints and metrics go here; run the command again to resume",

@@ -3,6 +3,7 @@
 import dataclasses
 
 from vmoe_study.data.ops import parse_ops
+from vmoe_study.files.location import expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,8 @@ class DataSpec:
     label_smoothing: share of the label mass spread over all classes.
     on_error: "raise" for damaged examples, or "skip": training takes the next
       example instead, evaluation masks it. Both count skipped examples.
+    max_pixels: larger images are treated as damaged; 2**27, 134 million, by
+      default.
   """
 
   name: str
@@ -30,13 +33,21 @@ class DataSpec:
   label_key: str | None = None
   label_smoothing: float = 0.0
   on_error: str = "raise"
+  max_pixels: int = 2**27
 
   def __post_init__(self) -> None:
     parse_ops(self.ops)
+    if self.data_dir is not None:
+      object.__setattr__(self, "data_dir", expand("data_dir", self.data_dir))
     if self.num_classes < 1:
       raise ValueError(
         f"num_classes={self.num_classes}: must be at least 1. Give the number "
         "of classes of the data set."
+      )
+    if self.max_pixels < 1:
+      raise ValueError(
+        f"max_pixels={self.max_pixels}: must be at least 1. Leave it out for "
+        "2**27."
       )
     if not 0 <= self.label_smoothing < 1:
       raise ValueError(

@@ -1,16 +1,71 @@
-"""Where a file is: a local path, or a URL of any fsspec file system."""
+"""Where a file is: a local path, or a URL of any fsspec file system.
+
+Paths that a user writes, in a config, on a command line or as an argument, are
+read by `expand`, at one place each: where they enter.
+"""
+
+from __future__ import annotations
 
 import os
 import socket
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import fsspec
+if TYPE_CHECKING:
+  import fsspec
 
+# Remote stores for everything that a run reads and writes.
+SCHEMES = ("gs", "s3", "az")
 ENDPOINTS = {"gs": ("storage.googleapis.com", 443)}
 TIMEOUT_SECONDS = 10.0
 # If one of these is set, connections do not go straight to the endpoint.
 PROXY_VARIABLES = ("https_proxy", "HTTPS_PROXY", "STORAGE_EMULATOR_HOST")
 REMEDY = "Check the network, the address and the credentials."
+
+
+def expand(
+  where: str, path: str | os.PathLike[str], any_url: bool = False
+) -> str:
+  """A path or URL that a user wrote, with "~" replaced by the home folder.
+
+  Args:
+    where: the option or field, for the message of an error.
+    path: as it was written.
+    any_url: whether URLs of all kinds that fsspec knows are accepted, not only
+      those of `SCHEMES`.
+
+  Raises:
+    ValueError: it is empty, names an unknown user, or is a URL of another kind.
+
+  >>> expand("workdir", "gs://bucket/run"), expand("workdir", "runs/first")
+  ('gs://bucket/run', 'runs/first')
+  """
+  text = os.fspath(path)
+  if not text.strip() or "\0" in text:
+    raise ValueError(
+      f"{where}={text!r}: must be a path. Give a folder or file; '.' is the "
+      "current folder."
+    )
+  scheme, found, _ = text.partition("://")
+  if found and scheme not in (_known_schemes() if any_url else SCHEMES):
+    raise ValueError(
+      f"{where}={text!r}: must be a local path, or a URL that begins with "
+      f"{', '.join(f'{name}://' for name in SCHEMES)}. Change it to one."
+    )
+  expanded = text if found else os.path.expanduser(text)
+  if expanded.startswith("~"):
+    raise ValueError(
+      f"{where}={text!r}: {text.partition('/')[0]!r} must be '~' or '~' and "
+      "the name of a user here. Correct it, or write './~' for a folder of "
+      "this name."
+    )
+  return expanded
+
+
+def _known_schemes() -> list[str]:
+  from fsspec import available_protocols
+
+  return available_protocols()
 
 
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -19,6 +74,8 @@ def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
   Raises:
     ValueError: fsspec does not know this kind of URL, or lacks a package.
   """
+  import fsspec
+
   try:
     return fsspec.core.url_to_fs(url)
   except (ImportError, ValueError) as error:

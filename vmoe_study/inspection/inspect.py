@@ -6,6 +6,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from vmoe_study.files.location import expand
 from vmoe_study.inspection.effects import (
   at_capacities,
   measure_ablation,
@@ -74,6 +75,8 @@ def inspect(
   (8,)
   >>> figure = inspection.figures()["patches"]
   """
+  if out is not None:
+    out = expand("out", out)
   if not isinstance(checkpoint, Checkpoint):
     checkpoint = open_checkpoint(checkpoint)
   model, params = checkpoint.model, checkpoint.params

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from vmoe_study.files.location import expand
 from vmoe_study.inspection.gallery import Gallery
 from vmoe_study.inspection.statistics import (
   CapacityPoint,
@@ -109,7 +110,7 @@ class Inspection:
     """Writes statistics.json, one PNG file per figure, and index.html."""
     from vmoe_study.inspection.page import render_page
 
-    folder = epath.Path(folder)
+    folder = epath.Path(expand("folder", folder))
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
     (folder / "statistics.json").write_text(text + "\n")

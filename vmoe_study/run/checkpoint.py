@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from vmoe_study.checkpoint.load import load_metadata, load_params
 from vmoe_study.config import Config, fit_to_devices, parse
+from vmoe_study.files.location import expand
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.parallel.sharding import to_global, to_local
 from vmoe_study.run import workdir as workdir_lib
@@ -113,15 +114,17 @@ def open_checkpoint(
   >>> checkpoint.config.model.moe.router, checkpoint.step
   ('softmax_expert_choice', 23)
   """
+  path = expand("path", path)
   directory = workdir_lib.checkpoints(path)
-  values, step = load_metadata(directory, step)
+  values, _ = load_metadata(directory, step)
   metadata = Metadata.from_dict(values)
   config = config or _own_config(path, metadata.config)
   config = override_config(config, overrides)
   config = fit_to_devices(config, jax.device_count())
   model = Model(config, metadata.image_shape)
-  params, _, step = load_params(directory, step, model.params_template())
-  return Checkpoint(epath.Path(path), step, params, model)
+  # By default the newest step: a run that is training may have saved another.
+  params, _, found = load_params(directory, step, model.params_template())
+  return Checkpoint(epath.Path(path), found, params, model)
 
 
 def _own_config(path: epath.PathLike, values: Mapping[str, Any]) -> Config:
