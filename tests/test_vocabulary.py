@@ -1,13 +1,13 @@
 """One word, one thing: names mean the same in every room.
 
-| word      | means                                  | elsewhere say             |
-| --------- | -------------------------------------- | ------------------------- |
-| plan      | the two routing tensors of a group     | resource estimate, sweep manifest |
-| recipe    | a training recipe in configs/          | RouterSpec, DatasetSpec   |
-| record    | one record of a data file              | metadata                  |
-| finding   | a result of doctor                     | contrast, inspection      |
-| dense     | the model without routed blocks        | DensePlan only            |
-| batch     | what a step consumes                   | iterators: BatchStream    |
+  plan     the two routing tensors of a group; what the command `plan` prints is
+           a resource estimate, what a sweep holds its manifest
+  recipe   a training recipe in configs/; a row of ROUTERS is a RouterSpec, how a
+           data set is read a DatasetSpec
+  record   one record of a data file; the dict beside a checkpoint is metadata
+  finding  a result of doctor; the study has contrasts
+  dense    the model without routed blocks, not a router
+  batch    what a step consumes; an iterator of them is a BatchStream
 """
 
 import argparse
@@ -26,7 +26,11 @@ PACKAGE = ROOT / "vmoe_study"
 # Pattern of identifiers -> rooms, files or names that may use it.
 PLACES = {
   r"(^|_)recipes?(_|$)|Recipe": ("configs/",),
-  r"(^|_)records?(_|$)|Record": ("vmoe_study/data/", "LogRecord"),
+  r"(^|_)records?(_|$)|Record": (
+    "vmoe_study/data/",
+    "LogRecord",  # Of the standard library.
+    "RecordWriter",  # Of TensorBoard.
+  ),
   r"(^|_)findings?(_|$)|Finding": ("vmoe_study/doctor/", "cli/doctor.py"),
   r"^(_?write|_?read|_)?plan$|Plan($|[A-Z])": (
     "vmoe_study/routing/",

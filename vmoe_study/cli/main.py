@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
   the traceback.
   """
   argv = sys.argv[1:] if argv is None else argv
+  os.environ.setdefault("EPATH_USE_TF", "false")  # Reads gs:// without it.
   # TensorFlow, should a data set be built with it, logs a lot.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -112,11 +113,10 @@ def _exit_code(error: Exception) -> int | None:
     return USAGE_ERROR
   # Imported only here: most commands run without them.
   from vmoe_study.checkpoint.errors import CheckpointError
-  from vmoe_study.data.records import RecordError
   from vmoe_study.parallel.hosts import OtherHostError
   from vmoe_study.training.health import TrainingFailure
 
-  if isinstance(error, CheckpointError | RecordError):
+  if isinstance(error, CheckpointError):
     return USAGE_ERROR
   return FAILED if isinstance(error, TrainingFailure | OtherHostError) else None
 
