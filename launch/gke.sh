@@ -2,7 +2,7 @@
 # A run on a TPU slice of a GKE cluster, as a JobSet.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
-source "$(dirname "$0")/lib.sh"
+source "$(dirname -- "$0")/lib.sh"
 
 usage() {
   cat << 'END'
@@ -13,7 +13,7 @@ Actions:
   create  the same as run: the cluster starts the job when it has the slice
   run     apply the manifest
   follow  print the log of host 0 as it grows
-  resume  start the job anew; it goes on from its last checkpoint
+  resume  delete the job and start it anew; it goes on from its last checkpoint
   delete  end the job and give the slice back
 
 Options:
@@ -25,13 +25,24 @@ Options:
   --env=NAME=VALUE  a variable of the hosts' environment, such as
                     TFDS_DATA_DIR=gs://BUCKET/tfds; may be given several times;
                     not for secrets
+  --yes             delete without asking; resume and delete ask on a terminal,
+                    and elsewhere refuse
+  --no-check        do not check COMMAND: for an image whose project or configs
+                    are not those of this folder
   --dry-run         print the commands instead of running them
   --help            print this
 
-COMMAND is that of `python -m vmoe_study`; its workdir must be one that all
+COMMAND is that of `python -m vmoe_study`; its workdir must be a URL that all
 hosts reach, such as gs://BUCKET/RUN. render, create, run and resume need
 --topology, --image and COMMAND. kubectl must point at the cluster, and JobSet
 be installed there.
+
+COMMAND is checked before anything else: that there is such a command, its
+options, and its config with all overrides. This takes a few seconds, and a
+Python that has this project installed; without one, a note says that COMMAND
+was not checked.
+
+Environment: PYTHON, the interpreter that checks COMMAND (python if not set).
 
 Example:
   launch/gke.sh run --name=moe --topology=v5e:4x4 --image=REGISTRY/vmoe \
@@ -40,20 +51,62 @@ Example:
 END
 }
 
-accelerator() {
-  case "$1" in
-    v4) echo tpu-v4-podslice ;;
-    v5e) echo tpu-v5-lite-podslice ;;
-    v5p) echo tpu-v5p-slice ;;
-    v6e) echo tpu-v6e-slice ;;
-    *) fail "--topology: chip '$1' must be v4, v5e, v5p or v6e" ;;
+# Reads --topology into `accelerator`, `shape` and `chips`.
+read_topology() {
+  local chip="${topology%%:*}" flat="1x1|2x2|2x4|4x4|4x8|8x8|8x16|16x16"
+  need_match "$topology" --topology "[a-z0-9]+:[1-9][0-9]*(x[1-9][0-9]*)+" \
+    "CHIP:SHAPE, as v5e:4x4"
+  shape="${topology#*:}"
+  chips="$((${shape//x/*}))"
+  case "$chip" in
+    v4) accelerator=tpu-v4-podslice ;;
+    v5e) accelerator=tpu-v5-lite-podslice ;;
+    v5p) accelerator=tpu-v5p-slice ;;
+    v6e) accelerator=tpu-v6e-slice ;;
+    *) fail "--topology=$topology: chip '$chip' must be v4, v5e, v5p or v6e" ;;
   esac
+  case "$chip" in
+    v5e | v6e)
+      need_match "$topology" --topology "$chip:($flat)" \
+        "one of $chip:${flat//|/, }"
+      ;;
+    *) is_deep || fail "--topology=$topology: must be $chip:AxBxC, where each \
+number is 2 or a multiple of 4, or $chip:2x2x1" ;;
+  esac
+}
+
+# Whether `shape` is that of a slice with three dimensions.
+is_deep() {
+  local axes axis
+  IFS=x read -r -a axes <<< "$shape"
+  ((${#axes[@]} == 3)) || return 1
+  [[ "$shape" != 2x2x1 ]] || return 0
+  for axis in "${axes[@]}"; do
+    ((axis == 2 || axis % 4 == 0)) || return 1
+  done
+}
+
+# Checks all that a manifest is made of.
+check_manifest() {
+  check_env "${env[@]}"
+  read_topology
+  need_match "$image" --image "[A-Za-z0-9][A-Za-z0-9._/:@-]*" \
+    "the name of a container image"
+  need_number "$restarts" --restarts
+  need_command
+  check_folders
+  [[ -z "$no_check" ]] || return 0
+  check_config_file "$launch/.." "Give a path in this project, which \
+launch/Dockerfile copies into the image; --no-check if the image has others"
+  check_command "$launch/.."
 }
 
 # A word as YAML, which JSON is.
 json_string() {
   local word="${1//\\/\\\\}"
-  echo "\"${word//\"/\\\"}\""
+  word="${word//\"/\\\"}"
+  word="${word//$'\n'/\\n}"
+  echo "\"${word//$'\t'/\\t}\""
 }
 
 json_list() {
@@ -75,22 +128,13 @@ json_env() {
 }
 
 render() {
-  need "$topology" --topology
-  need "$image" --image
-  need_number "$restarts" --restarts
-  check_env "${env[@]}"
-  need_command
-  local shape="${topology#*:}" kind chips manifest
-  [[ "$shape" =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] ||
-    fail "--topology=$topology: must be CHIP:SHAPE, as v5e:4x4"
-  kind="$(accelerator "${topology%%:*}")"
-  chips="$((${shape//x/*}))"
-  manifest="$(< "$(dirname "$0")/gke_jobset.yaml")"
+  local manifest
+  manifest="$(< "$launch/gke_jobset.yaml")"
   manifest="${manifest//@NAME@/"$name"}"
   manifest="${manifest//@RESTARTS@/"$restarts"}"
   manifest="${manifest//@HOSTS@/"$(((chips + 3) / 4))"}"
   manifest="${manifest//@CHIPS@/"$((chips < 4 ? chips : 4))"}"
-  manifest="${manifest//@ACCELERATOR@/"$kind"}"
+  manifest="${manifest//@ACCELERATOR@/"$accelerator"}"
   manifest="${manifest//@SHAPE@/"$shape"}"
   manifest="${manifest//@IMAGE@/"$image"}"
   manifest="${manifest//@ENV@/"$(json_env "${env[@]}")"}"
@@ -111,19 +155,32 @@ delete() {
   execute kubectl delete jobset "$name" --ignore-not-found
 }
 
-name="" topology="" image="" restarts=10 env=()
-read_action "name= topology= image= restarts= env=" "$@"
-[[ "$name" =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
-  fail "--name=$name: must be small letters, digits and dashes"
+name="" topology="" image="" restarts=10 env=() no_check=""
+read_action "name= topology= image= restarts= env= yes no-check" "$@"
+
+# All checks come before the first command that has an effect.
+need_match "$name" --name "[a-z]([a-z0-9-]{0,38}[a-z0-9])?" \
+  "small letters, digits and dashes, at most 40"
 host_0="jobset.sigs.k8s.io/jobset-name=$name"
 host_0+=",batch.kubernetes.io/job-completion-index=0"
+case "$action" in
+  render | create | run | resume) check_manifest ;;
+  follow | delete) refuse_command ;;
+  *) fail "action '$action': must be render, create, run, follow, resume or \
+delete; see --help" ;;
+esac
+case "$action" in
+  resume | delete) confirm "the JobSet $name of the cluster and namespace that \
+kubectl points at" ;;
+esac
 
 case "$action" in
   render) render ;;
   create | run) run ;;
   follow) execute kubectl logs -f -l "$host_0" ;;
-  resume) delete && run ;;
+  resume)
+    delete
+    run
+    ;;
   delete) delete ;;
-  *) fail "action '$action': must be render, create, run, follow, resume or \
-delete; see --help" ;;
 esac

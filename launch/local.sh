@@ -2,7 +2,7 @@
 # Several processes on this machine, as if each were a host.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
-source "$(dirname "$0")/lib.sh"
+source "$(dirname -- "$0")/lib.sh"
 
 usage() {
   cat << 'END'
@@ -17,6 +17,9 @@ and its exit code is returned. Ctrl-C and SIGTERM reach all.
   --devices=N    fake devices of each process; 4 if not given
   --dry-run      print the commands instead of running them
   --help         print this
+
+COMMAND is checked before the processes start: that there is such a command,
+its options, and its config with all overrides.
 
 Environment: PYTHON, the interpreter (python if not set).
 
@@ -33,12 +36,13 @@ need_number "$processes" --processes
 need_number "$devices" --devices
 need_command
 
-python="${PYTHON:-python}"
 port="$("$python" -c '
 import socket
 with socket.socket() as free:
   free.bind(("localhost", 0))
   print(free.getsockname()[1])')"
+command+=("--coordinator=localhost:$port" "--num-processes=$processes")
+check_command .
 flags="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
 
 pids=()
@@ -51,8 +55,7 @@ trap 'told=true; signal_all TERM' INT TERM
 
 for ((id = 0; id < processes; id++)); do
   words=(env JAX_PLATFORMS=cpu "XLA_FLAGS=$flags"
-    "$python" -m vmoe_study "${command[@]}" "--coordinator=localhost:$port"
-    "--num-processes=$processes" "--process-id=$id")
+    "$python" -m vmoe_study "${command[@]}" "--process-id=$id")
   if "$dry_run"; then
     execute "${words[@]}"
   else
@@ -60,6 +63,8 @@ for ((id = 0; id < processes; id++)); do
     pids+=("$!")
   fi
 done
+# A signal may have come before the last of them was known.
+! "$told" || signal_all TERM
 
 # Waits for each; 127 says that none is left. The first failure counts.
 result=0

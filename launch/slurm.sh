@@ -2,7 +2,7 @@
 # A run on the GPU nodes of a SLURM cluster.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
-source "$(dirname "$0")/lib.sh"
+source "$(dirname -- "$0")/lib.sh"
 
 usage() {
   cat << 'END'
@@ -14,7 +14,7 @@ Actions:
   follow  print the log as it grows
   resume  submit COMMAND again, after an error or `delete`; it goes on from its
           last checkpoint
-  delete  cancel the job
+  delete  cancel all your jobs of that name
 
 Options:
   --name=NAME       of the job; its log is NAME.log in this folder
@@ -22,13 +22,22 @@ Options:
   --gpus=N          GPUs of each node; 8 if not given
   --time=LIMIT      such as 12:00:00; the cluster's default if not given
   --partition=P     the cluster's default if not given
+  --yes             delete without asking; delete asks on a terminal, and
+                    elsewhere refuses
   --dry-run         print the commands instead of running them
   --help            print this
 
 COMMAND is that of `python -m vmoe_study`; its workdir must be one that all
-nodes reach. The job has the environment of the shell that submits it. SLURM
+nodes reach: an absolute path on a shared file system, or a URL. The job has the environment of the shell that submits it. SLURM
 puts it back into its queue after a failure of a node or a preemption; two
 minutes before its time limit it gets SIGTERM, saves, and goes back, too.
+
+COMMAND is checked before anything else: that there is such a command, its
+options, and its config with all overrides. This takes a few seconds, and a
+Python that has this project installed; without one, a note says that COMMAND
+was not checked.
+
+Environment: PYTHON, the interpreter that checks COMMAND (python if not set).
 
 Example:
   launch/slurm.sh run --name=moe --nodes=4 --gpus=8 -- train \
@@ -37,24 +46,41 @@ Example:
 END
 }
 
-name="" nodes=1 gpus=8 time="" partition=""
-read_action "name= nodes= gpus= time= partition=" "$@"
-need "$name" --name
-need_number "$nodes" --nodes
-need_number "$gpus" --gpus
-
 run() {
-  need_command
   execute sbatch "--job-name=$name" "--output=$name.log" "--nodes=$nodes" \
     "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus" ${time:+"--time=$time"} \
     ${partition:+"--partition=$partition"} \
-    "$(dirname "$0")/slurm.sbatch" "${command[@]}"
+    "$launch/slurm.sbatch" "${command[@]}"
 }
+
+name="" nodes=1 gpus=8 time="" partition=""
+read_action "name= nodes= gpus= time= partition= yes" "$@"
+
+# All checks come before the first command that has an effect.
+need_match "$name" --name "[A-Za-z0-9][A-Za-z0-9._-]*" \
+  "letters, digits, dots, dashes and underscores"
+need_number "$nodes" --nodes
+need_number "$gpus" --gpus
+[[ -z "$time" ]] || need_match "$time" --time \
+  "([0-9]+-)?[0-9]+(:[0-9]+){0,2}" "minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS"
+[[ -z "$partition" ]] || need_match "$partition" --partition \
+  "[A-Za-z0-9][A-Za-z0-9._,-]*" "the names of partitions"
+case "$action" in
+  create | run | resume)
+    need_command
+    check_folders shared
+    check_command .
+    ;;
+  follow | delete) refuse_command ;;
+  *) fail "action '$action': must be create, run, follow, resume or delete; \
+see --help" ;;
+esac
 
 case "$action" in
   create | run | resume) run ;;
   follow) execute tail -n 100 -F "$name.log" ;;
-  delete) execute scancel "--name=$name" --me ;;
-  *) fail "action '$action': must be create, run, follow, resume or delete; \
-see --help" ;;
+  delete)
+    confirm "all your jobs of the name $name"
+    execute scancel "--name=$name" --me
+    ;;
 esac

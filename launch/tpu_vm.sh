@@ -2,7 +2,7 @@
 # A run on a slice of Cloud TPU VMs, by queued resources.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
-source "$(dirname "$0")/lib.sh"
+source "$(dirname -- "$0")/lib.sh"
 
 usage() {
   cat << 'END'
@@ -16,7 +16,8 @@ Actions:
           what git tracks, with your edits: `git add` a new file first
   follow  print the log of host 0 as it grows
   stop    ask COMMAND on every host to save and end; keep the slice
-  resume  after a preemption: request the slice anew; then `run` as before
+  resume  after a preemption: delete the slice and request it anew; then `run`
+          as before
   delete  give the slice and the request back
 
 Options:
@@ -29,12 +30,21 @@ Options:
   --env=NAME=VALUE   a variable of COMMAND's environment on every host, such as
                      TFDS_DATA_DIR=gs://BUCKET/tfds; may be given several times;
                      not for secrets
+  --yes              delete without asking; resume and delete ask on a terminal,
+                     and elsewhere refuse
   --dry-run          print the commands instead of running them
   --help             print this
 
 COMMAND is that of `python -m vmoe_study`. It finds checkpoints in its workdir
 and goes on from them, so that the same `run` starts and resumes. The workdir
-must be one that all hosts reach, such as gs://BUCKET/RUN.
+must be a URL that all hosts reach, such as gs://BUCKET/RUN.
+
+COMMAND is checked before anything else: that there is such a command, its
+options, and its config with all overrides, in a copy of the files that the
+hosts will get. This takes a few seconds, and a Python that has this project
+installed; without one, a note says that COMMAND was not checked.
+
+Environment: PYTHON, the interpreter that checks COMMAND (python if not set).
 
 Example:
   launch/tpu_vm.sh run --name=moe --zone=us-west4-a -- train \
@@ -43,27 +53,30 @@ Example:
 END
 }
 
-runtime_version() {
-  case "$1" in
-    v4-*) echo tpu-ubuntu2204-base ;;
-    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
-    v5p-*) echo v2-alpha-tpuv5 ;;
-    v6e-*) echo v2-alpha-tpuv6e ;;
-    *) fail "--type=$1: must be v4-N, v5litepod-N, v5p-N or v6e-N" ;;
+# Reads --type into `version`, that of the hosts' software.
+read_type() {
+  local sizes="1|4|8|16|32|64|128|256"
+  need_match "$type" --type "(v4|v5litepod|v5p|v6e)-[1-9][0-9]*" \
+    "v4-N, v5litepod-N, v5p-N or v6e-N"
+  case "$type" in
+    v4-*) version=tpu-ubuntu2204-base ;;
+    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v5p-*) version=v2-alpha-tpuv5 ;;
+    v6e-*) version=v2-alpha-tpuv6e ;;
+  esac
+  case "$type" in
+    v4-* | v5p-*)
+      ((${type#*-} % 8 == 0)) || fail "--type=$type: must have a multiple of 8 \
+cores, which a host has"
+      ;;
+    *)
+      need_match "$type" --type "${type%-*}-($sizes)" \
+        "${type%-*}- and one of ${sizes//|/, }"
+      ;;
   esac
 }
 
-name="" zone="" type="" project="" spot="" env=()
-read_action "name= zone= project= type= spot env=" "$@"
-need "$name" --name
-need "$zone" --zone
-where=("--zone=$zone" ${project:+"--project=$project"})
-queue=(gcloud compute tpus queued-resources)
-
 create() {
-  need "$type" --type
-  local version
-  version="$(runtime_version "$type")"
   execute "${queue[@]}" create "$name" "${where[@]}" "--node-id=$name" \
     "--accelerator-type=$type" "--runtime-version=$version" ${spot:+--spot}
 }
@@ -91,16 +104,32 @@ list_files() {
   done
 }
 
-run() {
-  need_command
-  check_env "${env[@]}"
-  local archive=vmoe_study.tar.gz
-  cd "$(dirname "$0")/.."
+# Copies the files that the hosts will get into `folder`/project.
+copy_files() {
   folder="$(mktemp -d)"
   trap 'rm -rf "$folder"' EXIT
+  mkdir "$folder/project"
+  cd "$launch/.."
   list_files > "$folder/files"
-  execute tar -czf "$folder/$archive" --exclude=__pycache__ --null \
-    -T "$folder/files"
+  tar -cf - --exclude=__pycache__ --null -T "$folder/files" |
+    tar -xf - -C "$folder/project"
+}
+
+# Checks all that the hosts will be told.
+check_run() {
+  check_env "${env[@]}"
+  need_command
+  check_folders
+  copy_files
+  check_config_file "$folder/project" "Give a path in this project; hosts get \
+what git tracks: git add a new file first"
+  check_command "$folder/project"
+}
+
+run() {
+  local archive=vmoe_study.tar.gz
+  execute tar -czf "$folder/$archive" -C "$folder/project" \
+    --null -T "$folder/files"
   execute gcloud compute tpus tpu-vm scp "$folder/$archive" "$name:$archive" \
     "${where[@]}" --worker=all
   on_hosts all "set -e
@@ -108,7 +137,9 @@ if pgrep -F train.pid -f vmoe_study > /dev/null 2>&1; then
 echo 'A command is running here; stop it first.' >&2
 exit 1
 fi
-mkdir -p vmoe_study && tar -xzf $archive -C vmoe_study && cd vmoe_study
+mkdir -p vmoe_study
+tar -xzf $archive -C vmoe_study
+cd vmoe_study
 python3 -m pip install -q --user uv
 python3 -m uv venv -q --python 3.11 --allow-existing ~/venv
 python3 -m uv pip install -q --python ~/venv/bin/python -e '.[tpu,gcs]'
@@ -117,14 +148,45 @@ setsid nohup env ${env[*]@Q} ~/venv/bin/python -m vmoe_study ${command[*]@Q} \
 echo \$! > ~/train.pid"
 }
 
+name="" zone="" type="" project="" spot="" env=()
+read_action "name= zone= project= type= spot env= yes" "$@"
+
+# All checks come before the first command that has an effect.
+word="[a-z]([a-z0-9-]*[a-z0-9])?"
+need_match "$name" --name "$word" "small letters, digits and dashes"
+need_match "$zone" --zone "$word" "a zone, such as us-west4-a"
+[[ -z "$project" ]] || need_match "$project" --project \
+  "[a-z][a-z0-9.:-]*[a-z0-9]?" "the ID of a project"
+[[ -z "$type" ]] || read_type
+case "$action" in
+  create | resume)
+    need "$type" --type
+    refuse_command
+    ;;
+  run) check_run ;;
+  status | follow | stop | delete) refuse_command ;;
+  *) fail "action '$action': must be create, status, run, follow, stop, \
+resume or delete; see --help" ;;
+esac
+where=("--zone=$zone" ${project:+"--project=$project"})
+queue=(gcloud compute tpus queued-resources)
+case "$action" in
+  resume | delete)
+    owner="${project:-the default of gcloud}"
+    confirm "the slice $name and its request, zone $zone, project $owner, and \
+all that runs there"
+    ;;
+esac
+
 case "$action" in
   create) create ;;
   status) execute "${queue[@]}" describe "$name" "${where[@]}" ;;
   run) run ;;
   follow) on_hosts 0 "tail -n 100 -F train.log" ;;
   stop) on_hosts all "pkill -TERM -F train.pid -f vmoe_study" ;;
-  resume) delete && create ;;
+  resume)
+    delete
+    create
+    ;;
   delete) delete ;;
-  *) fail "action '$action': must be create, status, run, follow, stop, \
-resume or delete; see --help" ;;
 esac

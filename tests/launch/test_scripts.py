@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import pty
 import re
 import shlex
 import shutil
@@ -15,10 +16,16 @@ import time
 import pytest
 import yaml
 
+from vmoe_study.cli.main import main
+
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = ["local.sh", "tpu_vm.sh", "gke.sh", "slurm.sh"]
-AWKWARD = ["train", "--config=a b.py:x='1'", '--workdir=gs://b/"run"', "$HOME"]
+DIGITS = "--config=configs/digits.py"
+AWKWARD = ["train", f"{DIGITS}:x='1 2'", '--workdir=gs://b/"run"', "$HOME"]
+TPU_VM = ["--name=moe", "--zone=us-west4-a"]
+GKE = ["--name=moe", "--topology=v5e:4x4", "--image=r/v:1"]
+TRAIN = ["train", DIGITS, "--workdir=gs://b/run"]
 SECRETS = {
   "GOOGLE_APPLICATION_CREDENTIALS": "secret-path",
   "CLOUDSDK_AUTH_ACCESS_TOKEN": "secret-token",
@@ -27,12 +34,14 @@ SECRETS = {
 
 
 def run(script, *arguments, launch=LAUNCH, **environment):
+  """Runs a script; any command passes its check if no `PYTHON` is given."""
   return subprocess.run(
     [launch / script, *arguments],
-    env=os.environ | SECRETS | {"PYTHON": sys.executable} | environment,
+    env=os.environ | SECRETS | {"PYTHON": "true"} | environment,
+    stdin=subprocess.DEVNULL,
     capture_output=True,
     text=True,
-    timeout=30,
+    timeout=60,
   )
 
 
@@ -118,7 +127,7 @@ def test_tpu_vm_goes_through_its_life():
   assert "--worker=0" in follow
   stop = dry_run("tpu_vm.sh", "stop", *where)[0]
   assert "--worker=all" in stop
-  start = run("tpu_vm.sh", "run", *where, "--", "train").stdout
+  start = run("tpu_vm.sh", "run", *where, "--", *TRAIN).stdout
   assert start.count("'--worker=all'") == 2  # to copy, and to start
 
 
@@ -248,7 +257,7 @@ def test_tpu_vm_copies_the_project_and_nothing_else(host, project, checkout):
   else:
     shutil.rmtree(project / ".git")
   where = ["--name=moe", "--zone=z"]
-  command = ["run", *where, "--", "train"]
+  command = ["run", *where, "--", *TRAIN[:1], *TRAIN[2:]]
   launch = project / "launch"
   done = run("tpu_vm.sh", *command, launch=launch, **environment)
   try:
@@ -259,6 +268,275 @@ def test_tpu_vm_copies_the_project_and_nothing_else(host, project, checkout):
     assert (folder / "vmoe_study/configs/a b.py").read_text() == "edited"
   finally:
     run("tpu_vm.sh", "stop", *where, **environment)
+
+
+# A program that only writes down how it was called.
+RECORDER = """#!/bin/sh
+echo "${0##*/} $*" >> "$CALLS"
+[ -t 0 ] || cat > /dev/null
+"""
+
+
+@pytest.fixture
+def calls(tmp_path):
+  """A file with the calls of all programs that would have an effect."""
+  for name in ("gcloud", "kubectl", "sbatch", "scancel", "tail"):
+    write_program(tmp_path / "bin" / name, RECORDER)
+  path = tmp_path / "calls"
+  path.touch()
+  return path
+
+
+def with_calls(calls, **environment):
+  """The environment in which `calls` are recorded, without git."""
+  path = f"{calls.parent / 'bin'}:{os.environ['PATH']}"
+  git = str(calls.parent / "no-git")
+  return {"PATH": path, "CALLS": str(calls), "GIT_DIR": git} | environment
+
+
+def train_with(*words):
+  return ["--", "train", DIGITS, *words]
+
+
+@pytest.mark.parametrize(
+  "script, arguments, message",
+  [
+    ("tpu_vm.sh", ["resume", *TPU_VM], "--type must be given"),
+    ("tpu_vm.sh", ["resume", *TPU_VM, "--type=v5litepod-15"], "15: must be"),
+    ("tpu_vm.sh", ["resume", *TPU_VM, "--type=v4-12"], "multiple of 8"),
+    ("tpu_vm.sh", ["resume", *TPU_VM, "--typ=v4-32"], "option --typ=v4-32"),
+    ("tpu_vm.sh", ["resume", *TPU_VM, "--type=v4-8", "--", "train"], "COMMAND"),
+    ("tpu_vm.sh", ["create", *TPU_VM, "--type=v6e-16x"], "v6e-16x: must be"),
+    ("tpu_vm.sh", ["delete", "--zone=us-west4-a"], "--name must be given"),
+    ("tpu_vm.sh", ["delete", "--name=moe"], "--zone must be given"),
+    ("tpu_vm.sh", ["delete", "--name=", "--zone=z"], "--name=: the value is"),
+    (
+      "tpu_vm.sh",
+      ["delete", *TPU_VM, "--project="],
+      "--project=: the value is",
+    ),
+    ("tpu_vm.sh", ["delete", *TPU_VM, "--", *TRAIN], "takes no COMMAND"),
+    ("tpu_vm.sh", ["delte", *TPU_VM], "'delte'"),
+    ("tpu_vm.sh", ["stop", *TPU_VM, "moe2"], "unknown option moe2"),
+    ("tpu_vm.sh", ["run", *TPU_VM, *train_with("--workdir=r")], "--workdir=r:"),
+    ("tpu_vm.sh", ["run", *TPU_VM, *train_with("--workdir=/r")], "a URL"),
+    ("tpu_vm.sh", ["run", *TPU_VM, *train_with("--workdir=gs:/b/r")], "a URL"),
+    ("tpu_vm.sh", ["run", *TPU_VM, *train_with("--workdir", "r")], "a URL"),
+    ("tpu_vm.sh", ["run", *TPU_VM, *train_with("--workd=r")], "a URL"),
+    ("tpu_vm.sh", ["run", *TPU_VM, *train_with("--workdir=")], "a URL"),
+    (
+      "tpu_vm.sh",
+      ["run", *TPU_VM, "--", "train", "--config=configs/new.py"],
+      "git add",
+    ),
+    (
+      "tpu_vm.sh",
+      ["run", *TPU_VM, "--", "train", f"--config={ROOT}/configs/digits.py"],
+      "path in this project",
+    ),
+    ("gke.sh", ["resume", *GKE], "no command"),
+    ("gke.sh", ["resume", *GKE[:2], "--", *TRAIN], "--image must be given"),
+    (
+      "gke.sh",
+      ["resume", *GKE, "--topology=v9:4x4", "--", *TRAIN],
+      "chip 'v9'",
+    ),
+    ("gke.sh", ["run", *GKE, "--topology=v9:4x4", "--", *TRAIN], "chip 'v9'"),
+    ("gke.sh", ["run", *GKE, "--topology=4x4", "--", *TRAIN], "CHIP:SHAPE"),
+    ("gke.sh", ["run", *GKE, "--topology=v5e:4x5", "--", *TRAIN], "4x8"),
+    ("gke.sh", ["run", *GKE, "--topology=v5p:4x4", "--", *TRAIN], "AxBxC"),
+    ("gke.sh", ["run", *GKE, "--topology=v4:2x2x3", "--", *TRAIN], "AxBxC"),
+    ("gke.sh", ["run", *GKE, '--image=a"b', "--", *TRAIN], "--image"),
+    ("gke.sh", ["run", *GKE, "--restarts=-1", "--", *TRAIN], "--restarts=-1"),
+    ("gke.sh", ["run", *GKE, *train_with("--workdir=/data/run")], "a URL"),
+    ("gke.sh", ["run", *GKE, *train_with("--workdir=file:///run")], "a URL"),
+    ("gke.sh", ["run", *GKE, "--", "train", "--config=x.py"], "--no-check"),
+    ("gke.sh", ["delete"], "--name must be given"),
+    ("gke.sh", ["delete", "--name=moe", "--force"], "unknown option --force"),
+    ("slurm.sh", ["delete", "--name=a,b"], "--name=a,b"),
+    ("slurm.sh", ["run", "--name=m", "--time=1h", "--", *TRAIN], "--time=1h"),
+    ("slurm.sh", ["run", "--name=m", *train_with("--workdir=run")], "absolute"),
+    ("slurm.sh", ["run", "--name=m", *train_with("--workdir=~/r")], "absolute"),
+    (
+      "slurm.sh",
+      ["run", "--name=m", *train_with("--workdir=/tmp/r")],
+      "shared",
+    ),
+    ("slurm.sh", ["resume", "--name=m"], "no command"),
+  ],
+)
+def test_a_typo_has_no_effect(script, arguments, message, calls):
+  yes = [arguments[0], "--yes", *arguments[1:]]
+  done = run(script, *yes, **with_calls(calls))
+  assert done.returncode == 2
+  assert message in done.stderr
+  assert not done.stdout
+  assert not calls.read_text()
+
+
+@pytest.mark.parametrize(
+  "script, arguments",
+  [
+    ("tpu_vm.sh", ["run", *TPU_VM]),
+    ("gke.sh", ["resume", *GKE, "--yes"]),
+    ("slurm.sh", ["run", "--name=moe"]),
+    ("local.sh", []),
+  ],
+)
+@pytest.mark.parametrize(
+  "command, message",
+  [
+    (["trian", *TRAIN[1:]], "invalid choice: 'trian'"),
+    ([*TRAIN, "--alow-change"], "--alow-change"),
+    ([*TRAIN, "--config.mesh.exprt=4"], "Did you mean 'expert'?"),
+  ],
+)
+def test_a_typo_in_the_command_has_no_effect(
+  script, arguments, command, message, calls
+):
+  environment = with_calls(calls, PYTHON=sys.executable)
+  done = run(script, *arguments, "--", *command, **environment)
+  assert done.returncode == 2
+  assert message in done.stderr
+  assert "nothing was started" in done.stderr
+  assert not done.stdout
+  assert not calls.read_text()
+
+
+def test_hosts_get_the_command_that_was_checked(calls):
+  environment = with_calls(calls, PYTHON=sys.executable)
+  done = run("gke.sh", "run", *GKE, "--", *TRAIN, **environment)
+  assert (done.returncode, done.stderr) == (0, "")
+  assert calls.read_text() == "kubectl apply -f -\n"
+
+
+def test_tpu_vm_checks_the_files_that_it_copies(project, calls):
+  """A config may import a file that git does not track yet."""
+  shutil.copytree(
+    ROOT / "vmoe_study", project / "vmoe_study", dirs_exist_ok=True
+  )
+  config = project / "configs" / "old.py"
+  config.write_text("from configs.new import get_config\n")
+  (project / "configs" / "new.py").write_text(
+    "from vmoe_study.run.config_file import load_module\n"
+    f"digits = load_module({str(ROOT / 'configs/digits.py')!r})\n"
+    "get_config = digits.get_config\n"
+  )
+  git = ["git", "-C", project, "add"]
+  subprocess.run([*git, "vmoe_study"], check=True)
+  command = ["run", *TPU_VM, "--", "train", "--config=configs/old.py"]
+  command += ["--workdir=gs://b/run"]
+  git_dir = str(project / ".git")
+  environment = with_calls(calls, PYTHON=sys.executable, GIT_DIR=git_dir)
+  done = run("tpu_vm.sh", *command, launch=project / "launch", **environment)
+  assert "No module named 'configs.new'" in done.stderr
+  assert not calls.read_text()
+  subprocess.run([*git, "configs/new.py"], check=True)
+  done = run("tpu_vm.sh", *command, launch=project / "launch", **environment)
+  assert (done.returncode, done.stderr) == (0, "")
+  assert "--worker=all" in calls.read_text()
+
+
+@pytest.mark.parametrize("python", ["no-such-python", "bare/python"])
+def test_a_command_that_cannot_be_checked_is_said_to_be_so(
+  python, calls, monkeypatch
+):
+  if "/" in python:  # A Python without packages.
+    write_program(
+      calls.parent / python, f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n'
+    )
+    monkeypatch.chdir(calls.parent)
+  environment = with_calls(calls, PYTHON=python)
+  command = [*TRAIN[:2], "--workdir=/shared/run"]
+  done = run("slurm.sh", "run", "--name=moe", "--", *command, **environment)
+  assert done.returncode == 0
+  assert "COMMAND was not checked" in done.stderr
+  assert calls.read_text().startswith("sbatch")
+
+
+DELETIONS = [
+  ("tpu_vm.sh", ["delete", *TPU_VM], "the slice moe", ["gcloud"]),
+  (
+    "tpu_vm.sh",
+    ["resume", *TPU_VM, "--type=v4-32", "--project=p1"],
+    "project p1",
+    ["gcloud", "gcloud"],
+  ),
+  ("gke.sh", ["delete", "--name=moe"], "the JobSet moe", ["kubectl"]),
+  (
+    "gke.sh",
+    ["resume", *GKE, "--", *TRAIN],
+    "the JobSet moe",
+    ["kubectl", "kubectl"],
+  ),
+  ("slurm.sh", ["delete", "--name=moe"], "jobs of the name moe", ["scancel"]),
+]
+
+
+@pytest.mark.parametrize("script, arguments, what, programs", DELETIONS)
+def test_deletion_without_a_terminal_needs_yes(
+  script, arguments, what, programs, calls
+):
+  refused = run(script, *arguments, **with_calls(calls))
+  assert refused.returncode == 2
+  assert what in refused.stderr
+  assert "give --yes" in refused.stderr
+  assert not calls.read_text()
+  yes = [arguments[0], "--yes", *arguments[1:]]
+  done = run(script, *yes, **with_calls(calls))
+  assert done.returncode == 0, done.stderr
+  assert what in done.stderr
+  found = [line.split()[0] for line in calls.read_text().splitlines()]
+  assert found == programs
+
+
+@pytest.mark.parametrize("answer", ["yes\n", "y\n", "\n", "\x04"])
+@pytest.mark.parametrize("script, arguments, what, programs", DELETIONS[:1])
+def test_deletion_asks_at_a_terminal(
+  script, arguments, what, programs, answer, calls
+):
+  ours, theirs = pty.openpty()
+  try:
+    os.write(ours, answer.encode())
+    done = subprocess.run(
+      [LAUNCH / script, *arguments],
+      env=os.environ | with_calls(calls),
+      stdin=theirs,
+      capture_output=True,
+      text=True,
+      timeout=30,
+    )
+  finally:
+    os.close(ours)
+    os.close(theirs)
+  assert what in done.stderr
+  if answer == "yes\n":
+    assert done.returncode == 0
+    assert len(calls.read_text().splitlines()) == len(programs)
+  else:
+    assert done.returncode == 2
+    assert "nothing was deleted" in done.stderr
+    assert not calls.read_text()
+
+
+def test_resume_creates_nothing_if_the_deletion_fails(calls):
+  write_program(
+    calls.parent / "bin" / "gcloud",
+    '#!/bin/sh\necho "$*" >> "$CALLS"\nexit 7\n',
+  )
+  resume = ["resume", *TPU_VM, "--type=v4-32", "--yes"]
+  done = run("tpu_vm.sh", *resume, **with_calls(calls))
+  assert done.returncode == 7
+  assert len(calls.read_text().splitlines()) == 1
+
+
+def test_a_host_that_cannot_unpack_starts_nothing(host):
+  folder, environment = host
+  write(folder / "vmoe_study")  # A file where the folder should be.
+  done = run("tpu_vm.sh", "run", *TPU_VM, "--", *TRAIN, **environment)
+  assert done.returncode != 0
+  assert not (folder / "installed").exists()
+  assert not (folder / "train.pid").exists()
 
 
 def test_the_image_holds_what_an_installation_needs_and_nothing_else(tmp_path):
@@ -284,7 +562,7 @@ def test_the_image_holds_what_an_installation_needs_and_nothing_else(tmp_path):
 
 def test_gke_renders_a_jobset():
   arguments = ["--name=moe", "--topology=v5e:4x8", "--image=r/v:1"]
-  arguments += ["--env=TFDS_DATA_DIR=gs://b/tfds", '--env=A="\\=']
+  arguments += ["--env=TFDS_DATA_DIR=gs://b/tfds", '--env=A="\\=\n\t']
   done = run("gke.sh", "render", *arguments, "--", *AWKWARD)
   manifest = yaml.safe_load(done.stdout)
   assert manifest["kind"] == "JobSet"
@@ -300,7 +578,7 @@ def test_gke_renders_a_jobset():
   assert container["image"] == "r/v:1"
   assert container["env"] == [
     {"name": "TFDS_DATA_DIR", "value": "gs://b/tfds"},
-    {"name": "A", "value": '"\\='},
+    {"name": "A", "value": '"\\=\n\t'},
   ]
   assert container["command"] == ["python", "-m", "vmoe_study", *AWKWARD]
   assert container["resources"]["limits"] == {"google.com/tpu": 4}
@@ -309,7 +587,7 @@ def test_gke_renders_a_jobset():
 
 def test_gke_starts_follows_and_ends():
   arguments = ["--name=moe", "--topology=v6e:1x1", "--image=v", "--dry-run"]
-  done = run("gke.sh", "resume", *arguments, "--", "train")
+  done = run("gke.sh", "resume", *arguments, "--", *TRAIN)
   assert "'delete' 'jobset' 'moe'" in done.stdout
   assert "google.com/tpu: 1\n" in done.stdout
   assert done.stdout.endswith("'kubectl' 'apply' '-f' '-'\n")
@@ -343,12 +621,22 @@ def test_slurm_puts_a_job_that_was_asked_to_stop_back(record, result):
 
 
 def test_local_numbers_its_processes():
-  commands = dry_run(
-    "local.sh", "--processes=3", "--devices=2", "--dry-run", "--", "x"
-  )
+  options = ["--processes=3", "--devices=2", "--dry-run"]
+  command = [*TRAIN[:2], "--workdir=here"]
+  done = run("local.sh", *options, "--", *command, PYTHON=sys.executable)
+  commands = [shlex.split(line) for line in done.stdout.splitlines()]
   ids = [command[-1] for command in commands]
   assert ids == [f"--process-id={i}" for i in range(3)]
   assert len({command[-3] for command in commands}) == 1  # one coordinator
+
+
+# A Python that writes down which commands it is to check.
+CHECKER = f"""#!{sys.executable}
+import json, os, sys
+if sys.argv[1].endswith("check_command.py"):
+  with open(os.environ["CALLS"] + "/checked", "a") as file:
+    print(json.dumps(sys.argv[2:]), file=file)
+"""
 
 
 def test_the_commands_of_the_readme_are_understood(tmp_path):
@@ -356,12 +644,17 @@ def test_the_commands_of_the_readme_are_understood(tmp_path):
   blocks = re.findall(r"^```bash\n(.+?)^```$", text, re.DOTALL | re.MULTILINE)
   assert len(blocks) > 5
   # All programs that the scripts and the reader would start do nothing.
-  programs = "gcloud kubectl docker xpk sbatch scancel tail pip python tar"
+  programs = "gcloud kubectl docker xpk sbatch scancel tail pip"
   for name in programs.split():
     write_program(tmp_path / name, "#!/bin/sh\ncat > /dev/null\n")
+  write_program(tmp_path / "python", CHECKER)
+  commands = re.sub(
+    r"(\S+\.sh (delete|resume))", r"\1 --yes", "\n".join(blocks)
+  )
+  path = f"{tmp_path}:{os.environ['PATH']}"
   done = subprocess.run(
-    ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)],
-    env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    ["bash", "-euo", "pipefail", "-c", commands],
+    env=os.environ | {"PATH": path, "PYTHON": "python", "CALLS": str(tmp_path)},
     cwd=ROOT,
     stdin=subprocess.DEVNULL,
     capture_output=True,
@@ -369,4 +662,10 @@ def test_the_commands_of_the_readme_are_understood(tmp_path):
     timeout=60,
   )
   assert done.returncode == 0, done.stderr
-  assert not done.stderr
+  assert not [s for s in done.stderr.splitlines() if " deletes " not in s]
+  checked = list(
+    map(json.loads, (tmp_path / "checked").read_text().splitlines())
+  )
+  assert {"train", "evaluate"} == {command[0] for command in checked}
+  for command in checked:
+    assert main([command[0], "--check", *command[1:]]) == 0
