@@ -12,8 +12,10 @@ import shutil
 import tempfile
 
 import pytest
+from jaxtyping import install_import_hook
 
 from .programs import xla_flags
+from .shared import make_once
 
 TESTS = pathlib.Path(__file__).parent
 DEFAULT = "unit and not slow"
@@ -42,10 +44,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _programs = tempfile.mkdtemp(prefix="compiled-")
   atexit.register(shutil.rmtree, _programs, ignore_errors=True)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-
-from jaxtyping import install_import_hook
-
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 install_import_hook("vmoe_study.routing", "beartype.beartype")
 
 
@@ -70,3 +69,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not any(mark.name in KINDS for mark in item.iter_markers()):
       folder = item.path.relative_to(TESTS).parts[0]
       item.add_marker(OF_FOLDER.get(folder, "unit"))
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A TFDS folder that holds `digits`."""
+  from vmoe_study.data import builders
+
+  def make(folder: pathlib.Path) -> None:
+    builders.prepare("digits", str(folder))
+
+  return make_once(tmp_path_factory, "digits", make)

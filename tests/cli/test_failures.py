@@ -30,15 +30,6 @@ DIVERGING = [
 SKIP = ["--config.train.health.on_nonfinite=skip", "--allow-change"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _data(tmp_path_factory):
-  """Data sets are built in a folder of the test."""
-  folder = str(tmp_path_factory.mktemp("data"))
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("TFDS_DATA_DIR", folder)
-    yield
-
-
 def train(workdir, *more):
   return main(["train", *TINY, f"--workdir={workdir}", *more])
 

@@ -34,15 +34,6 @@ TINY = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _data(tmp_path_factory):
-  """Data sets are built in a folder of the test."""
-  folder = str(tmp_path_factory.mktemp("data"))
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("TFDS_DATA_DIR", folder)
-    yield
-
-
 @pytest.fixture
 def disk(tmp_path):
   """A file system of 4 MB."""

@@ -8,50 +8,19 @@ from vmoe_study.cli.main import main
 from vmoe_study.inspection.inspect import inspect
 from vmoe_study.training.metrics_file import read_metrics
 
-TINY = [
-  "--config.model.fields.width=16",
-  "--config.model.fields.depth=2",
-  "--config.model.fields.mlp_dim=32",
-  "--config.model.moe.options.num_experts=4",
-  "--config.train.num_epochs=0",
-  "--config.train.num_steps=24",
-  "--config.train.schedule.warmup_steps=2",
-  "--config.train.schedule.peak=0.01",
-  "--config.train.report_every=8",
-  "--config.fewshot={}",
-]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _data(tmp_path_factory):
-  """Data sets are built in a folder of the test."""
-  folder = str(tmp_path_factory.mktemp("data"))
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("TFDS_DATA_DIR", folder)
-    yield
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  """Of a finished run."""
-  folder = tmp_path_factory.mktemp("run") / "work"
-  config = "--config=configs/digits.py:router=softmax_token_choice,k=2"
-  assert main(["train", config, f"--workdir={folder}", *TINY]) == 0
-  return folder
-
-
-def run(workdir, out):
+def run(trained, out):
   options = ["--examples=1000", "--images=3", "--capacities=0.01,0.5,1"]
   assert (
-    main(["inspect", f"--workdir={workdir}", f"--out={out}", *options]) == 0
+    main(["inspect", f"--workdir={trained}", f"--out={out}", *options]) == 0
   )
   return out
 
 
 @pytest.fixture(scope="module")
-def out(workdir, tmp_path_factory):
+def out(trained, tmp_path_factory):
   """What `inspect` wrote."""
-  return run(workdir, tmp_path_factory.mktemp("inspect") / "out")
+  return run(trained, tmp_path_factory.mktemp("inspect") / "out")
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +28,20 @@ def numbers(out):
   return json.loads((out / "statistics.json").read_text())
 
 
-def test_accuracy_is_that_of_evaluate(workdir, numbers, tmp_path):
-  trained = [row for row in read_metrics(workdir) if "test/accuracy" in row]
-  accuracy = trained[-1]["test/accuracy"]
+def test_accuracy_is_that_of_evaluate(trained, numbers, tmp_path):
+  rows = [row for row in read_metrics(trained) if "test/accuracy" in row]
+  accuracy = rows[-1]["test/accuracy"]
   assert numbers["accuracy"]["count"] == numbers["num_images"] == 359
   assert numbers["accuracy"]["mean"] == pytest.approx(accuracy, abs=1e-6)
   file = tmp_path / "metrics.json"
-  command = ["evaluate", f"--workdir={workdir}", f"--out={file}"]
-  assert main([*command, "--config.evaluation_capacity=0.5"]) == 0
+  command = ["evaluate", f"--workdir={trained}", f"--out={file}"]
+  options = ["--config.evaluation_capacity=1", "--config.fewshot={}"]
+  assert main([*command, *options]) == 0
   expected = json.loads(file.read_text())["test/accuracy"]
-  half, same = numbers["capacities"]
-  assert (half["factor"], same["factor"]) == (0.5, 1)
-  assert (half["slots_per_expert"], same["slots_per_expert"]) == (4, 8)
-  assert half["accuracy"]["mean"] == pytest.approx(expected, abs=1e-6)
+  same, whole = numbers["capacities"]
+  assert (same["factor"], whole["factor"]) == (0.5, 1)
+  assert (same["slots_per_expert"], whole["slots_per_expert"]) == (4, 8)
+  assert whole["accuracy"]["mean"] == pytest.approx(expected, abs=1e-6)
   assert same["change"]["mean"] == 0
   assert "capacity_factor=0.01" in numbers["left_out"][0]
 
@@ -86,9 +56,9 @@ def test_numbers_agree_with_each_other(numbers):
     assert sum(row) == pytest.approx(1)
   assert len(layer["class_by_expert"]) == len(numbers["class_names"]) == 10
   assert layer["mutual_information"] > layer["shuffled_information"] > 0
-  # Of K S choices, those that are served, over E C = 1.0 K S slots.
-  served = sum(i * s for i, s in enumerate(layer["experts_per_token"]))
-  assert sum(layer["slot_use"]) / 4 == pytest.approx(served / 2)
+  # Of K S choices, those that are served, over E C = 0.5 K S slots.
+  served = sum(i * s for i, s in enumerate(layer["experts_per_token"])) / 2
+  assert sum(layer["slot_use"]) / 4 == pytest.approx(served / 0.5)
 
 
 def test_it_leaves_a_page_and_pictures(out):
@@ -105,10 +75,10 @@ def test_it_leaves_a_page_and_pictures(out):
 KINDS = ("charts", "classes", "patches", "tensors")
 
 
-def test_python_writes_the_same_as_the_command(workdir, out, tmp_path):
+def test_python_writes_the_same_as_the_command(trained, out, tmp_path):
   again = tmp_path / "again"
   inspection = inspect(
-    workdir,
+    trained,
     num_images=1000,
     num_shown=3,
     capacity_factors=[0.01, 0.5, 1],
@@ -130,10 +100,10 @@ def test_python_writes_the_same_as_the_command(workdir, out, tmp_path):
   ],
 )
 def test_what_cannot_be_is_explained(
-  workdir, override, message, tmp_path, capsys
+  trained, override, message, tmp_path, capsys
 ):
   out = tmp_path / "out"
-  options = [f"--workdir={workdir}", f"--out={out}", override]
+  options = [f"--workdir={trained}", f"--out={out}", override]
   assert main(["inspect", *options]) == 2
   error = capsys.readouterr().err
   assert message in error and "Traceback" not in error

@@ -19,7 +19,7 @@ from ..programs import xla_flags
 pytestmark = pytest.mark.process
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS, KILLS = 90, 3
+STEPS, KILLS = 60, 2
 SAVING = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 TINY = [
   "--config=configs/digits.py",
@@ -45,7 +45,6 @@ def environment(tmp_path_factory):
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": xla_flags(1),
-    "TFDS_DATA_DIR": str(folder / "data"),
     "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
@@ -88,7 +87,7 @@ def wait_for(condition, run, seconds=400):
   while not condition():
     assert run is None or run.poll() is None, "it ended"
     assert time.monotonic() < deadline
-    time.sleep(0.01)
+    time.sleep(0.02)
 
 
 def kill(run):
@@ -151,14 +150,6 @@ def test_killed_at_any_moment_and_stopped(undisturbed, environment, tmp_path):
   assert measured(workdir) == measured(undisturbed)
   assert not list(directory.glob("*tmp*"))
   assert not list(directory.glob("damaged*"))
-
-
-def test_the_same_seed_gives_the_same_numbers(
-  undisturbed, environment, tmp_path
-):
-  finish(tmp_path / "again", environment)
-  assert fingerprints(tmp_path / "again") == fingerprints(undisturbed)
-  assert measured(tmp_path / "again") == measured(undisturbed)
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(environment, tmp_path):

@@ -13,11 +13,9 @@ from vmoe_study.run.experiment import Model
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _data(tmp_path_factory):
-  """Data sets are built in a folder of the test."""
-  folder = str(tmp_path_factory.mktemp("data"))
+def _data(digits_folder):
   with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("TFDS_DATA_DIR", folder)
+    patch.setenv("TFDS_DATA_DIR", str(digits_folder))
     yield
 
 
