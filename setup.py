@@ -75,6 +75,7 @@ setup(
     "opencv-python-headless>=4.12",
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
+    "pillow>=10.3",  # Reads CMYK images.
     "scikit-learn>=1.5",  # The images of `digits`, for the first run.
     "scipy>=1.13",
     "tabulate>=0.9",
@@ -94,7 +95,6 @@ setup(
       "mypy>=1.11",
       "nbclient>=0.10",
       "nbformat>=5.10",
-      "pillow>=10.3",
       "POT>=0.9.5",
       "pytest>=8.2",
       "pytest-xdist>=3.6",

@@ -1,7 +1,5 @@
 """Image operations against Pillow, TensorFlow and their own definitions."""
 
-import io
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -17,61 +15,6 @@ def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
   y, x = np.mgrid[:height, :width]
   waves = [np.sin(x / (9 + c)) + np.cos(y / (7 - c)) for c in range(channels)]
   return (127 + 60 * np.stack(waves, -1)).astype(np.uint8)
-
-
-def encoded(image: np.ndarray, kind: str, mode: str | None = None) -> bytes:
-  """Encodes with Pillow."""
-  file = io.BytesIO()
-  picture = Image.fromarray(image.squeeze())
-  (picture.convert(mode) if mode else picture).save(file, kind, quality=95)
-  return file.getvalue()
-
-
-def test_decode_png_is_exact():
-  for channels in (1, 3):
-    image = photo(20, 30, channels)
-    decoded = augment.decode(encoded(image, "PNG"), channels)
-    np.testing.assert_array_equal(decoded, image)
-
-
-def test_decode_jpeg_agrees_with_pillow():
-  data = encoded(photo(64, 80), "JPEG")
-  pillow = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int)
-  ours = augment.decode(data)
-  assert ours.dtype == np.uint8
-  assert np.abs(ours - pillow).max() <= 2
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_decode_gives_three_channels_whatever_the_file_has(mode):
-  data = encoded(photo(16, 16), "JPEG", mode)
-  assert augment.decode(data, 3).shape == (16, 16, 3)
-
-
-def test_decode_gives_one_channel_where_the_data_set_is_grey():
-  assert augment.decode(encoded(photo(16, 16), "PNG"), 1).shape == (16, 16, 1)
-
-
-def test_orientation_tag_is_ignored():
-  file, exif = io.BytesIO(), Image.Exif()
-  exif[0x0112] = 6  # rotate by 90 degrees
-  Image.fromarray(photo(10, 20)).save(file, "JPEG", exif=exif)
-  assert augment.decode(file.getvalue()).shape == (10, 20, 3)
-
-
-@pytest.mark.parametrize(
-  ("data", "message"),
-  [
-    (encoded(photo(64, 64), "JPEG")[:-200], "truncated"),
-    (encoded(photo(64, 64), "PNG")[:30], "not a readable"),
-    (b"not an image", "not a readable"),
-    (b"", "not a readable"),
-    (np.zeros((0, 5, 3), np.uint8), "no pixels"),
-  ],
-)
-def test_unusable_images_are_refused(data, message):
-  with pytest.raises(augment.ImageError, match=message):
-    augment.decode(data)
 
 
 @given(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vmoe_study.data.augment import decode
+from vmoe_study.data.decoding import decode
 from vmoe_study.data.pipeline import train_input
 from vmoe_study.data.sources import open_split
 from vmoe_study.data.spec import DataSpec

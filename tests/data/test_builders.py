@@ -10,10 +10,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from vmoe_study.data import builders
-from vmoe_study.data.augment import decode
 from vmoe_study.data.builders import MissingDataError
 from vmoe_study.data.dataset_specs import DATASETS
 from vmoe_study.data.datasets import emoji, fashion_mnist, jft_like
+from vmoe_study.data.decoding import decode
 from vmoe_study.data.sources import open_split
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmoe_study.data.augment import decode
 from vmoe_study.data.builders import make_builder
+from vmoe_study.data.decoding import decode
 from vmoe_study.data.pipeline import eval_input, train_input
 from vmoe_study.data.records import RecordError
 from vmoe_study.data.sources import open_split

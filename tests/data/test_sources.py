@@ -8,9 +8,9 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from vmoe_study.data.augment import decode
 from vmoe_study.data.builders import MissingDataError, make_builder
 from vmoe_study.data.datasets import digits as digits_builder
+from vmoe_study.data.decoding import decode
 from vmoe_study.data.records import ArrayRecords, RecordError, TfRecords
 from vmoe_study.data.sources import open_split
 

@@ -9,6 +9,9 @@ import math
 import numpy as np
 from etils import epy
 
+from vmoe_study.data.decoding import MAX_PIXELS
+from vmoe_study.data.image_header import ImageError
+
 with epy.lazy_imports():  # Checking a config needs no OpenCV.
   import cv2
 
@@ -16,62 +19,17 @@ Image = np.ndarray
 Rng = np.random.Generator
 
 
-class ImageError(ValueError):
-  """An image cannot be decoded or used."""
-
-
-def decode(data: bytes | Image, channels: int = 3) -> Image:
-  """Decodes a JPEG or PNG file; an array passes through.
-
-  Args:
-    data: the file's bytes.
-    channels: 3 for RGB, 1 for grey; other images are converted.
-
-  Returns:
-    uint8 (H, W, channels). The EXIF orientation is ignored, as by TensorFlow's
-    decoder.
+def _resize(image: Image, height: int, width: int, method: int) -> Image:
+  """Resizes with OpenCV, and restores the channel axis that it may drop.
 
   Raises:
-    ImageError: the bytes are not an image, or a truncated JPEG, or the image
-      has no pixels.
+    ImageError: the result is too large, as of a long and thin image.
   """
-  if isinstance(data, bytes):
-    if data[:2] == b"\xff\xd8" and not _jpeg_is_whole(data):
-      raise ImageError("the JPEG file is truncated. Replace the file.")
-    kind = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-    array = np.frombuffer(data, np.uint8)
-    image = (
-      cv2.imdecode(array, kind | cv2.IMREAD_IGNORE_ORIENTATION)
-      if len(data)
-      else None
-    )
-    if image is None:
-      raise ImageError(
-        f"{len(data)} bytes that are not a readable JPEG or PNG file. Replace "
-        "the file."
-      )
-    data = image[..., None] if channels == 1 else image
-  if data.size == 0:
+  if height * width > MAX_PIXELS:
     raise ImageError(
-      f"shape={data.shape}: the image has no pixels. Replace the file."
+      f"{image.shape[0]} x {image.shape[1]} pixels would become {height} x "
+      f"{width}: at most {MAX_PIXELS} are allowed. Replace the file."
     )
-  return data
-
-
-def _jpeg_is_whole(data: bytes) -> bool:
-  """Whether an end-of-image marker follows the last start-of-scan marker.
-
-  OpenCV fills missing parts with grey and only warns. Within a scan, 0xFF is
-  always followed by a zero or a restart marker, so no data is mistaken for one
-  of the two markers.
-  """
-  if data.endswith(b"\xff\xd9"):  # True for nearly all files, and fast.
-    return True
-  return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
-
-
-def _resize(image: Image, height: int, width: int, method: int) -> Image:
-  """Resizes with OpenCV, and restores the channel axis that it may drop."""
   resized = cv2.resize(image, (width, height), interpolation=method)
   return resized.reshape(height, width, image.shape[-1])
 

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from absl import logging
 
-from vmoe_study.data.augment import ImageError, decode
+from vmoe_study.data.decoding import decode
+from vmoe_study.data.image_header import ImageError
 from vmoe_study.data.ops import Ops, parse_ops
 from vmoe_study.data.records import RecordError
 from vmoe_study.data.sources import Source, open_source
@@ -101,12 +103,13 @@ class ExampleReader:
     Raises:
       RecordError: the example cannot be used; names its file and record.
     """
-    example = self.source[index]
+    example, channels = self.source[index], self.source.channels
     try:
-      image = self.ops(decode(example["image"], self.source.channels), rng)
+      image = decode(example["image"], channels, self.spec.max_pixels)
+      image = self.ops(image, rng)
       self._check_shape(image)
       labels = check_labels(example["label"], self.spec.num_classes)
-    except (ImageError, LabelError) as error:
+    except (ImageError, LabelError, cv2.error) as error:
       raise RecordError(f"{self.source.where(index)}: {error}") from error
     return {"image": image, "labels": labels, "mask": 1.0, "skipped": 0}
 

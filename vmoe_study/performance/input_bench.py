@@ -12,7 +12,7 @@ import cv2
 import grain
 import numpy as np
 
-from vmoe_study.data.augment import decode
+from vmoe_study.data.decoding import decode
 from vmoe_study.data.examples import Batch
 from vmoe_study.data.pipeline import eval_input, train_input
 from vmoe_study.data.sources import Source, open_split

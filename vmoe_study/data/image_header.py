@@ -1,0 +1,187 @@
+"""What the first bytes and the markers of an image file say about it.
+
+Read before the image is decoded: its size, whether the file is whole, and what
+OpenCV leaves out or gets wrong.
+"""
+
+import dataclasses
+import re
+import struct
+from collections.abc import Iterator
+
+# The next marker of a JPEG. Within a scan, 0xFF is followed by a zero or a
+# restart marker; further 0xFF are padding.
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])", re.DOTALL)
+_ALONE = {0x01, 0xD8}  # Markers without a length.
+_START, _END, _SCAN = 0xD8, 0xD9, 0xDA
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ORIENTATION = 0x0112
+
+
+class ImageError(ValueError):
+  """An image cannot be decoded or used."""
+
+
+@dataclasses.dataclass
+class ImageHeader:
+  """The header of an image file.
+
+  Attributes:
+    height, width: as stored, before the orientation is applied.
+    orientation: of EXIF, 1 (upright) to 8.
+    has_alpha: whether pixels may be transparent.
+    transparent_grey: the value of transparent pixels in a grey PNG.
+    bit_depth: of a PNG.
+    is_plain_cmyk: a JPEG of four channels which are not inverted, as Adobe's
+      are.
+  """
+
+  height: int = 0
+  width: int = 0
+  orientation: int = 1
+  has_alpha: bool = False
+  transparent_grey: int | None = None
+  bit_depth: int = 8
+  is_plain_cmyk: bool = False
+
+
+def read_header(data: bytes) -> ImageHeader:
+  """Reads the header of a JPEG, PNG, WebP, GIF or BMP file.
+
+  Raises:
+    ImageError: the file is of another kind, or a truncated JPEG.
+  """
+  for magic, read in (
+    (b"\xff\xd8", _read_jpeg),
+    (_PNG, _read_png),
+    (b"RIFF", _read_webp),
+    (b"GIF8", _read_gif),
+    (b"BM", _read_bmp),
+  ):
+    if data.startswith(magic):
+      try:
+        header = read(data)
+      except (struct.error, IndexError):
+        break
+      if header.height and header.width:
+        return header
+  raise unreadable(data)
+
+
+def unreadable(data: bytes) -> ImageError:
+  """The error of a file that is not an image, or is damaged."""
+  return ImageError(
+    f"{len(data)} bytes that are not a readable JPEG, PNG, WebP, GIF or BMP "
+    "file. Replace the file."
+  )
+
+
+def _read_jpeg(data: bytes) -> ImageHeader:
+  """Walks the markers up to the end of the image; what follows is ignored.
+
+  OpenCV fills missing parts with grey and only warns, so an image without its
+  end is refused here.
+  """
+  header, is_adobe, channels, scanned, position = ImageHeader(), False, 3, 0, 2
+  while match := _MARKER.search(data, position):
+    marker, position = match[1][0], match.end()
+    if marker in (_START, _END):
+      break
+    if marker in _ALONE:
+      continue
+    (length,) = struct.unpack_from(">H", data, position)
+    segment = data[position + 2 : position + length]
+    position += length
+    if marker in _FRAMES and not header.height:
+      header.height, header.width, channels = struct.unpack_from(
+        ">xHHB", segment
+      )
+    elif marker == 0xE1 and segment.startswith(b"Exif\0\0"):
+      header.orientation = _orientation(segment[6:])
+    elif marker == 0xEE and segment.startswith(b"Adobe"):
+      is_adobe = True
+    scanned += marker == _SCAN
+  if not match or match[1][0] != _END or not scanned:
+    raise ImageError("the JPEG file is truncated. Replace the file.")
+  header.is_plain_cmyk = channels == 4 and not is_adobe
+  return header
+
+
+def _read_png(data: bytes) -> ImageHeader:
+  header = ImageHeader()
+  colour = 0
+  for kind, content in _chunks(data, len(_PNG), ">I4s", 4):
+    if kind == b"IHDR" and not header.width:
+      header.width, header.height, header.bit_depth, colour = (
+        struct.unpack_from(">IIBB", content)
+      )
+      header.has_alpha = colour in (4, 6)
+    elif kind == b"tRNS":
+      header.has_alpha = True
+      if colour == 0:
+        (header.transparent_grey,) = struct.unpack_from(">H", content)
+    elif kind == b"eXIf":
+      header.orientation = _orientation(content)
+  return header
+
+
+def _read_webp(data: bytes) -> ImageHeader:
+  header = ImageHeader()
+  for kind, content in _chunks(data, 12, "<4sI", 0):
+    if kind == b"VP8X":
+      header.has_alpha = bool(content[0] & 0x10)
+      header.width = 1 + int.from_bytes(content[4:7], "little")
+      header.height = 1 + int.from_bytes(content[7:10], "little")
+    elif kind == b"VP8L" and not header.width:
+      (bits,) = struct.unpack_from("<xI", content)
+      header.width = 1 + (bits & 0x3FFF)
+      header.height = 1 + (bits >> 14 & 0x3FFF)
+      header.has_alpha = bool(bits >> 28 & 1)
+    elif kind == b"VP8 " and not header.width:
+      width, height = struct.unpack_from("<6xHH", content)
+      header.width, header.height = width & 0x3FFF, height & 0x3FFF
+    elif kind == b"EXIF":
+      header.orientation = _orientation(content.removeprefix(b"Exif\0\0"))
+  return header
+
+
+def _read_gif(data: bytes) -> ImageHeader:
+  width, height = struct.unpack_from("<HH", data, 6)
+  return ImageHeader(height, width, has_alpha=True)
+
+
+def _read_bmp(data: bytes) -> ImageHeader:
+  is_old = struct.unpack_from("<I", data, 14) == (12,)  # Of OS/2.
+  width, height = struct.unpack_from("<HH" if is_old else "<ii", data, 18)
+  return ImageHeader(abs(height), abs(width))
+
+
+def _chunks(
+  data: bytes, position: int, form: str, checksum: int
+) -> Iterator[tuple[bytes, bytes]]:
+  """Kinds and contents of the chunks of a PNG or WebP file."""
+  while position + 8 <= len(data):
+    first, second = struct.unpack_from(form, data, position)
+    kind, length = (second, first) if checksum else (first, second)
+    start = position + 8
+    # Only small chunks matter; images are not copied.
+    yield kind, data[start : start + min(length, 1 << 16)]
+    position = start + length + (checksum or length % 2)
+
+
+def _orientation(exif: bytes) -> int:
+  """The orientation in a block of EXIF; 1 if there is none, or none valid."""
+  order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+  if order is None:
+    return 1
+  try:
+    (start,) = struct.unpack_from(f"{order}I", exif, 4)
+    (count,) = struct.unpack_from(f"{order}H", exif, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+      tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, entry)
+      if tag == _ORIENTATION and kind == 3 and 1 <= value <= 8:
+        return value
+  except struct.error:
+    pass
+  return 1
