@@ -19,12 +19,13 @@ from .shared import make_once
 
 TESTS = pathlib.Path(__file__).parent
 DEFAULT = "unit and not slow"
+# In the order in which they run: the files that take longest come first.
 KINDS = {
-  "unit": "one part of the library, in this process",
-  "cli": "a command from its arguments to its files, in this process",
   "process": "processes that are started, killed, or work together",
   "device": "programs for several devices, or compiled for TPUs",
   "notebook": "notebooks, each in a kernel",
+  "cli": "a command from its arguments to its files, in this process",
+  "unit": "one part of the library, in this process",
   "fuzz": "random input to parsers and readers",
 }
 OF_FOLDER = {
@@ -64,11 +65,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """Gives every test one kind."""
+  """Gives every test one kind, and sorts the tests by it."""
+  kinds = list(KINDS)
+
+  def place(item: pytest.Item) -> int:
+    return min(
+      kinds.index(m.name) for m in item.iter_markers() if m.name in KINDS
+    )
+
   for item in items:
     if not any(mark.name in KINDS for mark in item.iter_markers()):
       folder = item.path.relative_to(TESTS).parts[0]
       item.add_marker(OF_FOLDER.get(folder, "unit"))
+  items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
