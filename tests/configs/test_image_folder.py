@@ -44,6 +44,7 @@ def test_a_folder_is_needed(tmp_path):
     image_folder.get_config(f"folder={tmp_path}")
 
 
+@pytest.mark.cli
 def test_from_a_folder_to_a_table_row(photos, tmp_path, capsys):
   base = f"--config=configs/image_folder.py:folder={photos},{TINY}"
   first, second = tmp_path / "scratch", tmp_path / "tuned"

@@ -15,6 +15,7 @@ from vmoe_study.run.inputs import open_train_input
 RECIPES = {"soft": "softmoe", "softmax_expert_choice": "softmoe"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("router", [*ROUTERS, "dense"])
 def test_two_steps_of_every_router(router):
   arguments = f"smoke=true,group=8,router={router}"

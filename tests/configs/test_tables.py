@@ -16,6 +16,8 @@ from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 from vmoe_study.run.config_file import load_config
 from vmoe_study.run.experiment import Model, Training
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 1_000_000
 POD = 128
 

@@ -12,6 +12,8 @@ from vmoe_study.nn.moe import Moe, MoeOptions
 from vmoe_study.nn.router import ROUTERS
 from vmoe_study.routing.exchange import Exchange
 
+pytestmark = pytest.mark.device
+
 SHAPE = 16, 6, 8  # B L D
 AXES = ("replica", "expert")
 

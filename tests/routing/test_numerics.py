@@ -17,6 +17,8 @@ import scipy.special
 from vmoe_study.nn.moe import Moe, MoeOptions
 from vmoe_study.nn.router import ROUTERS
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HIDDEN, GROUPS = 8, 16, 2
 # Tokens, experts, dtype.
 SETTINGS = {
