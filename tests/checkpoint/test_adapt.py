@@ -107,9 +107,9 @@ def test_upcycling_needs_a_dense_mlp_of_the_same_size(dense):
     adapt.upcycle(dense[1], template)
 
 
-def _bilinear(grid, side):
+def _bilinear(grid, sides):
   """Interpolates (h, w, D) along one axis after the other."""
-  for axis in (0, 1):
+  for axis, side in enumerate(sides):
     old = np.arange(grid.shape[axis])
     new = np.linspace(0, old[-1], side)
     grid = np.apply_along_axis(
@@ -118,28 +118,59 @@ def _bilinear(grid, side):
   return grid
 
 
+def _positions(grid, token, values=None):
+  """A tree of position embeddings of 8 features."""
+  shape = (1, grid[0] * grid[1] + token, 8)
+  values = np.zeros(shape) if values is None else values
+  return tree_lib.unflatten({POSITIONS: values.astype(np.float32)})
+
+
 @pytest.mark.parametrize("token", [0, 1])
-@pytest.mark.parametrize("old,new", [(3, 6), (4, 4), (6, 2)])
+@pytest.mark.parametrize(
+  "old,new",
+  [
+    ((3, 3), (6, 6)),
+    ((4, 4), (4, 4)),
+    ((6, 6), (2, 2)),
+    ((2, 8), (4, 4)),  # As many patches, in another order.
+    ((4, 4), (8, 2)),
+    ((3, 5), (5, 3)),
+    ((4, 16), (16, 16)),
+    ((1, 5), (2, 3)),
+  ],
+)
 def test_positions_are_resized_linearly(old, new, token):
   rng = np.random.default_rng(0)
-  positions = rng.normal(size=(1, old * old + token, 8)).astype(np.float32)
-  source = tree_lib.unflatten({POSITIONS: positions})
-  template = tree_lib.unflatten(
-    {POSITIONS: np.zeros((1, new * new + token, 8), np.float32)}
-  )
-  resized = adapt.resize_positions(source, template)
+  values = rng.normal(size=(1, old[0] * old[1] + token, 8)).astype(np.float32)
+  source = _positions(old, token, values)
+  resized = adapt.resize_positions(source, _positions(new, token), old, new)
+  if old[0] == old[1] and new[0] == new[1]:  # Squares need not be given.
+    square = adapt.resize_positions(source, _positions(new, token))
+    jax.tree.map(np.testing.assert_array_equal, square, resized)
   resized = tree_lib.flatten(resized)[POSITIONS]
-  expected = _bilinear(positions[0, token:].reshape(old, old, 8), new)
+  expected = _bilinear(values[0, token:].reshape(*old, 8), new)
   assert resized.dtype == np.float32
-  np.testing.assert_array_equal(resized[0, :token], positions[0, :token])
+  np.testing.assert_array_equal(resized[0, :token], values[0, :token])
   np.testing.assert_allclose(
-    resized[0, token:].reshape(new, new, 8), expected, atol=1e-6
+    resized[0, token:].reshape(*new, 8), expected, atol=1e-6
   )
+
+
+def test_a_grid_must_have_as_many_patches_as_positions():
+  tree = _positions((4, 4), 0)
+  with pytest.raises(ValueError, match="the source has 16 .* 3 x 4 patches"):
+    adapt.resize_positions(tree, tree, (3, 4), (4, 4))
+  with pytest.raises(ValueError, match="the model has 16 .* 2 x 9 patches"):
+    adapt.resize_positions(tree, tree, (4, 4), (2, 9))
 
 
 @pytest.mark.parametrize(
   "old,new,message",
-  [(16, 37, "only one of the two"), (15, 16, "15 positions are no square")],
+  [
+    (16, 37, "only one of the two"),
+    (15, 16, "15 positions of the source are no square"),
+    (16, 15, "of the model are no square"),
+  ],
 )
 def test_positions_that_cannot_be_resized(old, new, message):
   source = tree_lib.unflatten({POSITIONS: np.zeros((1, old, 4))})

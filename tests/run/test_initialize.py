@@ -15,8 +15,10 @@ from vmoe_study.checkpoint.foreign.architecture import infer_model
 from vmoe_study.checkpoint.foreign.npz import load_npz, save_npz
 from vmoe_study.checkpoint.foreign.vmoe import read_vmoe
 from vmoe_study.checkpoint.load import load_params
+from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli.main import main
 from vmoe_study.config import InitializeSpec, parse
+from vmoe_study.doctor.model import check_initial_params
 from vmoe_study.nn.router import ROUTERS
 from vmoe_study.parallel import sharding
 from vmoe_study.parallel.mesh import MeshSpec, make_mesh
@@ -24,6 +26,7 @@ from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.experiment import Model, Training
 from vmoe_study.run.initialize import initial_params
 from vmoe_study.run.inputs import make_evaluators, open_train_input
+from vmoe_study.run.metadata import Metadata
 from vmoe_study.training.metrics_file import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -193,6 +196,67 @@ def test_other_differences_are_errors(dense, changes, message):
   model = make_model(**{"representation_size": 12, **changes})
   with pytest.raises(ValueError, match=message):
     initial_params(dense[2], model)
+
+
+POSITIONS = "Encoder/posembed_input/pos_embedding"
+
+
+def _save(workdir, config, image_shape):
+  """A checkpoint whose positions are the column of their patch."""
+  model = Model(config, image_shape, make_mesh(MeshSpec(), jax.devices()[:1]))
+  leaves = tree_lib.flatten(model.init())
+  rows, columns = image_shape[0] // 2, image_shape[1] // 2
+  grid = np.broadcast_to(np.arange(columns)[None, :, None], (rows, columns, 16))
+  leaves[POSITIONS] = grid.reshape(1, -1, 16).astype(np.float32)
+  store = CheckpointStore(workdir_lib.checkpoints(workdir))
+  metadata = Metadata(config.to_dict(), image_shape).to_dict()
+  store.save(0, tree_lib.unflatten(leaves), None, metadata, wait=True)
+  store.close()
+
+
+@pytest.mark.parametrize(
+  "old,new",
+  [
+    ((4, 16, 1), (8, 8, 1)),  # As many patches, in another order.
+    ((8, 8, 1), (4, 16, 1)),
+    ((8, 32, 1), (32, 32, 1)),  # 64 patches, but not 8 x 8.
+    ((4, 6, 1), (8, 12, 1)),
+    ((4, 16, 1), (4, 16, 1)),
+  ],
+)
+def test_positions_follow_the_grid_of_the_images(tmp_path, old, new):
+  config = make_model().config
+  _save(tmp_path, config, old)
+  spec = InitializeSpec("checkpoint", str(tmp_path))
+  model = Model(config, new, make_mesh(MeshSpec(), jax.devices()[:1]))
+  found = tree_lib.flatten(initial_params(spec, model))[POSITIONS]
+  found = found.reshape(new[0] // 2, new[1] // 2, 16)
+  columns = np.linspace(0, old[1] // 2 - 1, new[1] // 2)
+  expected = np.broadcast_to(columns[None, :, None], found.shape)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  # `doctor` says the same.
+  assert check_initial_params(spec, model)[0].status == "ok"
+
+
+def test_a_file_that_does_not_say_its_grid_is_of_square_images(tmp_path):
+  model = make_model()
+  leaves = tree_lib.flatten(model.init())
+  leaves[POSITIONS] = np.zeros((1, 6, 16), np.float32)
+  path = str(tmp_path / "vit.npz")
+  save_npz(path, tree_lib.unflatten(leaves))
+  spec = InitializeSpec("npz", path)
+  message = "6 positions of the source are no square.*kind='checkpoint'"
+  with pytest.raises(ValueError, match=message):
+    initial_params(spec, model)
+  (problem, *_) = check_initial_params(spec, model)
+  assert problem.status == "PROBLEM" and "no square" in problem.text
+
+
+def test_images_of_as_many_patches_in_another_grid_are_refused():
+  model = make_model()
+  with pytest.raises(ValueError, match=r"test: its images are 4 x 16"):
+    model.check_images("test", (4, 16, 1))
+  make_model(posemb="sincos2d").check_images("test", (4, 16, 1))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from vmoe_study.nn.parameter_names import (
 )
 
 PyTree = Any
+Grid = tuple[int, int]
+"""Rows and columns of patches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,52 +141,72 @@ def upcycle(dense: PyTree, template: PyTree) -> PyTree:
   return tree_lib.unflatten(upcycled)
 
 
-def resize_positions(source: PyTree, template: PyTree) -> PyTree:
-  """Resizes learned position embeddings to the model's number of tokens.
+def resize_positions(
+  source: PyTree,
+  template: PyTree,
+  source_grid: Grid | None = None,
+  grid: Grid | None = None,
+) -> PyTree:
+  """Resizes learned position embeddings to the model's grid of patches.
 
-  The square grid is interpolated linearly with its corners aligned. The
-  position of a class token is kept. The source is returned unchanged if either
-  tree has no learned positions, or both have the same number.
+  The grid is interpolated linearly with its corners aligned. The position of a
+  class token is kept. The source is returned unchanged if either tree has no
+  learned positions, or both have the same grid.
+
+  Args:
+    source: parameters.
+    template: parameters of the model, or their shapes.
+    source_grid: rows and columns of patches; None for a square.
+    grid: likewise, of the model.
 
   Raises:
-    ValueError: a grid is not square, or only one tree has a class token.
+    ValueError: a grid does not have as many patches as there are positions, or
+      only one tree has a class token.
   """
   given, wanted = tree_lib.flatten(source), tree_lib.flatten(template)
   if POSITIONS not in given or POSITIONS not in wanted:
     return source
-  positions, length = np.asarray(given[POSITIONS]), wanted[POSITIONS].shape[1]
-  if positions.shape[1] == length:
-    return source
-  return tree_lib.unflatten(given | {POSITIONS: _resize(positions, length)})
-
-
-def _resize(
-  positions: Float[np.ndarray, "1 L D"], length: int
-) -> Float[np.ndarray, "1 M D"]:
-  (side, token), (new_side, new_token) = map(
-    _grid, (positions.shape[1], length)
-  )
+  positions, length = given[POSITIONS], wanted[POSITIONS].shape[1]
+  source_grid, token = _grid("source", positions.shape[1], source_grid)
+  grid, new_token = _grid("model", length, grid)
   if token != new_token:
     raise ValueError(
       f"{POSITIONS}: {positions.shape[1]} positions cannot become {length}: "
       "only one of the two has a class token. Choose the same pool for both."
     )
-  grid = positions[0, token:].reshape(side, side, -1)
-  scale = new_side / side
-  grid = scipy.ndimage.zoom(grid, (scale, scale, 1), order=1)
-  grid = grid.reshape(1, -1, grid.shape[-1]).astype(positions.dtype)
-  return np.concatenate([positions[:, :token], grid], axis=1)
+  if source_grid == grid:
+    return source
+  resized = _resize(np.asarray(positions), token, source_grid, grid)
+  return tree_lib.unflatten(given | {POSITIONS: resized})
 
 
-def _grid(length: int) -> tuple[int, int]:
-  """Side of the square grid, and the number of class tokens before it."""
+def _resize(
+  positions: Float[np.ndarray, "1 L D"], token: int, old: Grid, new: Grid
+) -> Float[np.ndarray, "1 M D"]:
+  values = positions[0, token:].reshape(*old, -1)
+  scale = (new[0] / old[0], new[1] / old[1], 1)
+  values = scipy.ndimage.zoom(values, scale, order=1)
+  values = values.reshape(1, -1, values.shape[-1]).astype(positions.dtype)
+  return np.concatenate([positions[:, :token], values], axis=1)
+
+
+def _grid(whose: str, length: int, grid: Grid | None) -> tuple[Grid, int]:
+  """The grid, by default a square, and the number of class tokens before it."""
   for token in (0, 1):
-    side = math.isqrt(length - token)
-    if side and side * side == length - token:
-      return side, token
+    side = math.isqrt(max(length - token, 0))
+    rows, columns = grid or (side, side)
+    if rows and rows * columns == length - token:
+      return (rows, columns), token
+  if grid:
+    raise ValueError(
+      f"{POSITIONS}: the {whose} has {length} positions, but {grid[0]} x "
+      f"{grid[1]} patches. Give the parameters of a model of these images."
+    )
   raise ValueError(
-    f"{POSITIONS}: {length} positions are no square grid with or without a "
-    "class token. Only positions of square images can be resized."
+    f"{POSITIONS}: the {length} positions of the {whose} are no square, and "
+    "its file does not say how many rows and columns they have. Start from a "
+    "workdir of this package (initialize.kind='checkpoint'), which does, or "
+    "from a model of square images."
   )
 
 

@@ -98,8 +98,9 @@ def check_initial_params(
   if model is None:
     reason = "whether they fit, because there is no model to compare with"
     return [Finding(SKIPPED, where, reason), *_read(spec, found)]
+  grid = initialize.grid_of(model.image_shape, model.module.patch_size)
   matched, problems = attempt(
-    where, initialize.match_source, spec, found, model.params_shape
+    where, initialize.match_source, spec, found, model.params_shape, grid
   )
   if not problems:
     _, report = matched

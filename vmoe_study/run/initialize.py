@@ -1,14 +1,18 @@
 """The parameters that a fresh run starts from: random, or those of a source.
 
 Fine-tuning and sparse upcycling are the same operation. Position embeddings are
-resized to the model's, and dense MLPs become experts if the model has experts
-and the source has none. Then all parameters must agree by path and shape,
-except a head for other classes, which starts anew. The capacity of sparse
-routers may change, as it has no parameters.
+resized to the model's grid of patches, and dense MLPs become experts if the
+model has experts and the source has none. Then all parameters must agree by
+path and shape, except a head for other classes, which starts anew. The capacity
+of sparse routers may change, as it has no parameters.
+
+A checkpoint of ours says which rows and columns of patches its positions belong
+to. Files of other code do not: their positions are of square images.
 
 Every host reads the whole source to memory, whichever part its devices hold.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,9 +25,14 @@ from vmoe_study.checkpoint.foreign.vmoe import (
   read_vmoe,
   read_vmoe_shapes,
 )
-from vmoe_study.checkpoint.load import load_params, load_shapes
+from vmoe_study.checkpoint.load import (
+  load_metadata,
+  load_params,
+  load_shapes,
+)
 from vmoe_study.config import InitializeSpec
 from vmoe_study.nn.parameter_names import (
+  EMBEDDING,
   HEAD,
   PRE_LOGITS,
   in_head,
@@ -32,6 +41,7 @@ from vmoe_study.nn.parameter_names import (
 )
 from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.experiment import Model
+from vmoe_study.run.metadata import Metadata
 
 
 def initial_params(spec: InitializeSpec, model: Model) -> Any:
@@ -47,14 +57,19 @@ def initial_params(spec: InitializeSpec, model: Model) -> Any:
   """
   if spec.kind == "random":
     return model.init()
-  found, report = match_source(spec, read_source(spec), model.params_shape)
+  grid = grid_of(model.image_shape, model.module.patch_size)
+  source = read_source(spec)
+  found, report = match_source(spec, source, model.params_shape, grid)
   logging.info("parameters from %s: %s", spec.path, report)
   found, _ = adapt.match_params(found, model.params_shape)
   return jax.tree.map(_place, model.init(), found)
 
 
 def match_source(
-  spec: InitializeSpec, source: dict[str, Any], template: Any
+  spec: InitializeSpec,
+  source: dict[str, Any],
+  template: Any,
+  grid: adapt.Grid | None = None,
 ) -> tuple[dict[str, Any], adapt.MatchReport]:
   """Adapts the parameters of a source to the model.
 
@@ -62,6 +77,7 @@ def match_source(
     spec: names the source in error messages.
     source: parameters, or the placeholders of `source_shapes`.
     template: arrays or shapes of the model's parameters.
+    grid: rows and columns of the model's patches; None for a square.
 
   Returns:
     The adapted parameters, and a report of how they fit.
@@ -70,7 +86,8 @@ def match_source(
     ValueError: source and model differ more than `initial_params` allows.
   """
   source = _without_old_head(source, template)
-  source = adapt.resize_positions(source, template)
+  source_grid = _source_grid(spec, source)
+  source = adapt.resize_positions(source, template, source_grid, grid)
   upcycles = _has_experts(template) and not _has_experts(source)
   if upcycles:
     source = _without_routers(adapt.upcycle(source, template))
@@ -88,6 +105,22 @@ def match_source(
       "its slots_per_expert to those of that run."
     )
   return source, report
+
+
+def grid_of(image_shape: Sequence[int], patch_size: int) -> adapt.Grid:
+  """Rows and columns of the patches of an image."""
+  return image_shape[0] // patch_size, image_shape[1] // patch_size
+
+
+def _source_grid(
+  spec: InitializeSpec, source: dict[str, Any]
+) -> adapt.Grid | None:
+  """The grid of a checkpoint of ours; None if the source does not say it."""
+  patches = source.get(EMBEDDING, {}).get("kernel")
+  if spec.kind != "checkpoint" or patches is None:
+    return None
+  values, _ = load_metadata(workdir_lib.checkpoints(spec.path))
+  return grid_of(Metadata.from_dict(values).image_shape, patches.shape[0])
 
 
 def _place(initial: jax.Array, found: Any) -> jax.Array:
