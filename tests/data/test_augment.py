@@ -36,6 +36,7 @@ def test_boxes_keep_bounds_area_and_aspect(height, width, seed, low):
     assert 3 / 4 * h - 0.5 <= w <= 4 / 3 * h + 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (300, 200)])
 def test_boxes_are_distributed_as_tensorflows(height, width):
   import tensorflow as tf

@@ -75,6 +75,7 @@ def test_a_damaged_idx_file_is_named(tmp_path):
     fashion_mnist.read_idx(tmp_path / "file.gz")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
   not (fashion_mnist.DEBIAN_DIR / "train-images-idx3-ubyte.gz").exists(),
   reason="the Debian package dataset-fashion-mnist is not installed",
@@ -87,6 +88,7 @@ def test_fashion_mnist_of_debian(tmp_path):
   assert np.bincount(labels).tolist() == [1000] * 10
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
   not all(
     (emoji.SHARE_DIR / name).exists() for name in (emoji.FONT, emoji.LIST)
@@ -147,6 +149,7 @@ def test_tfds_sets_are_built_with_tensorflow(tmp_path, monkeypatch):
     builders.prepare("mnistt", str(tmp_path), download=True)
 
 
+@pytest.mark.process
 def test_three_processes_build_digits_at_once_and_without_tensorflow(tmp_path):
   code = (
     "import sys; from vmoe_study.data.sources import open_split;"

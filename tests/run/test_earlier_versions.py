@@ -18,6 +18,8 @@ from vmoe_study.run.initialize import initial_params
 from vmoe_study.run.saved_config import CONFIG_FILE
 from vmoe_study.study import results
 
+pytestmark = pytest.mark.cli
+
 RUNS = pathlib.Path(__file__).parents[1] / "data" / "runs_of_version_0.1.0"
 TINY = (
   *("model.fields.width=16", "model.fields.depth=2"),
