@@ -55,7 +55,7 @@ def test_dropped_tokens_are_told(caplog):
   series = [metrics(unprocessed=share) for share in (0.6, 0.5, 0.6, 0.7, 0.8)]
   said, found = tell(SPEC, series, caplog)
   assert list(said) == [5]
-  assert "block_1: no expert took 80% of the tokens" in said[5]
+  assert "block_1: 80% of the tokens got no expert" in said[5]
   assert found["routing/block_1/unused_experts"] == 0
 
 

@@ -56,9 +56,9 @@ def load_params(
 def load_shapes(
   directory: epath.PathLike, item: str = "params"
 ) -> tuple[PyTree, int]:
-  """One item of the newest checkpoint as zeros that take no memory; its step.
+  """Shapes and dtypes of one item of the newest checkpoint, and its step.
 
-  Reads only the manifest.
+  Leaves are zeros that take no memory. Reads only the manifest.
 
   Raises:
     CheckpointError: there is no checkpoint, or its manifest is damaged.
@@ -139,10 +139,9 @@ def _read_intact(
     tried.append(left[-1])
     steps = complete_steps(directory)
   raise CheckpointError(
-    f"{directory} holds no intact checkpoint among the steps {sorted(tried)} "
-    f"tried {'newest first' if step is None else f'for step {step}'}; the "
-    "reasons are logged above. Restore the files from a copy, or start anew in "
-    "another directory."
+    f"{directory} holds no intact checkpoint: steps {sorted(tried)} cannot "
+    "be read; the reasons are logged above. Restore the files from a copy, or "
+    "start from scratch in another directory."
   )
 
 

@@ -19,13 +19,14 @@ _SHOWN = 8
 
 
 def build(items: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict:
-  """Makes the manifest, with its digest, of trees of arrays by item name.
+  """Makes the manifest of trees of arrays by item name, with its digest.
 
   All processes of a multi-host run call it and get the same manifest.
   """
   manifest = {
     "format": _FORMAT,
-    "config": json.loads(json.dumps(metadata)),  # Its name in format 1.
+    # Format 1 calls the metadata "config".
+    "config": json.loads(json.dumps(metadata)),
     "items": {name: describe(tree) for name, tree in items.items()},
   }
   return manifest | {"digest": _digest(manifest)}

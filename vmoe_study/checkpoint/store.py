@@ -65,9 +65,7 @@ class CheckpointStore:
     """
     for name, value in (("keep", keep), ("keep_every", keep_every)):
       if value is not None and value < 1:
-        raise ValueError(
-          f"{name}={value}: at least 1 checkpoint must be kept. Raise it."
-        )
+        raise ValueError(f"{name}={value}: must be at least 1. Raise it.")
     self._directory = load.absolute(directory)
     self._options = ocp.CheckpointManagerOptions(
       max_to_keep=keep,
@@ -97,7 +95,7 @@ class CheckpointStore:
     Args:
       step: larger than any saved step.
       params: tree of arrays on any mesh; they may be donated after the call.
-      opt_state: likewise; None or a tree without leaves if there is none.
+      opt_state: as `params`; None or a tree without leaves if there is none.
       metadata: JSON-able; returned when the checkpoint is restored.
       wait: whether to return only when the checkpoint is complete.
       **more: further items by name, such as the batch of a step.
@@ -138,7 +136,7 @@ class CheckpointStore:
       step: the step to read; None for the newest intact one.
       params: tree of jax.ShapeDtypeStruct (or arrays) with shardings on any
         mesh; without a sharding, arrays go to the first device.
-      opt_state: likewise.
+      opt_state: as `params`.
 
     Raises:
       ValueError: names, shapes or dtypes differ from the checkpoint's.
@@ -186,8 +184,8 @@ class CheckpointStore:
       )
       raise CheckpointError(
         f"{action} in {self._directory} failed: {brief(error)}. Complete "
-        "checkpoints there are untouched, the newest is step "
-        f"{self.latest_step()}. Free space or mend the file system, then run "
+        "checkpoints there are unchanged; the newest is step "
+        f"{self.latest_step()}. Free space or repair the file system, then run "
         "again."
       ) from error
 

@@ -47,7 +47,7 @@ class ClassificationEvaluator:
     self._sums = sums
 
   def run(self, params: Any) -> Iterator[tuple[str, float]]:
-    """Yields NAME/accuracy, NAME/loss and NAME/examples, the number of these.
+    """Yields NAME/accuracy, NAME/loss and NAME/examples, their number.
 
     Args:
       params: for `predict`.

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
 
 PENALTIES = tuple(2.0**power for power in range(-10, 20))
-BIAS = 100.0  # So large that the penalty has little effect on the bias.
+BIAS = 100.0  # Constant column; large, so that the bias is hardly penalised.
 _STD_FLOOR = 1e-5
 _ROWS = 4096  # Test images scored at a time, to limit memory.
 

@@ -12,7 +12,7 @@ class CheckedModule(nn.Module):
   """A module that checks its fields of a `Literal` type when it is made.
 
   Raises:
-    ValueError: for another value, with the field, the value and valid values.
+    ValueError: for an invalid value; names the field and the valid values.
   """
 
   def __post_init__(self):

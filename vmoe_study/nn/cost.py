@@ -27,7 +27,8 @@ class Routing:
     slots_per_group: E * C.
     experts_per_token: mean number of experts that process a token when all
       slots are full: slots_per_token, and with token choice at most K.
-    soft: whether dispatch and combine are matrix products by definition.
+    soft: whether the router is Soft MoE, whose dispatch and combine are matrix
+      products by definition.
   """
 
   num_blocks: int
@@ -49,7 +50,7 @@ class Routing:
 def tokens_per_image(
   module: VisionTransformer, image_shape: tuple[int, int, int]
 ) -> int:
-  """L, including the class token."""
+  """L, the number of tokens of one image, including the class token."""
   height, width, _ = image_shape
   patches = (height // module.patch_size) * (width // module.patch_size)
   return patches + (module.pool == "token")

@@ -56,7 +56,7 @@ class MoeOptions:
 
   @property
   def is_sparse(self) -> bool:
-    """Whether its router is sparse: with a capacity factor and a plan form."""
+    """Whether the router is a `SparseRouter`, which has a `plan_form`."""
     return self.is_routed and issubclass(
       ROUTERS[self.router].router, SparseRouter
     )

@@ -56,7 +56,7 @@ class RouterLogits(NamedTuple):
     return self.clean if self.noise is None else self.clean + self.noise
 
   def as_float32(self) -> "RouterLogits":
-    """Casts arrays of any kind to float32 arrays of JAX."""
+    """Casts array-likes to float32 JAX arrays."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self)
 
 
@@ -110,7 +110,7 @@ class SparseRouter(Router):
     capacity_multiple_of: C is rounded up to a multiple of this.
     weights: what scales the expert outputs: "softmax", the softmax
       probabilities of the logits, not renormalised over the chosen experts; or
-      "transport", the scores of the affinity, always with noise.
+      "transport", the scores of the affinity, which include the noise.
     noisy_weights: whether the softmax probabilities include the noise.
     plan_form: "index" copies rows, "dense" multiplies by the routing tensors,
       "auto" takes the faster one, see `routing.plan.best_plan_form`.

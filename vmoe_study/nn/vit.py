@@ -1,6 +1,6 @@
 """Vision Transformers, dense (2010.11929) or with MoE blocks (2106.05974).
 
-Modules are named as `nn.parameter_names` says.
+Modules have the names in `nn.parameter_names`.
 """
 
 import re

@@ -40,8 +40,8 @@ def initialize(
 
   Raises:
     ValueError: the arguments are incomplete or contradict each other, or there
-      are other processes that cannot be connected. This process does not go on
-      alone then, because all of them would write to the same workdir.
+      are other processes that cannot be connected. Continuing alone would let
+      several processes write to the same workdir.
   """
   given = coordinator, num_processes, process_id
   if given != (None, None, None):

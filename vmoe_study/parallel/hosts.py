@@ -1,4 +1,4 @@
-"""An error on one host is raised on all: no host waits for one that failed."""
+"""Raises an error of one host on all hosts, so that none waits for it."""
 
 import contextlib
 from collections.abc import Iterator

@@ -87,7 +87,7 @@ class SparseTransport:
   Attributes:
     num_iterations: iterations of the solver.
     solver: "adam", the solver of the original routers, or "entropic_start",
-      which comes closer to the optimum in as many iterations.
+      which comes closer to the optimum in the same number of iterations.
 
   Raises:
     ValueError: when called with logits that do not have three axes, or with a

@@ -14,7 +14,7 @@ def as_float32(name: str, values: ArrayLike, axes: str = "G S E") -> Array:
     axes: one letter per axis; only their number is checked.
 
   Raises:
-    ValueError: if the array has another number of axes.
+    ValueError: if the number of axes differs.
   """
   array = jnp.asarray(values, jnp.float32)
   letters = axes.split()

@@ -32,10 +32,10 @@ def token_choice(
 ) -> IndexPlan:
   """Each token chooses the K experts with its highest scores.
 
-  An expert serves all first choices before all second choices and so on, and
-  tokens of equal rank by position, or with `batch_priority` by decreasing
-  highest score (arXiv:2106.05974, Section 4). A choice whose expert is full
-  is dropped.
+  An expert serves all first choices before all second choices, and so on.
+  Choices of the same rank are served in the order of the tokens or, with
+  `batch_priority`, by decreasing highest score of the token (arXiv:2106.05974,
+  Section 4). A choice whose expert is full is dropped.
 
   Args:
     scores: rank the experts of each token; any real dtype.
@@ -96,8 +96,8 @@ def token_choice(
     *experts_GSK.swapaxes(1, 2).shape
   )
   slot_GSK = place_GKS.swapaxes(1, 2) - _take(start_GE, experts_GSK)
-  kept_GSK = (slot_GSK < capacity) & (experts_GSK < num_experts)
   slots_GSK = experts_GSK * capacity + slot_GSK
+  kept_GSK = (slot_GSK < capacity) & (experts_GSK < num_experts)
   slots_GSK = jnp.where(kept_GSK, slots_GSK, num_experts * capacity)
   slot_weights_GEC = _slot_weights(weights_GSE, tokens_GEC)
   return IndexPlan(tokens_GEC, slot_weights_GEC, num_tokens, slots_GSK)
@@ -119,8 +119,8 @@ def expert_choice(
     scores: rank the tokens of each expert; any real dtype.
     weights: scale what returns from each expert; any real dtype.
     capacity: C, slots per expert.
-    fill_zero_scores: whether an expert fills the slots that remain with tokens
-      of score 0, such as those outside a sparse transport plan.
+    fill_zero_scores: whether an expert fills its remaining slots with tokens of
+      score 0, such as those outside the support of a sparse transport plan.
 
   Returns:
     A plan whose slots hold tokens in decreasing order of score, ties by lower

@@ -27,7 +27,7 @@ class Exchange:
     mesh: devices, or an abstract mesh to trace programs for; None for a single
       device, where nothing is communicated.
     group_axes: mesh axes over which groups are sharded, outermost first.
-    expert_axis: the one among them over which experts are sharded.
+    expert_axis: the axis of `group_axes` over which experts are sharded.
   """
 
   mesh: Mesh | AbstractMesh | None = None
@@ -52,7 +52,7 @@ class Exchange:
     def local(tokens_GSD, logits):
       plan, aux = route(logits)
       inputs_EGCD = plan.dispatch(tokens_GSD)
-      # From all experts and own groups to own experts and all groups.
+      # From (all experts, local groups) to (local experts, all groups).
       return self._all_to_all(inputs_EGCD, split=0, concat=1), plan, aux
 
     groups = PartitionSpec(self.group_axes)

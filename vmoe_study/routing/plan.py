@@ -89,7 +89,7 @@ class RoutingPlan(abc.ABC):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DensePlan(RoutingPlan):
-  """A plan that stores both routing tensors. Soft plans have no other form.
+  """A plan that stores both routing tensors; the only form for Soft MoE.
 
   Attributes:
     dispatch_weights: the Dispatch tensor, float32.
@@ -214,7 +214,7 @@ class IndexPlan(RoutingPlan):
 def _check_leading_axes(
   name: str, values: ArrayLike, leading: tuple[int, ...]
 ) -> Array:
-  """Returns the array if all its axes but the last are the plan's."""
+  """Returns the array; raises ValueError if its leading axes differ."""
   array = jnp.asarray(values)
   if array.shape[:-1] != leading:
     axes = ", ".join(map(str, leading))
@@ -246,7 +246,7 @@ def best_plan_form(platform: str, num_slots: int) -> Literal["index", "dense"]:
     3136  0.718  1.020   3.52  3.10     4.30  5.18
 
   Args:
-    platform: JAX's name of it: "cpu", "gpu" or "tpu".
+    platform: JAX's name of the backend: "cpu", "gpu" or "tpu".
     num_slots: E*C, slots per group.
   """
   dense = platform == "tpu" and num_slots <= _DENSE_ON_TPU_UP_TO
@@ -283,10 +283,9 @@ def _to_tokens(y_EGCD, tokens_GEC, slots_GSK, num_tokens):
     rows_GSK = _slot_rows(slots_GSK, *y_EGCD.shape[:3])
     return flat.at[rows_GSK].get(mode="fill", fill_value=0).sum(axis=2)
   rows_EGC = jnp.moveaxis(_token_rows(tokens_GEC, num_tokens), 0, 1)
+  rows = rows_EGC.reshape(-1)
   summed = jnp.zeros((num_groups * num_tokens, width), jnp.float32)
-  summed = summed.at[rows_EGC.reshape(-1)].add(
-    flat.astype(jnp.float32), mode="drop"
-  )
+  summed = summed.at[rows].add(flat.astype(jnp.float32), mode="drop")
   return summed.reshape(num_groups, num_tokens, width).astype(y_EGCD.dtype)
 
 

@@ -25,7 +25,7 @@ def slot_logits(
     Logits, float32.
 
   Raises:
-    ValueError: if an argument has another number of axes.
+    ValueError: if the number of axes of an argument differs.
   """
   return jnp.einsum(
     "GSD,DEC->GSEC",

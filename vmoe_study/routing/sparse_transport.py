@@ -150,7 +150,7 @@ def project_onto_simplex(
 
 
 def _subgradient(alpha_GS, affinity_GSE, max_nonzeros) -> Float[Array, "G S"]:
-  """Of F at alpha: row sums of T(alpha) minus 1."""
+  """The subgradient of F at alpha: row sums of T(alpha) minus 1."""
   mass_GEK, tokens_GEK = _columns(alpha_GS, affinity_GSE, max_nonzeros)
   group_G11, _ = _leading_indices(tokens_GEK)
   return jnp.full_like(alpha_GS, -1.0).at[group_G11, tokens_GEK].add(mass_GEK)
@@ -271,7 +271,7 @@ def descend(
     alpha: start.
     affinity: see `sparse_transport`.
     max_nonzeros: k.
-    steps: their sizes, in standard deviations of the affinity.
+    steps: step sizes, in standard deviations of the affinity.
 
   Returns:
     The last alpha, float32.

@@ -130,8 +130,8 @@ def open_checkpoint(
 def _own_config(path: epath.PathLike, values: Mapping[str, Any]) -> Config:
   if "data" not in values:
     raise ValueError(
-      f"workdir={path}: it was imported without a config, so it is known what "
-      "the model is but not what to measure. Give a config with this model: "
+      f"workdir={path}: imported without a config, so the model is known, but "
+      "not what to evaluate. Give a config with this model: "
       "--config=FILE.py[:ARGUMENTS]."
     )
   return parse(values)

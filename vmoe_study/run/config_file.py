@@ -1,7 +1,7 @@
 """Config files: `FILE.py:ARGUMENTS` and overrides `FIELD=VALUE`, read once.
 
 A config file is a Python file with a function `get_config(arguments)` that
-returns a `ConfigDict`, as ml_collections has it. Here it becomes a `Config`.
+returns an ml_collections `ConfigDict`. This module makes it a `Config`.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _BUNDLED = PACKAGE / "_bundled"
 HOME = _BUNDLED if _BUNDLED.is_dir() else PACKAGE.parent
 FLAG = "--config."
 _ROUTER = "model.moe.router="
-# What people call the types of fields.
+# How error messages describe the types of fields.
 _TYPES = {ConfigDict: "a dict, as {'a': 1}", tuple: "a tuple, as (1, 5)"}
 
 
@@ -55,7 +55,7 @@ def load_config(config: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_values(config: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-  """As `load_config`, before the fields are checked: plain nested dicts."""
+  """Like `load_config`, but returns nested dicts with unchecked fields."""
   return _override(_get_config(config), overrides)
 
 
@@ -76,7 +76,7 @@ def override_config(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def _get_config(config: str) -> ConfigDict:
-  """Calls the file's `get_config` with the arguments."""
+  """Calls `get_config` of the file with the arguments."""
   path, *arguments = config.split(":", 1)
   file = find_file(path)
   if file is None:
@@ -163,7 +163,7 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_field(config: ConfigDict, path: str) -> None:
-  """Raises ValueError if there is no such field, and says which there are."""
+  """Raises ValueError for an unknown field; the message lists the fields."""
   try:
     names = config_path.split(path)
   except ValueError:
@@ -216,7 +216,7 @@ def _parse(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _illegal(config: ConfigDict, reason: str, overrides: Sequence[str]) -> str:
-  """Says more than absl does: "flag --config.FIELD=VALUE: ..."."""
+  """A message that names the value and the type that it must have."""
   flag = re.match("flag (--[^=]*)", reason)[1]
   given = " ".join(word for word in overrides if word.startswith(f"{flag}="))
   kind = config_path.get_type(flag.removeprefix(FLAG), config)
@@ -224,7 +224,7 @@ def _illegal(config: ConfigDict, reason: str, overrides: Sequence[str]) -> str:
 
 
 def with_placeholders(value: Any) -> Any:
-  """A field that is None can be overridden by anything."""
+  """Replaces None by placeholders, which any value can override."""
   if isinstance(value, Mapping):
     return {key: with_placeholders(item) for key, item in value.items()}
   return placeholder(object) if value is None else value

@@ -15,12 +15,15 @@ def evaluate(
   config: Config | None = None,
   overrides: Sequence[str] = (),
 ) -> dict[str, float]:
-  """Everything that a checkpoint's config evaluates, and its step.
+  """Runs all evaluations of a checkpoint's config.
 
   Args:
     checkpoint: of `open_checkpoint`, or the workdir of a run.
     config: in place of a workdir's own config.
     overrides: changed fields of a workdir's config, "FIELD=VALUE".
+
+  Returns:
+    Metrics by name, such as "test/accuracy", and the checkpoint's "step".
 
   Raises:
     ValueError: the config evaluates nothing, is wrong, or does not fit the
@@ -36,8 +39,8 @@ def evaluate(
   evaluators = make_evaluators(checkpoint.model)
   if not evaluators:
     raise ValueError(
-      "config.evaluations={} and config.fewshot={}: there is nothing to "
-      "measure. Give a config with some: --config=FILE.py[:ARGUMENTS]."
+      "config.evaluations={}, config.fewshot={}: one of them must not be "
+      "empty. Give a config with evaluations: --config=FILE.py[:ARGUMENTS]."
     )
   metrics: dict[str, float] = {"step": checkpoint.step}
   for evaluator in evaluators:

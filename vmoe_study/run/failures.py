@@ -26,8 +26,8 @@ from vmoe_study.training.health import TrainingFailure
 from vmoe_study.training.state import TrainState
 
 REPORT_FILE = "report.json"
-KEPT = 3  # Per start of a run: each takes the space of a checkpoint.
-IN_A_ROW = 10  # As many skipped steps in a row end the run.
+KEPT = 3  # Per start of a run; a kept step takes the space of a checkpoint.
+IN_A_ROW = 10  # So many consecutive failed steps stop the run.
 _SHOWN = 8
 
 
@@ -89,7 +89,7 @@ class Failures:
         "--config.train.health.on_nonfinite=skip with --allow-change may help."
       )
     if self._row == IN_A_ROW:
-      raise TrainingFailure(f"{text} These were {IN_A_ROW} steps in a row.")
+      raise TrainingFailure(f"{text} {IN_A_ROW} steps in a row have failed.")
     logging.warning("%s The update is skipped (%d so far).", text, self.count)
 
   def _keep(self, step, state, batch, report) -> str:
@@ -112,9 +112,10 @@ class Failures:
           text = json.dumps(report, indent=1) + "\n"
           (folder / REPORT_FILE).write_text(text)
     except (OSError, CheckpointError, hosts.OtherHostError) as error:
-      return f" It could not be kept: {error}"
+      return f" The step could not be kept for `replay`: {error}"
     return (
-      f" Run it again: python -m vmoe_study replay --workdir={self._workdir} "
+      f" To compute it again: python -m vmoe_study replay "
+      f"--workdir={self._workdir} "
       f"--step={step}."
     )
 
@@ -154,7 +155,7 @@ def _sentence(report: Mapping[str, Any]) -> str:
 
 
 def find(workdir: epath.PathLike, step: int | None) -> tuple[epath.Path, int]:
-  """The folder and number of a kept step; by default of the newest.
+  """The folder and number of a kept step, by default the newest one.
 
   Raises:
     ValueError: there is none.

@@ -35,7 +35,7 @@ def import_checkpoint(
     image_size: side of the square images in pixels; needed if the model has no
       learned positions to infer it from.
     config: of a run with this model, which makes `evaluate` work on the
-      workdir. By default only the model is recorded, inferred from its shapes.
+      workdir. By default the metadata has only the model, inferred from shapes.
 
   Returns:
     Which arrays were used.

@@ -12,8 +12,8 @@ class Metadata:
   """The dictionary beside a checkpoint, typed.
 
   Attributes:
-    config: the completed config of the run. An imported checkpoint may have no
-      more than its `model`.
+    config: the completed config of the run; of an imported checkpoint perhaps
+      only its `model`.
     image_shape: height, width and channels of the training images.
     num_examples: number of training images; 0 if unknown.
     skipped_steps: steps skipped so far because they were not finite.

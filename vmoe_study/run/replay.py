@@ -1,8 +1,8 @@
-"""Runs a failed step again, to find where numbers are not finite.
+"""Computes a failed step again, to find where numbers are not finite.
 
-A run that met a loss or gradient that was not finite has kept what the step was
-computed from. Here the same step is computed again, on any devices and with any
-change of the config, such as "model.fields.dtype=float32".
+The run has kept the inputs of the step: parameters, optimizer state and batch.
+The step can be computed on any devices and with any change of the config, such
+as "model.fields.dtype=float32".
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ KINDS = ("batch", "params", "metrics", "gradient", "update", "norms")
 def replay(
   folder: epath.PathLike, step: int, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-  """Computes a kept step again.
+  """Computes a failed step again from what the run has kept.
 
   Args:
     folder: WORKDIR/failures/step_N.
@@ -41,10 +41,9 @@ def replay(
     overrides: changed fields of the run's config, "FIELD=VALUE".
 
   Returns:
-    The trees of `KINDS` in this order, of numpy arrays. The batch is that
-    before mixup; the update is the parameters after the step; the norms are
-    those of gradient and update, which may overflow although all entries are
-    finite.
+    The trees of `KINDS` in this order, of numpy arrays. "batch" is the batch
+    before mixup, "update" the parameters after the step. "norms" are those of
+    gradient and update, which may overflow although all entries are finite.
 
   Raises:
     ValueError: the config is wrong, or does not fit batch or devices.
@@ -80,10 +79,11 @@ def largest(tree: Any) -> tuple[str, float]:
 def not_finite(
   trees: Mapping[str, Any],
 ) -> Iterator[tuple[str, str, str, str]]:
-  """Yields (tree, path, entries not finite, entries) of arrays with any.
+  """Yields the arrays with entries that are not finite.
 
-  Update and norms are left out if something before them was not finite: then
-  they are not finite either.
+  As (kind of tree, path, number of such entries, number of entries). Update and
+  norms are left out if something before them was not finite: then they are not
+  finite either.
   """
   found = False
   for kind, tree in trees.items():

@@ -10,8 +10,8 @@ from typing import Any
 CONFIG_FILE = "config.json"
 # Fields by the names that they have in configs of earlier versions.
 RENAMED = {"model.moe.experts_alike": "model.moe.shared_expert_init"}
-# What `--allow-change` lets a resumed run change: where and how it runs and how
-# often it reports, but nothing that changes the numbers.
+# Fields that a resumed run may change with `--allow-change`: where and how it
+# runs and how often it reports, but nothing that changes the numbers.
 HARMLESS = (
   "mesh.",
   "train.num_workers",

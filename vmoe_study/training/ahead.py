@@ -1,8 +1,8 @@
 """Runs steps ahead of the devices and checks their outcome a few steps later.
 
-A failed step freezes the state (`training.step`). A failure that is noticed
-late can therefore be handled as if it had been noticed at once: the steps after
-it have changed nothing and are run again.
+A failed step freezes the state (`training.step`), so the steps after it change
+nothing. A failure can therefore be noticed a few steps late: it is handled, and
+the steps after it are run again.
 """
 
 import collections
@@ -87,7 +87,7 @@ class StepsAhead:
       self._skip(step)
 
   def _skip(self, step: int) -> None:
-    """Unfreezes the state and runs the steps again that found it frozen."""
+    """Unfreezes the state and reruns the steps that had found it frozen."""
     self.skipped += 1
     frozen, self._waiting = self._waiting, collections.deque()
     self.state = self._at(step + 1)

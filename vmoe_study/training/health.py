@@ -26,8 +26,8 @@ class HealthSpec:
     on_nonfinite: what to do with a step whose loss, gradient or update is not
       finite: "stop" training, or "skip" the update and count it.
     collapse_steps: a router has collapsed if for this many consecutive steps an
-      expert got no token, or more than `max_unprocessed` of the tokens no
-      expert; 0 turns the check off. A resumed run starts to count anew.
+      expert got no token, or more than `max_unprocessed` of the tokens got no
+      expert; 0 turns the check off. A resumed run counts from 0.
     max_unprocessed: fraction of the tokens, in [0, 1].
     on_collapse: "warn", or "stop" training.
 
@@ -56,7 +56,7 @@ def is_watched(name: str) -> bool:
 
 
 def is_finite(metrics: Mapping[str, Any]) -> bool:
-  """Whether the step was finite, by the same rule as on the devices.
+  """Whether the step was finite, by the rule of `training.step`.
 
   Args:
     metrics: of the step; those in `MUST_BE_FINITE` are needed.
@@ -69,9 +69,10 @@ class RouterWatch:
 
   def __init__(self, spec: HealthSpec):
     self._spec = spec
-    # By layer, the number of steps until now in which
-    self._unused: dict[str, np.ndarray] = {}  # each expert got no token.
-    self._dropping: dict[str, np.ndarray] = {}  # too many were unprocessed.
+    # Consecutive steps up to now, by layer: without a token, for each expert;
+    # and with too many unprocessed tokens.
+    self._unused: dict[str, np.ndarray] = {}
+    self._dropping: dict[str, np.ndarray] = {}
 
   def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Checks the metrics of a finished step, and warns of a collapse.
@@ -94,12 +95,12 @@ class RouterWatch:
         layer = _layer(name, UNPROCESSED)
         dropping = np.asarray([value > self._spec.max_unprocessed])
         if len(self._count(self._dropping, layer, dropping)):
-          found.append(f"{layer}: no expert took {value:.0%} of the tokens")
+          found.append(f"{layer}: {value:.0%} of the tokens got no expert")
     if found:
       self._report(step, found)
 
   def metrics(self) -> dict[str, int]:
-    """Number of experts per layer without tokens for `collapse_steps` steps."""
+    """Per layer, the number of experts that have collapsed."""
     return {
       f"routing/{layer}/unused_experts": int(np.sum(self._is_collapsed(counts)))
       for layer, counts in self._unused.items()

@@ -16,8 +16,8 @@ FILE_NAME = "metrics.jsonl"
 def read_metrics(workdir: epath.PathLike) -> Iterator[dict[str, float]]:
   """Yields the rows of a run's metrics file; none if there is no file.
 
-  Lines that are no rows are skipped: a killed process or a full disk leaves an
-  incomplete one.
+  Lines that are not rows are skipped: a killed process or a full disk may leave
+  an incomplete line.
   """
   path = epath.Path(workdir) / FILE_NAME
   if not path.exists():

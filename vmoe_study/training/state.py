@@ -16,7 +16,7 @@ class TrainState:
     params: the parameter tree.
     opt_state: state of the Optax optimizer.
     failed: bool scalar; true once a step was not finite. A failed state is
-      frozen, see `training.step`. Never saved: only sound states are.
+      frozen, see `training.step`. Not saved, as only sound states are saved.
   """
 
   step: jax.Array

@@ -37,9 +37,9 @@ def make_gradient(
       "loss" among them.
     seed: of all randomness in the step.
     augment: (batch, key) to the batch that is trained on.
-    accumulation: how many parts the batch is computed in, one after another.
-      The result is that of the whole batch, but for the noise of routers and
-      dropout, which each part draws for itself.
+    accumulation: number of parts that the batch is split into and computed one
+      after another. The result is that of the whole batch, except that each
+      part draws its own router noise and dropout.
     chunk: consecutive images that must stay in one part.
   """
   gradient = jax.value_and_grad(loss_fn, has_aux=True)
@@ -62,7 +62,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
   """A pure function from state and batch to the next state and metrics.
 
-  To the metrics it adds those of `step_norms`.
+  The metrics include those of `step_norms`.
 
   Args:
     gradient: as of `make_gradient`.
@@ -89,7 +89,7 @@ def make_train_step(
 
 
 def step_norms(gradient: Any, updates: Any) -> Metrics:
-  """The norms of a step, of which one that is not finite makes it fail.
+  """The norms of a step; the step fails if one of them is not finite.
 
   Returns:
     "gradient_norm", "update_norm", and "gradient_norms" of every tensor in the
