@@ -1,4 +1,4 @@
-"""What the recipes share: their arguments and their MoE blocks."""
+"""What the recipes share: common arguments, and the MoE blocks."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ from vmoe_study.run.config_file import with_placeholders
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-  """What `--config=FILE.py:name=value,...` may say.
+  """Arguments of every recipe, `--config=FILE.py:NAME=VALUE,...`.
 
   Attributes:
-    router: a name of the zoo, or "dense".
+    router: a key of `nn.router.ROUTERS`, or "dense".
     capacity: capacity factor.
     k: experts per token, under token choice.
     group: images routed together.
@@ -38,8 +38,8 @@ def parse_arguments(text: str, kind: type[A] = Arguments) -> A:
   """Reads "router=soft,capacity=2".
 
   Args:
-    text: of the command line.
-    kind: which arguments there are.
+    text: the arguments, as on the command line.
+    kind: dataclass whose fields are the valid arguments.
 
   Raises:
     ValueError: for an unknown name or a value of the wrong type.
@@ -75,7 +75,8 @@ def moe(
   """The `model.moe` of a config.
 
   Token choice trains with importance and load losses at weight 0.005 each
-  (2106.05974); the other routers balance experts by themselves.
+  (2106.05974), without the load loss if the router has no noise. The other
+  routers are balanced without losses.
   """
   options: dict[str, Any] = {}
   if args.router != "dense":

@@ -1,6 +1,6 @@
-"""The data of the recipes: to train upstream, and to transfer to.
+"""The data sets of the recipes, for pretraining and for transfer.
 
-Public V-MoE configs means the files in vmoe/configs/ of
+"Public V-MoE configs" are the files in vmoe/configs/ of
 github.com/google-research/vmoe.
 """
 
@@ -25,7 +25,7 @@ class Upstream:
     test_ops: image operations of evaluation, without the value range.
     num_epochs: passes over the data; 0 where the recipe counts steps.
     mixup: see `TrainSpec`.
-    representation: whether the V-MoE recipe has a layer before the head.
+    representation: whether the V-MoE recipe has a representation layer.
   """
 
   train: tuple[str, str]
@@ -39,7 +39,7 @@ class Upstream:
   representation: bool = True
 
   def data(self, split: str) -> dict[str, Any]:
-    """The `DataSpec` of "train" or "test", as a config has it."""
+    """The `DataSpec` of the split "train" or "test", as a dict."""
     name, part = getattr(self, split)
     ops = "|".join(filter(None, [getattr(self, f"{split}_ops"), RANGE]))
     classes = self.num_classes
@@ -103,7 +103,7 @@ FEWSHOT: dict[str, dict[str, tuple[str, str, str]]] = {
 
 
 def fewshot(suite: str) -> dict[str, tuple[dict, dict]]:
-  """The `DataSpec`s to take shots from and to test on, at 224 pixels."""
+  """The `DataSpec`s of shots and test images by task, at 224 pixels."""
   ops = "resize(256)|central_crop(224)"
   return {
     task: (_spec(name, train, ops), _spec(name, test, ops))
@@ -112,7 +112,7 @@ def fewshot(suite: str) -> dict[str, tuple[dict, dict]]:
 
 
 def downstream(name: str, split: str, ops: str) -> dict[str, Any]:
-  """The `DataSpec` of a ready recipe's "train", "val" or "test" split."""
+  """The `DataSpec` of the split "train", "val" or "test" in `DATASETS`."""
   return _spec(name, DATASETS[name].splits[split], ops)
 
 

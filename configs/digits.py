@@ -1,15 +1,15 @@
 """scikit-learn's 1,797 handwritten digits: every router in a minute or two.
 
-Not an experiment of the study, but the smallest run through all of the
-project on real images: training, evaluation and few-shot transfer.
+Not an experiment of the study, but the smallest run on real images that uses
+all of the project: training, evaluation and few-shot transfer.
 
   python -m vmoe_study train --config=configs/digits.py --workdir=DIR
   python -m vmoe_study train --workdir=DIR \\
     --config=configs/digits.py:router=sinkhorn_expert_choice,capacity=2
 
-Arguments: router (a name of the zoo, or "dense"), capacity (the factor), k
-(experts per token, for token choice), group (images per routing group),
-batch_priority (for token choice), seed.
+Arguments: router (a key of `nn.router.ROUTERS`, or "dense"), capacity (the
+factor), k (experts per token, for token choice), group (images per routing
+group), batch_priority (for token choice), seed.
 Hardware: two CPU cores. Expected: at least 96% test accuracy for every router.
 One seed each gave (percent of 359 test images, so one image is 0.28 points;
 seconds of training on one core, two runs at a time on a busy machine):
@@ -28,7 +28,7 @@ from configs import common
 
 
 def get_config(arguments: str = ""):
-  """The config, as `common.parse_arguments` documents its arguments."""
+  """The config; `common.Arguments` documents the arguments."""
   args = common.parse_arguments(arguments)
   data = {"name": "digits", "num_classes": 10, "ops": "value_range(-1, 1)"}
   training = {**data, "split": "train"}

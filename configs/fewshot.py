@@ -2,8 +2,8 @@
 
 Reproduces: the few-shot evaluation of V-MoE (2106.05974) and Soft MoE
 (2308.00951): k images per class, frozen features, one penalty for all data
-sets. A run of configs/pretrain.py measures ImageNet 10-shot by itself; this is
-for more data sets, other numbers of shots, and public checkpoints.
+sets. A run of configs/pretrain.py measures ImageNet 10-shot already; this
+config is for more data sets, other numbers of shots, and public checkpoints.
 
   python -m vmoe_study evaluate --workdir=PRETRAINED --out=DIR/fewshot.json \\
     --config=configs/fewshot.py:backbone=B/16,router=softmax_expert_choice
@@ -16,13 +16,13 @@ and from a public checkpoint with
   python -m vmoe_study evaluate --workdir=DIR \\
     --config=configs/fewshot.py:data=imagenet21k,$M
 
-The arguments are those of configs/pretrain.py and say what model it is; here
+The arguments are those of configs/pretrain.py and describe the model; here
 `fewshot` is "many" by default. --config.shots=1,5,10,25 measures more.
 
 Data: nine data sets of TFDS, all to be prepared (`prepare`); fewshot=imagenet
 for one. Hardware: any; one GPU or CPU is enough, smoke runs on one CPU core.
-Expected: the rows of the table "soft_moe_9" of `configs/tables.py` say what has
-been published of ImageNet 10-shot; on the other data sets, not published here.
+Expected: the table "soft_moe_9" of `configs/tables.py` has published numbers of
+ImageNet 10-shot; none are quoted for the other data sets.
 """
 
 from configs import pretrain

@@ -15,20 +15,21 @@ and from a public checkpoint with
   python -m vmoe_study train --workdir=DIR \\
     --config=configs/finetune.py:kind=vmoe,start=$P,$M
 
-The arguments of configs/pretrain.py say what model `start` is; capacity and
-group may differ from its own (but for a soft router, whose slots are
-parameters). Further arguments:
+The arguments of configs/pretrain.py describe the model in `start`; capacity and
+group may differ from its own, except for a soft router, whose slots are
+parameters. Further arguments:
   start      workdir, V-MoE prefix or .npz file; needed
-  kind       checkpoint, vmoe or npz: which of these. A dense `start` and a
-             router other than "dense" make an upcycled model.
+  kind       checkpoint, vmoe or npz: what `start` is. A dense `start` with a
+             router other than "dense" is upcycled
   data       a data set of `vmoe_study/data/dataset_specs.py`; imagenet2012
   size       pixels; 384
   steps      10,000
   rate       peak learning rate; 0.003
 
 Hardware: V-MoE-B/16 with 8 experts was fine-tuned on a TPU v3-32 (ImageNet) and
-in about 10 minutes on a TPU v3-8 (CIFAR-10), says its public config; smoke runs
-on one CPU core. Expected: the table "finetune" of `configs/tables.py`.
+in about 10 minutes on a TPU v3-8 (CIFAR-10), according to its public config;
+smoke runs on one CPU core.
+Expected: the table "finetune" of `configs/tables.py`.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ from vmoe_study.data.dataset_specs import DATASETS
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(recipes.Arguments):
-  """What is fine-tuned, and on what; see the module's docstring."""
+  """Arguments of this file; see the module's docstring."""
 
   start: str = ""
   kind: str = "checkpoint"
@@ -80,7 +81,7 @@ def get_config(arguments: str = ""):
 
 
 def _model(args: Arguments, num_classes: int) -> dict:
-  """Slots of a soft router stay as many as it was trained with."""
+  """The model, where a soft router keeps the number of its trained slots."""
   model = recipes.model(args, num_classes)
   if args.router == "soft":
     size = 8 if args.smoke else 224

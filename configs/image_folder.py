@@ -1,4 +1,4 @@
-"""Your own images: from folders of them to a row of a table.
+"""Your own images, in one folder per class: training and fine-tuning.
 
 Not an experiment of the study. The images are FOLDER/train/CLASS/*.jpg and
 FOLDER/test/CLASS/*.jpg (or .jpeg, .png), of any size; classes and images are
@@ -68,7 +68,7 @@ def get_config(arguments: str = ""):
   args = common.parse_arguments(arguments, Arguments)
   if not args.folder:
     raise ValueError(
-      "config argument folder='': must be given, as the folder that holds "
+      "config argument folder='': must be given. Name the folder that holds "
       "train/CLASS/*.jpg and test/CLASS/*.jpg."
     )
   folder = str(Path(args.folder).expanduser().resolve())

@@ -13,12 +13,12 @@ The recipe was chosen on the held-out images, with seed 0, by
   python -m vmoe_study sweep configs/tables.py:laptop_rates --root=DIR
   python -m vmoe_study sweep configs/tables.py:laptop_balance --root=DIR
 
-Every router was tried with four rates: 4e-3 is the best of 1e-3, 2e-3, 4e-3 and
-8e-3 for each of them and for the dense model. That was at a balance of 0.005;
-at 4e-3, 0.05 is then the best of 0, 0.0005, 0.005 and 0.05 for both routers of
-token choice (`notebooks/study/balance`), and larger ones were not tried. The
-table `laptop_untuned` keeps 0.005, so that token choice has no more trials than
-the others. Two epochs are what the time of the whole grid allows.
+Every router was tried with four rates, at a balance of 0.005: 4e-3 is the best
+of 1e-3, 2e-3, 4e-3 and 8e-3 for each of them and for the dense model. At this
+rate, a balance of 0.05 is the best of 0, 0.0005, 0.005 and 0.05 for both
+routers of token choice (`notebooks/study/balance`); larger ones were not tried.
+The table `laptop_untuned` keeps 0.005, so that token choice has no more trials
+than the others. Two epochs are what the time of the whole grid allows.
 
 Arguments, as NAME=VALUE with commas between:
   router, capacity, k, group, batch_priority, seed   as in every recipe
@@ -43,7 +43,7 @@ IMAGES = f"resize({SIZE})|rgb|value_range(-1, 1)"
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(common.Arguments):
-  """See the module's docstring."""
+  """Arguments of this file; see the module's docstring."""
 
   epochs: float = 2.0
   rate: float = 4e-3

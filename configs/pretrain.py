@@ -11,7 +11,7 @@ that it compares. `configs/tables.py` lists them all.
     --config=configs/pretrain.py:smoke=true
 
 Arguments, as NAME=VALUE with commas between:
-  router     a name of the zoo, or "dense" for the model's dense twin
+  router     a key of `nn.router.ROUTERS`, or "dense" for a dense model
   backbone   S8/32, B/32, B/16, L/32, L/16, H/14 for the V-MoE recipe (S8 is its
              8-layer S); any of Ti, S, B, L, H and a patch size for Soft MoE's
   recipe     vmoe: class token, sigmoid cross-entropy, linear decay, MoE in
@@ -34,13 +34,14 @@ shapes only; name your own data set with --config.data.name and
 --config.evaluations.test.data.name. TFDS has no ImageNet-21k: prepare one of
 that name. Fewshot needs imagenet2012_subset/10pct, or fewshot=none.
 
-How the study grouped images, whether it gave batch priority, which blocks were
-MoE and how long it trained is not known here: hence both groups and both
-priorities, and the recipes of the papers that it builds on.
+How the study grouped images, whether it used batch priority, which blocks were
+MoE and how long it trained is not known here. The tables therefore have both
+group sizes, with and without priority, and use the recipes of the papers that
+it builds on.
 
 Hardware: made for TPU pods, with one expert or more per chip; smoke runs on one
-CPU core. Expected: the rows of `configs/tables.py` say what has been published,
-by whom; the study's own numbers are not published here.
+CPU core. Expected: the rows of `configs/tables.py` have the published numbers
+with their sources; the study's own numbers are not among them.
 """
 
 import dataclasses
@@ -50,7 +51,7 @@ from configs import common, datasets, recipes
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(recipes.Arguments):
-  """What is trained, and on what; see the module's docstring."""
+  """Arguments of this file; see the module's docstring."""
 
   data: str = "jft"
   fewshot: str = "imagenet"

@@ -1,7 +1,7 @@
-"""Two ways to train: V-MoE's (2106.05974) and Soft MoE's (2308.00951).
+"""The recipes of V-MoE (2106.05974) and Soft MoE (2308.00951).
 
 Numbers are those of the papers and of the public configs of their authors
-(github.com/google-research/vmoe), but for what is marked as our choice.
+(github.com/google-research/vmoe), except where marked as our choice.
 """
 
 import dataclasses
@@ -38,13 +38,14 @@ JFT_STEPS = {"vmoe": 520_000, "softmoe": 300_000}
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(common.Arguments):
-  """Which model.
+  """Arguments that describe the model.
 
   Attributes:
     backbone: S8/32 (V-MoE's 8-layer S), B/32, B/16, L/16, S/16, H/14, ...
     recipe: "vmoe" or "softmoe": model details, optimizer and schedule.
     experts: E, of every MoE block.
-    smoke: a tiny model on `digits` instead, with all parts of the recipe.
+    smoke: whether to train a tiny model on `digits`, with all parts of the
+      recipe.
   """
 
   backbone: str = "B/32"
@@ -57,7 +58,7 @@ class Arguments(common.Arguments):
 
   @property
   def sizes(self) -> dict[str, int]:
-    """Of the backbone."""
+    """The sizes of the backbone, by field of `VisionTransformer`."""
     return SMOKE_SIZES if self.smoke else variant(self.backbone)
 
   @property
@@ -86,7 +87,7 @@ def model(args: Arguments, num_classes: int) -> dict[str, Any]:
 
 
 def pretraining_model(args: Arguments, upstream: Upstream) -> dict[str, Any]:
-  """The `model` of a config, from scratch."""
+  """The `model` of a config, to be trained from scratch."""
   classes = upstream.num_classes
   spec = model(args, classes)
   spec["fields"]["head_bias_init"] = -math.log(classes)
@@ -103,14 +104,14 @@ def num_slots(args: Arguments, image_size: int) -> int:
 
 
 def evaluation_capacity(args: Arguments, data: str) -> float:
-  """As in the public V-MoE config for ImageNet-1k; else as in training."""
+  """4 as in the public V-MoE config for ImageNet-1k; else 0, as in training."""
   tokens_choose = args.router.endswith("_token_choice")
   vmoe = args.recipe == "vmoe" and data == "imagenet1k"
   return 4.0 if vmoe and tokens_choose else 0.0
 
 
 def pretraining(args: Arguments, upstream: Upstream) -> dict[str, Any]:
-  """The `train` of a config, from scratch."""
+  """The `train` of a config, for training from scratch."""
   steps = 0 if upstream.num_epochs else JFT_STEPS[args.recipe]
   spec = {
     "batch_size": 4096,
@@ -131,7 +132,10 @@ def pretraining(args: Arguments, upstream: Upstream) -> dict[str, Any]:
 def _vmoe_training(
   args: Arguments, upstream: Upstream, spec: dict[str, Any]
 ) -> None:
-  """On JFT everything decays and only H clips; else kernels, and all clip."""
+  """On JFT all parameters decay, and only the H backbone clips gradients.
+
+  On other data only kernels decay, and all backbones clip.
+  """
   common.check_choice("backbone", args.backbone, VMOE_RATES)
   on_jft = upstream.num_epochs == 0
   clip = (10.0 if args.backbone.startswith("H") else 0.0) if on_jft else 1.0
@@ -148,7 +152,7 @@ def _vmoe_training(
 def _softmoe_training(
   args: Arguments, upstream: Upstream, spec: dict[str, Any]
 ) -> None:
-  """The scale of soft routers, which have no kernel, decays like a kernel."""
+  """Soft routers have no kernel: their scale decays like one."""
   decay = [("head/kernel$", 3.0), ("kernel$", 0.03)]
   if args.router == "soft":
     decay.append(("Moe/Router/scale$", 0.03))

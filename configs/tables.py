@@ -45,7 +45,7 @@ class Row:
   Attributes:
     recipe: file in configs/, without ".py".
     arguments: of that file.
-    overrides: "FIELD=VALUE" of single fields of the config.
+    overrides: "FIELD=VALUE", changes of single fields of the config.
     expected: metric to percentage, as published.
     parameters: published number of parameters in millions, as printed.
     source: of the expected numbers.
@@ -279,7 +279,7 @@ def _laptop_balance() -> Iterator[Row]:
 def _laptop_untuned() -> Iterator[Row]:
   """Token choice with the published weight of the balance losses, not tuned.
 
-  It thus has as many tuning trials as the routers without such losses.
+  It has as many tuning trials as the routers without these losses.
   """
   for router, group in itertools.product(TOKEN_CHOICE, (1, 8)):
     arguments = {"router": router, "group": group, "balance": "0.005"}
@@ -290,7 +290,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
   # The study: 32 experts; token choice with K and expert choice and Soft MoE
   # with capacity factor 1 and 2. JFT accuracy, then ImageNet 10-shot.
   "study": (*_sweep(backbone=_B32), *_sweep(backbone=_B16)),
-  # The same routers on data that can be had, and few-shot on nine data sets.
+  # The same routers on public data, and few-shot on nine data sets.
   "imagenet21k": tuple(
     _routers(backbone=_B16, data="imagenet21k", fewshot="many")
   ),

@@ -1,4 +1,4 @@
-"""Measures this project on this machine: input, layer, step and solvers."""
+"""Benchmarks on this machine: input, layer, step and solvers."""
 
 import argparse
 

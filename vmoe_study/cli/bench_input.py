@@ -21,7 +21,7 @@ COLUMNS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
   parser.add_argument("--name", default="jft_like/2000", help="data set")
-  parser.add_argument("--split", default="train", help="of the data set")
+  parser.add_argument("--split", default="train", help="split to read")
   parser.add_argument("--data-dir", type=paths.path, help="the TFDS folder")
   parser.add_argument(
     "--train-ops", default=TRAIN_OPS, help="image operations of training"
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{name}: {value}")
   rows = bench.measure(args.workers, logging.info)
   cells = [[form.format(row[k]) for k, form in COLUMNS.items()] for row in rows]
-  print(f"images/s; speedup: of train, over {args.workers[0]} workers")
+  print(f"images/s; speedup: train, relative to {args.workers[0]} workers")
   print(markdown_table(list(COLUMNS), cells))
   if args.out:
     text = json.dumps(description | {"rows": rows}, indent=1)

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "width": "D, size of a token",
     "mlp_dim": "F, hidden size of an expert",
     "num_experts": "E, number of experts",
-    "dtype": "of tokens and experts",
+    "dtype": "dtype of tokens and experts",
   }
   choices = {"dtype": ["float32", "bfloat16"]}
   for field in dataclasses.fields(LayerShape):
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   routers = list(ROUTERS)
   several: dict[str, Any] = {"nargs": "+"}
   parser.add_argument(
-    "--routers", choices=routers, default=routers, help="to time", **several
+    "--routers", choices=routers, default=routers, help="to compare", **several
   )
   forms = ["index", "dense"]
   parser.add_argument(

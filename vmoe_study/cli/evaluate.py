@@ -1,8 +1,8 @@
 """Evaluates a checkpoint: no optimizer, no training data, any devices.
 
-The checkpoint's config says what is measured. Any field of it can be changed,
-such as the capacity of the experts or where the data is; only the shapes of the
-parameters must stay.
+The checkpoint's config says what is measured. Any of its fields can be changed,
+such as the capacity of the experts or the location of the data, as long as the
+shapes of the parameters stay the same.
 """
 
 import argparse
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=paths.path,
     required=True,
     metavar="DIR",
-    help="of the training run",
+    help="workdir of the training run",
   )
   parser.add_argument(
     "--step", type=int, help="which checkpoint; by default the newest intact"

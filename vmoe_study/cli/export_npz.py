@@ -12,14 +12,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=paths.path,
     required=True,
     metavar="DIR",
-    help="of the training run",
+    help="workdir of the training run",
   )
   parser.add_argument(
     "--out",
     type=paths.path_or_any_url,
     required=True,
     metavar="FILE.npz",
-    help="local or gs://",
+    help="local path or URL, such as gs://",
   )
   parser.add_argument(
     "--step", type=int, help="which checkpoint; by default the newest intact"
@@ -29,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
   if not args.out.endswith(".npz"):
-    raise ValueError(
-      f"--out={args.out}: must end in .npz, the format of the file."
-    )
+    raise ValueError(f"--out={args.out}: must end in .npz. Add the extension.")
 
   import jax
 

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=paths.path_or_any_url,
     required=True,
     metavar="PATH",
-    help="of the files PATH.index and PATH.data-*; local or gs://",
+    help="common to the files PATH.index and PATH.data-*; local or gs://",
   )
   parser.add_argument(
     "--out", type=paths.path, required=True, metavar="DIR", help="a new workdir"
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--config",
     metavar="FILE.py[:ARGUMENTS]",
     help="a run with this model, so that `evaluate` works on DIR; by default "
-    "only the model is recorded, inferred from its shapes",
+    "only the model is saved, inferred from its shapes",
   )
 
 

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=paths.path,
     required=True,
     metavar="DIR",
-    help="of the training run",
+    help="workdir of the training run",
   )
   parser.add_argument(
     "--out",

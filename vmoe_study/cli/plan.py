@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 LARGER = (
-  "Use a larger slice, or set what is not set yet of --config.mesh.fsdp=true, "
+  "Use a larger slice, or those of these options that are not set yet: "
+  "--config.mesh.fsdp=true, "
   "--config.train.optimizer.moment_dtype=bfloat16, "
   "--config.model.fields.dtype=bfloat16, --config.model.fields.remat=full and "
   "--config.train.accumulation=2."
@@ -44,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--image-shape",
     metavar="HxWxC",
-    help="by default from the config's image operations or the data set",
+    help="size of the images; by default from the config's image operations "
+    "or the data set",
   )
   parser.add_argument(
     "--num-examples",
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     estimate = plan.plan_run(config, args.topology, **sizes)
     print(estimate_table(estimate))
     if not estimate.fits:
-      print(f"It does not fit. {LARGER} Or try --sweep.")
+      print(f"The step does not fit into the HBM. {LARGER} Or try --sweep.")
     result = estimate.to_dict()
   if args.out:
     epath.Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
@@ -164,7 +166,7 @@ def _sweep_row(estimate: ResourceEstimate) -> list[str]:
 
 def _recommendation(best: ResourceEstimate | None) -> str:
   if best is None:
-    return f"Nothing fits. {LARGER}"
+    return f"No mesh fits into the HBM. {LARGER}"
   options = [f"--config.mesh.{k}={v}" for k, v in best.mesh.items()]
   if best.plan_form:
     options.append(f"--config.model.moe.options.plan_form={best.plan_form}")

@@ -7,12 +7,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options that name the other processes."""
   group = parser.add_argument_group(
     "several processes",
-    "needed only where TPU slices, SLURM or MPI do not tell",
+    "needed only outside of TPU slices, JobSets, SLURM and MPI",
   )
   group.add_argument(
     "--coordinator", metavar="HOST:PORT", help="where process 0 listens"
   )
-  group.add_argument("--num-processes", type=int, metavar="N")
+  group.add_argument(
+    "--num-processes", type=int, metavar="N", help="of the run"
+  )
   group.add_argument(
     "--process-id", type=int, metavar="ID", help="of this process, from 0"
   )

@@ -1,4 +1,4 @@
-"""Runs a failed step again and shows where numbers are not finite.
+"""Computes a failed step again and shows where numbers are not finite.
 
 The config can be changed, as in `--config.model.fields.dtype=float32`, to find
 the cause.
@@ -16,12 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=paths.path,
     required=True,
     metavar="DIR",
-    help="of the run that failed",
+    help="workdir of the run that failed",
   )
   parser.add_argument(
     "--step", type=int, metavar="N", help="which step; by default the last"
   )
-  # Fields of the run's own config can be changed.
+  # Makes `main` accept overrides, here of the run's own config.
   parser.set_defaults(config=None)
 
 

@@ -1,4 +1,4 @@
-"""Runs what is missing of a table of configs, for several seeds.
+"""Trains the configs of a table for several seeds; skips finished runs.
 
 A sweep can be stopped or killed at any time. Started again, it resumes the runs
 that had begun and skips those that have finished.
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="number of runs at a time, each on its share of the CPU cores",
   )
   parser.add_argument(
-    "--only", default="", metavar="TEXT", help="rows whose name contains TEXT"
+    "--only", default="", metavar="TEXT", help="run rows whose name has TEXT"
   )
   parser.add_argument(
     "--dry-run", action="store_true", help="print the commands and stop"

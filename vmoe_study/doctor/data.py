@@ -40,14 +40,14 @@ class DataField:
 
   @property
   def is_for_training(self) -> bool:
-    """Whether the run is trained on it."""
+    """Whether the run trains on this data set."""
     return self.where.startswith(("data", "mixture."))
 
 
 def find_data_fields(values: Mapping[str, Any]) -> list[DataField]:
   """The data sets of a config, even if other fields are wrong.
 
-  Leaves out what is not a valid `DataSpec`: `config.parse` reports it.
+  Leaves out invalid ones, which `config.parse` reports.
   """
   found = {"data": values.get("data")}
   parts = {

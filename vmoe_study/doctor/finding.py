@@ -19,7 +19,7 @@ class Finding:
 
   Attributes:
     status: OK, NOTE, PROBLEM or SKIPPED.
-    subject: the field of the config, or whatever else was checked.
+    subject: what was checked, such as a field of the config.
     text: what was found; for a problem, with its remedy.
   """
 
@@ -36,12 +36,12 @@ class Finding:
 def attempt(
   subject: str, call: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> tuple[Any, list[Finding]]:
-  """Calls a function and turns whatever it raises into problems.
+  """Calls a function and turns any exception into problems.
 
-  So no check prevents the others.
+  A check that raises therefore does not prevent the other checks.
 
   Returns:
-    The result and no findings; or None and what went wrong.
+    The result and no findings; or None and the problems.
   """
   try:
     return call(*args, **kwargs), []

@@ -14,8 +14,8 @@ from numpy import ndarray as Array
 from vmoe_study.inspection.statistics import CapacityPoint, LayerStatistics
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.5"
-MAX_NUMBERS = 400  # A matrix with more cells shows no numbers,
-MAX_LABELS = 40  # and one with more rows no labels of rows.
+MAX_NUMBERS = 400  # A matrix with more cells shows no numbers.
+MAX_LABELS = 40  # A matrix with more rows shows no row labels.
 
 
 def expert_charts(layer: LayerStatistics) -> Figure:

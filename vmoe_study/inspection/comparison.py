@@ -33,7 +33,7 @@ def compare(
     ValueError: a run has no routed layer, or its images are not the same.
 
   >>> figure = compare(["runs/digits", "runs/digits"], num_images=2)
-  >>> len(figure.axes)  # Images and two runs, two images each.
+  >>> len(figure.axes)  # Two images, each alone and with two runs.
   6
   """
   from vmoe_study.inspection.pictures import comparison_picture

@@ -193,8 +193,8 @@ def measure_images(
     to_devices: places a batch on the devices.
 
   Returns:
-    By name of the measure, a tree of float64 arrays with one row for every
-    image that is not padding.
+    For every measure, by name, a tree of float64 arrays with one row per image
+    that is not padding.
   """
   found: list = []
   count = 0

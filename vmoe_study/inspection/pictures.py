@@ -18,13 +18,13 @@ from vmoe_study.inspection.charts import expert_ticks
 from vmoe_study.inspection.gallery import Gallery
 from vmoe_study.inspection.measure import LayerRouting, TokenRouting
 
-# In pictures of single experts, patches fade towards this grey, from which both
-# black and white patches stand out; those without combine weight to this
-# contrast.
+# In pictures of single experts, patches fade to this grey, from which both
+# black and white patches stand out; patches without combine weight keep the
+# minimum contrast.
 GREY, MIN_CONTRAST = 0.6, 0.15
 OUTLINE = "tab:orange"  # Of the patches that an expert takes.
 OPACITY = 0.55  # Of an expert's colour on its patches.
-MAX_NUMBERED = 8  # Patches along a side, beyond which they are not numbered.
+MAX_NUMBERED = 8  # With more patches along a side, they are not numbered.
 TOP_EXPERTS = 8
 
 

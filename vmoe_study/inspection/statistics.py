@@ -20,6 +20,8 @@ SEED = 0
 class LayerStatistics:
   """Statistics of one routed layer; entropies and information are in nats.
 
+  Axis T counts classes.
+
   Attributes:
     load: tokens sent to each expert, divided by the mean over experts.
     combine_weight: combine weight of each expert, mean over tokens.
@@ -37,7 +39,7 @@ class LayerStatistics:
     mutual_information: mutual information of class and expert under the
       combine weights.
     shuffled_information: the same with the classes of images permuted at
-      random, mean over `SHUFFLES` permutations: what chance alone gives.
+      random, mean over `SHUFFLES` permutations: the value under chance.
     accuracy_drop: drop in accuracy without each expert, with its 95% interval
       over images; negative if accuracy rises.
     accuracy_drop_all: drop in accuracy without any expert.
@@ -115,7 +117,7 @@ def entropy(weights: Float[Array, "..."]) -> float:
 
 
 def mutual_information(weights: Float[Array, "T E"]) -> float:
-  """Mutual information of row and column in nats, for a table of weights."""
+  """Mutual information of rows and columns of a table of weights, in nats."""
   rows, columns = weights.sum(axis=1), weights.sum(axis=0)
   return max(0.0, entropy(rows) + entropy(columns) - entropy(weights))
 

@@ -31,7 +31,7 @@ class ResourceEstimate:
   """What a training step needs on a slice, and how fast it can be at best.
 
   Bytes and FLOPs are per chip and step. If the step does not fit into the HBM,
-  what only a compiled program tells is None.
+  it has no compiled program, and the fields that need one are None.
 
   Attributes:
     config: name of the config.
@@ -122,7 +122,7 @@ def estimate_resources(
 
 
 def plan_form(config: Config) -> str | None:
-  """The plan form of a sparse router; None if the router has no choice."""
+  """The plan form of a sparse router; None for Soft MoE and dense models."""
   moe = config.model.moe
   if not moe.is_sparse:
     return None
@@ -175,7 +175,7 @@ def _batch_template(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
 def _speed(compiled: Any, training: Training, target: Target) -> dict[str, Any]:
   """Work and traffic of a step, and lower bounds of their time."""
   model, spec = training.model, training.model.config.train
-  # XLA counts the body of the accumulation loop once. It is nearly all of a
+  # XLA counts the body of the accumulation loop once, which is nearly the whole
   # step.
   flops = compiled.cost_analysis()["flops"] * spec.accumulation
   traffic = hlo.traffic(compiled.as_text())

@@ -71,7 +71,7 @@ class InputBench:
 
     Args:
       num_workers: numbers of worker processes.
-      log: is told the progress, as `logging.info`.
+      log: called with progress messages, like `logging.info`.
 
     Returns:
       A row for each: median images/s, their ratios to "decode", and the speedup
@@ -85,7 +85,7 @@ class InputBench:
     return rows
 
   def _measure(self, workers: int) -> dict[str, Any]:
-    """Times the three pipelines in turn: those not in use wait, queues full."""
+    """Times the three pipelines in turn; the others wait with full queues."""
     inputs = self._iterators(workers)
     rounds = [
       {
@@ -129,7 +129,7 @@ class InputBench:
     }
 
   def _images_per_second(self, batches: Iterator[Batch], workers: int) -> float:
-    """Times `num_batches` batches after those that are prepared already."""
+    """Times `num_batches` batches, after those that were prefetched."""
     for _ in itertools.islice(batches, _num_warmup(workers)):
       pass
     start = time.perf_counter()

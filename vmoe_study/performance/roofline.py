@@ -20,7 +20,7 @@ def step_seconds(
     traffic: memory and network traffic of one chip.
     tpu_slice: the slice that the program runs on.
     coordinates: (chips, axes): position of each chip in the slice, in the order
-      by which the collectives number the chips.
+      in which the collectives number the chips.
   """
   wire = sum(
     c.count * wire_bytes(c, tpu_slice, coordinates) for c in traffic.collectives

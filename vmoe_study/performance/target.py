@@ -11,7 +11,7 @@ from jax.experimental import topologies
 
 from vmoe_study.performance.chips import Slice, parse_slice
 
-# Without them libtpu would look for TPUs and log that there are none.
+# Without these, libtpu would look for TPUs and log that there are none.
 _LIBTPU_ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",

@@ -1,8 +1,9 @@
 """The contrasts of the study: two sets of cells, compared seed by seed.
 
-Each contrast compares cells that agree in all other settings. The findings of
-2401.15969 predict the sign of some; the others isolate what those findings may
-depend on: group size, batch priority, and the gain over a dense model.
+Each contrast compares cells that agree in all other settings. The results of
+2401.15969 predict the sign of some contrasts; the others isolate what these
+results may depend on: group size, batch priority, and the gain over a dense
+model.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -36,7 +36,7 @@ COLOURS = {
 }
 OTHER_COLOUR = "#8C564B"  # Of routers that are not part of the library.
 MARKERS = {0.0: "s", 1.0: "o", 2.0: "^"}
-# Least distance between points of similar cost, over the range of costs.
+# Minimum distance of points of similar cost, as a fraction of the cost range.
 MIN_GAP = 0.016
 
 

@@ -3,8 +3,8 @@
     python -m vmoe_study.study.pinned CORES PARENT COMMAND...
 
 A sweep starts its runs through this program. Setting both properties between
-fork and exec instead would run code in a copy of a process that has lost its
-other threads, such as those of JAX, while their locks stay held.
+fork and exec instead is unsafe: the forked process lacks the other threads,
+such as those of JAX, but their locks stay held.
 """
 
 import ctypes

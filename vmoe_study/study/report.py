@@ -73,7 +73,7 @@ def write_report(out: epath.PathLike, cells: Sequence[Cell]) -> None:
       and `results.json`, which `results.load` reads.
     cells: of `results.load`.
   """
-  # Matplotlib takes a second to import; `runs_table` does without it.
+  # Matplotlib takes a second to import, and `runs_table` does not need it.
   from vmoe_study.study import figures
 
   out = epath.Path(out)

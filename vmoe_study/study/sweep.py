@@ -28,7 +28,7 @@ class Row(Protocol):
   Attributes:
     name: unique in the table.
     config: "FILE.py:ARGUMENTS".
-    overrides: "FIELD=VALUE" of single fields of the config.
+    overrides: "FIELD=VALUE", changes of single fields of the config.
     expected: metric to percentage, as published.
     source: of the expected numbers.
     note: on how the numbers compare.
@@ -87,10 +87,10 @@ class Sweep:
     self._manifest = _extend_manifest(self._root, cells, seeds)
 
   def missing_runs(self, only: str = "") -> list[Task]:
-    """The runs that have not finished, for one seed after the other.
+    """The runs that have not finished, ordered by seed.
 
-    Whenever a sweep is stopped, its cells thus have the same seeds, but for the
-    last one.
+    If the sweep is stopped early, all cells therefore have the same seeds,
+    except perhaps the last one.
 
     Args:
       only: skip rows whose names do not contain this text.
@@ -138,7 +138,7 @@ class Sweep:
 def _cell(row: Row) -> dict[str, Any]:
   """The entry of a row in the manifest.
 
-  Its config is checked now, not after the hours that the rows before it take.
+  Checks the config before any run starts, as runs may take hours.
   """
   config = load_config(row.config, row.overrides).to_dict()
   del config["seed"]
@@ -164,7 +164,7 @@ def _check_start(name: str, start: Mapping[str, Any]) -> None:
 def _extend_manifest(
   root: Path, cells: Mapping[str, Any], seeds: int
 ) -> SweepManifest:
-  """The manifest of these cells and the seeds that the root has already.
+  """The manifest of these cells, with the seeds that the root has already.
 
   Raises:
     ValueError: the root has runs of other configs.
@@ -189,10 +189,10 @@ def _extend_manifest(
 
 
 def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
-  """The config of a cell with fields that are newer than the sweep."""
+  """The config of a cell, with defaults for fields newer than the sweep."""
   try:
     completed = parse({**config, "seed": 0}).to_dict()
-  except ValueError:  # An older version wrote it, which had other fields.
+  except ValueError:  # Written by an older version, which had other fields.
     return config
   del completed["seed"]
   return completed
