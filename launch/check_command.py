@@ -27,7 +27,7 @@ def check(words):
   except ImportError as error:
     if not (error.name or "").startswith("vmoe_study."):
       return _not_checked(error)
-    # The package itself is at fault.
+    # A module of the package is missing.
     sys.stderr.write(f"error: {error}. (TPU VMs get only what git tracks.)\n")
     return INVALID
 

@@ -13,7 +13,7 @@ Actions:
   create  the same as run: the cluster starts the job when it has the slice
   run     apply the manifest
   follow  print the log of host 0 as it grows
-  resume  delete the job and start it anew; it goes on from its last checkpoint
+  resume  delete the job and start it again, from its last checkpoint
   delete  end the job and give the slice back
 
 Options:
@@ -21,7 +21,7 @@ Options:
   --topology=T      the slice, as v5e:4x4 or v5p:2x2x4
   --image=IMAGE     a container with this project installed with extras `tpu`
                     and `gcs`
-  --restarts=N      how often a failed job is started again; 10 if not given
+  --restarts=N      how often a failed job is restarted; 10 if not given
   --env=NAME=VALUE  a variable of the hosts' environment, such as
                     TFDS_DATA_DIR=gs://BUCKET/tfds; may be given several times;
                     not for secrets
@@ -37,10 +37,9 @@ hosts reach, such as gs://BUCKET/RUN. render, create, run and resume need
 --topology, --image and COMMAND. kubectl must point at the cluster, and JobSet
 be installed there.
 
-COMMAND is checked before anything else: that there is such a command, its
-options, and its config with all overrides. This takes a few seconds, and a
-Python that has this project installed; without one, a note says that COMMAND
-was not checked.
+COMMAND is checked before anything else: its name, its options, and its config
+with all overrides. This takes a few seconds and needs a Python that has this
+project installed; without one, a note says that COMMAND was not checked.
 
 Environment: PYTHON, the interpreter that checks COMMAND (python if not set).
 
@@ -86,7 +85,7 @@ is_deep() {
   done
 }
 
-# Checks all that a manifest is made of.
+# Checks all values that go into a manifest.
 check_manifest() {
   check_env "${env[@]}"
   read_topology
@@ -101,7 +100,7 @@ launch/Dockerfile copies into the image; --no-check if the image has others"
   check_command "$launch/.."
 }
 
-# A word as YAML, which JSON is.
+# A word as a JSON string, which is valid YAML.
 json_string() {
   local word="${1//\\/\\\\}"
   word="${word//\"/\\\"}"
@@ -117,7 +116,7 @@ json_list() {
   (IFS=, && echo "[${quoted[*]}]")
 }
 
-# Words NAME=VALUE as the `env` of a container.
+# Converts words NAME=VALUE to the `env` of a container.
 json_env() {
   local entries=() word value
   for word; do

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the scripts share. Sourced, not run.
+# Functions that the scripts share. Sourced, not run.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "$0: needs bash 4.4 or newer; this is $BASH_VERSION" >&2
@@ -9,7 +9,7 @@ fi
 shopt -s inherit_errexit
 
 launch="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" > /dev/null && pwd)"
-# The interpreter, still found after a change of folder.
+# The interpreter, as a path that is valid after a change of folder.
 python="${PYTHON:-python}"
 if [[ "$python" == */* && "$python" != /* ]]; then
   python="$PWD/$python"
@@ -38,9 +38,8 @@ execute() {
 
 # Reads [--OPTION[=VALUE]...] [-- COMMAND...] into a variable for each option and
 # the array `command`: read_options "name= spot" "$@" knows --name=VALUE and
-# --spot, which becomes "true". A variable that is an array gathers the values
-# of an option that is given several times. Dashes of an option's name become
-# underscores.
+# --spot, which becomes "true". If the variable is an array, the option may be
+# given several times. Dashes in an option's name become underscores.
 read_options() {
   local known=" $1 " option
   shift
@@ -95,7 +94,7 @@ need_command() {
   ((${#command[@]})) || fail "no command given after --; see --help"
 }
 
-# Checks that there is none, for an action that would ignore it.
+# Checks that there is no command, for an action that would ignore it.
 refuse_command() {
   ((!${#command[@]})) || fail "action $action takes no COMMAND; see --help"
 }
@@ -125,8 +124,8 @@ check_env() {
   done
 }
 
-# Reads the values of an option of COMMAND into the array `values`. The name may
-# be abbreviated there, and the value be the next word.
+# Reads the values of an option of COMMAND into the array `values`. In COMMAND
+# the option may be abbreviated, and its value may be the next word.
 read_values() {
   local i
   values=()

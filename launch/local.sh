@@ -18,8 +18,8 @@ and its exit code is returned. Ctrl-C and SIGTERM reach all.
   --dry-run      print the commands instead of running them
   --help         print this
 
-COMMAND is checked before the processes start: that there is such a command,
-its options, and its config with all overrides.
+COMMAND is checked before the processes start: its name, its options, and its
+config with all overrides.
 
 Environment: PYTHON, the interpreter (python if not set).
 
@@ -49,7 +49,7 @@ pids=()
 signal_all() {
   kill "-$1" "${pids[@]}" 2> /dev/null || true
 }
-# JAX takes SIGTERM for a notice: each process saves and stops by itself.
+# JAX takes SIGTERM for a preemption notice: each process saves and stops.
 told=false
 trap 'told=true; signal_all TERM' INT TERM
 
@@ -66,7 +66,8 @@ done
 # A signal may have come before the last of them was known.
 ! "$told" || signal_all TERM
 
-# Waits for each; 127 says that none is left. The first failure counts.
+# Waits for each process; 127 means that none is left. The exit code is that of
+# the first process that fails.
 result=0
 while true; do
   code=0

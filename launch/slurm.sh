@@ -10,9 +10,9 @@ Usage: launch/slurm.sh ACTION --name=NAME [OPTIONS] [-- COMMAND...]
 
 Actions:
   create  the same as run: SLURM starts the job when it has the nodes
-  run     submit COMMAND; process and GPU go together one by one
+  run     submit COMMAND, with one process per GPU
   follow  print the log as it grows
-  resume  submit COMMAND again, after an error or `delete`; it goes on from its
+  resume  submit COMMAND again, after an error or `delete`; it resumes from its
           last checkpoint
   delete  cancel all your jobs of that name
 
@@ -28,14 +28,14 @@ Options:
   --help            print this
 
 COMMAND is that of `python -m vmoe_study`; its workdir must be one that all
-nodes reach: an absolute path on a shared file system, or a URL. The job has the environment of the shell that submits it. SLURM
-puts it back into its queue after a failure of a node or a preemption; two
-minutes before its time limit it gets SIGTERM, saves, and goes back, too.
+nodes reach: an absolute path on a shared file system, or a URL. The job has the
+environment of the shell that submits it. SLURM requeues it after a node failure
+or a preemption. Two minutes before its time limit it gets SIGTERM, saves, and
+is requeued.
 
-COMMAND is checked before anything else: that there is such a command, its
-options, and its config with all overrides. This takes a few seconds, and a
-Python that has this project installed; without one, a note says that COMMAND
-was not checked.
+COMMAND is checked before anything else: its name, its options, and its config
+with all overrides. This takes a few seconds and needs a Python that has this
+project installed; without one, a note says that COMMAND was not checked.
 
 Environment: PYTHON, the interpreter that checks COMMAND (python if not set).
 

@@ -10,14 +10,14 @@ Usage: launch/tpu_vm.sh ACTION --name=NAME --zone=ZONE [OPTIONS] [-- COMMAND...]
 
 Actions:
   create  request the slice; it waits in a queue until it is granted
-  status  say how far the request is
+  status  print the state of the request
   run     copy this project to every host, install it, and start COMMAND there
-          (the hosts bring an old Python, so that uv fetches one). Copied is
-          what git tracks, with your edits: `git add` a new file first
+          (uv fetches a Python, as that of the hosts is too old). Copies the
+          files that git tracks, with your edits: `git add` a new file first
   follow  print the log of host 0 as it grows
   stop    ask COMMAND on every host to save and end; keep the slice
-  resume  after a preemption: delete the slice and request it anew; then `run`
-          as before
+  resume  after a preemption: delete the slice and request it again; then use
+          `run` as before
   delete  give the slice and the request back
 
 Options:
@@ -35,14 +35,14 @@ Options:
   --dry-run          print the commands instead of running them
   --help             print this
 
-COMMAND is that of `python -m vmoe_study`. It finds checkpoints in its workdir
-and goes on from them, so that the same `run` starts and resumes. The workdir
-must be a URL that all hosts reach, such as gs://BUCKET/RUN.
+COMMAND is that of `python -m vmoe_study`. It resumes from the checkpoints in
+its workdir, so the same `run` starts and resumes. The workdir must be a URL
+that all hosts reach, such as gs://BUCKET/RUN.
 
-COMMAND is checked before anything else: that there is such a command, its
-options, and its config with all overrides, in a copy of the files that the
-hosts will get. This takes a few seconds, and a Python that has this project
-installed; without one, a note says that COMMAND was not checked.
+COMMAND is checked before anything else: its name, its options, and its config
+with all overrides, in a copy of the files that the hosts will get. This takes a
+few seconds and needs a Python that has this project installed; without one, a
+note says that COMMAND was not checked.
 
 Environment: PYTHON, the interpreter that checks COMMAND (python if not set).
 
@@ -91,8 +91,8 @@ on_hosts() {
     "--worker=$1" "--command=$2"
 }
 
-# Names the files to copy, each with a NUL behind it: those that git tracks and
-# that are still there, or without git what .dockerignore lets through.
+# Lists the files to copy, separated by NUL: those that git tracks and that
+# still exist, or without git those that .dockerignore does not exclude.
 list_files() {
   local path
   if git ls-files --error-unmatch setup.py > /dev/null 2>&1; then
@@ -115,7 +115,7 @@ copy_files() {
     tar -xf - -C "$folder/project"
 }
 
-# Checks all that the hosts will be told.
+# Checks all values that are passed to the hosts.
 check_run() {
   check_env "${env[@]}"
   need_command
