@@ -14,7 +14,7 @@ import tempfile
 import pytest
 from jaxtyping import install_import_hook
 
-from .programs import xla_flags
+from .programs import start_jax
 from .shared import make_once
 
 TESTS = pathlib.Path(__file__).parent
@@ -36,7 +36,6 @@ OF_FOLDER = {
   "notebooks": "notebook",
 }
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -46,6 +45,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   atexit.register(shutil.rmtree, _programs, ignore_errors=True)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+start_jax(devices=8)
 install_import_hook("vmoe_study.routing", "beartype.beartype")
 
 

@@ -1,5 +1,6 @@
 """How the tests compile: in the process of pytest and in those they start."""
 
+import os
 from importlib import metadata
 
 # A tiny program takes far longer to compile than to run.
@@ -8,11 +9,25 @@ FAST_COMPILATION = [
   "--xla_llvm_disable_expensive_passes=true",
   "--xla_cpu_parallel_codegen_split_count=1",
 ]
-if metadata.version("jaxlib").startswith("0.10."):
-  FAST_COMPILATION.append("--xla_cpu_use_fusion_emitters=false")
+# Neither libtpu nor later versions of jaxlib know it, and each aborts on it.
+OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+HAS_OLD_EMITTERS = metadata.version("jaxlib").startswith("0.10.")
 
 
 def xla_flags(devices: int) -> str:
-  """XLA_FLAGS of a process with so many CPU devices."""
+  """XLA_FLAGS of a process with so many CPU devices, and without libtpu."""
   count = f"--xla_force_host_platform_device_count={devices}"
-  return " ".join([count, *FAST_COMPILATION])
+  return " ".join(
+    [count, *FAST_COMPILATION, *[OLD_EMITTERS] * HAS_OLD_EMITTERS]
+  )
+
+
+def start_jax(devices: int) -> None:
+  """Starts JAX in this process with so many CPU devices."""
+  given = os.environ.get("XLA_FLAGS", "")
+  os.environ["XLA_FLAGS"] = f"{given} {xla_flags(devices)}"
+
+  import jax
+
+  jax.devices()  # The CPU's compiler has read its flags, libtpu reads later.
+  os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLD_EMITTERS, "")
