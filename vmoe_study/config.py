@@ -1,6 +1,6 @@
-"""The door: nested mappings become a typed, checked `Config` here, once.
+"""Turns nested mappings into a typed, checked `Config`, once.
 
-No code beyond this file sees a ConfigDict. Unknown names, wrong types and
+The code that uses a config never sees a ConfigDict. Unknown names, wrong types and
 values out of range fail here, with the field, the value and the rule, before
 any device is touched.
 """
@@ -129,8 +129,8 @@ class InitializeSpec:
   def __post_init__(self):
     if (self.kind == "random") == bool(self.path):
       raise ValueError(
-        f"kind={self.kind!r} with path={self.path!r}: 'checkpoint', 'vmoe' and "
-        "'npz' need a path, 'random' has none."
+        f"kind={self.kind!r}, path={self.path!r}: 'checkpoint', 'vmoe' and 'npz' "
+        "need a path, 'random' takes none. Change either."
       )
     if self.path:
       any_url = self.kind in ("vmoe", "npz")
@@ -163,7 +163,7 @@ class TrainSpec:
     schedule: see `ScheduleSpec`.
     accumulation: number of parts that each batch is computed in, in sequence.
     mixup: parameter of mixup's Beta distribution; 0 for no mixup.
-    num_workers: data processes per host; 0 uses threads only.
+    num_workers: worker processes per host that read data; 0 uses threads only.
     report_every: steps between training metrics.
     evaluate_every: steps between evaluations; 0 evaluates at the end only.
     save_every: steps between checkpoints; 0 saves at the end only.
@@ -171,8 +171,8 @@ class TrainSpec:
     keep_every: checkpoints at multiples of this step are never deleted; 0 for
       none.
     on_save_error: what to do if a checkpoint or metrics cannot be written, for
-      example on a full disk: "stop", or "continue" without it. Without its last
-      checkpoint a run always fails.
+      example on a full disk: "stop", or "continue" without it. If the last
+      checkpoint cannot be saved, the run always fails.
     health: see `HealthSpec`.
   """
 
@@ -287,7 +287,7 @@ class Config:
   mesh: MeshSpec = dataclasses.field(default_factory=MeshSpec)
 
   def problems(self) -> Iterator[str]:
-    """Yields what `parse` finds wrong with numbers or between parts."""
+    """Yields messages: values out of range, fields that contradict others."""
     if not 0 <= self.seed < 2**32:
       yield f"seed={self.seed}: must be in [0, 2**32)."
     for shots in self.shots:
@@ -326,8 +326,9 @@ class Config:
     for where, data in upstream.items():
       if data.num_classes != classes:
         yield (
-          f"{where}.num_classes={data.num_classes} differs from the model's "
-          f"head, model.fields.num_classes={classes}. Make them equal."
+          f"{where}.num_classes={data.num_classes}: must be "
+          f"model.fields.num_classes={classes}, the size of the model's head. "
+          "Change either."
         )
 
   def _evaluation_capacity_problems(self) -> Iterator[str]:
@@ -336,14 +337,14 @@ class Config:
       yield f"evaluation_capacity={factor}: must be 0 or more."
     if factor and not moe.is_sparse:
       yield (
-        f"evaluation_capacity={factor}: router {moe.router!r} has no "
-        "capacity that could differ from training. Set 0."
+        f"evaluation_capacity={factor}: must be 0 with router {moe.router!r}, "
+        "whose capacity cannot change after training. Set 0."
       )
 
   def to_dict(self) -> dict[str, Any]:
     """The completed config: nested dicts with every default written out.
 
-    `parse` turns it back into an equal `Config`. A record of it does not depend
+    `parse` turns it back into an equal `Config`. Once saved, it does not depend
     on the defaults of the version that made it, and every field can be
     overridden on the command line.
     """
@@ -453,7 +454,7 @@ def fit_to_devices(config: Config, num_devices: int) -> Config:
   return dataclasses.replace(
     config,
     mesh=mesh,
-    # Not used, but it must fit: mixup takes pairs of images.
+    # Not used, but checked: it must fit the devices, and mixup takes pairs.
     train=dataclasses.replace(
       config.train, batch_size=2 * unit, accumulation=1
     ),

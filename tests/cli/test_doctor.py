@@ -102,7 +102,7 @@ def test_all_problems_at_once_each_with_its_remedy(doctor, tmp_path):
   )
   assert code == 1
   for text in (
-    "data.num_classes=10 differs from the model's head",
+    "data.num_classes=10: must be model.fields.num_classes",
     "python -m vmoe_study prepare cifar10",
     "fewshot.digits.test: split='tset'",
     "make up the 8 devices. Set sizes",

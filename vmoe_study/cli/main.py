@@ -1,8 +1,8 @@
 """One entry point for all commands.
 
 A command is a module with `add_arguments(parser)` and `run(args)`, which
-returns the exit code. It is imported only when it is called. If it reads other
-files than `--config` names, `check(args)` checks them for `--check`.
+returns the exit code. It is imported only when it is called. If it reads files
+other than that of `--config`, its `check(args)` checks them for `--check`.
 """
 
 import argparse
@@ -20,11 +20,11 @@ COMMANDS = {
   "train": ("train", "train a model, or resume its training"),
   "replay": (
     "replay",
-    "compute a step again whose loss or gradient was not finite",
+    "compute a failed step again, to find what was not finite",
   ),
   "evaluate": ("evaluate", "evaluate a checkpoint"),
   "inspect": ("inspect", "look inside the routers of a checkpoint"),
-  "bench": ("bench", "measure input, layer or step on this machine"),
+  "bench": ("bench", "time input, layer, step or solvers on this machine"),
   "doctor": ("doctor", "check a run before it starts"),
   "plan": ("plan", "estimate what a run needs on a TPU slice, without one"),
   "sweep": ("sweep", "train every config of a table that is not finished"),
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
   """
   argv = sys.argv[1:] if argv is None else argv
   os.environ.setdefault("EPATH_USE_TF", "false")  # Reads gs:// without it.
-  # TensorFlow, should a data set be built with it, logs a lot.
+  # If a data set is built with TensorFlow, it logs a lot.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   parser = argparse.ArgumentParser(
@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     sub.add_argument(
       "--check",
       action="store_true",
-      help="check the options and the config with its overrides, and stop: "
-      "needs no data, checkpoint or accelerator",
+      help="only check the options and the config with its overrides; needs "
+      "no data, checkpoint or accelerator",
     )
     sub.set_defaults(parser=sub)
     if name == chosen:
@@ -122,7 +122,7 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _set_up_logging() -> None:
-  """Progress on stderr, a plain line each; of libraries only warnings."""
+  """Logs plain lines on stderr; of other packages only warnings."""
   from absl import flags, logging
 
   flags.FLAGS.mark_as_parsed()  # absl's loggers ask for absl's flags.

@@ -2,16 +2,16 @@
 
 Lock files are numbered, WORKDIR/lock/000001.json and so on, and the one with
 the highest number is the lock. Its owner rewrites it every `HEARTBEAT_SECONDS`.
-A start takes the lock by creating the next number, once the highest is marked
+A new run takes the lock by creating the next number, once the highest is marked
 as released or has not changed for `STALE_SECONDS`, as after a kill -9. The
-highest file is never removed: a number is not used again.
+highest file is never removed, so no number is used twice.
 
-Of any number of starts at the same time exactly one creates the file: gcsfs,
+If several runs start at the same time, exactly one creates the file: gcsfs,
 s3fs and adlfs make its absence a precondition of the request that writes it
 (fsspec's `pipe_file(mode="create")`). Other file systems of fsspec first look
-and then write. There, the last of several starts within that moment keeps the
-lock, and the others are interrupted at their next heartbeat. So is a run that
-was suspended for longer than `STALE_SECONDS` if another one has taken the lock.
+and then write. There, the last of several runs to write keeps the lock, and the
+others are interrupted at their next heartbeat. A run that was suspended for
+longer than `STALE_SECONDS` is interrupted too, if another has taken the lock.
 """
 
 import _thread
@@ -50,7 +50,7 @@ def heartbeat_lock(workdir: str) -> Iterator[None]:
   number = _wait_until_free(files) + 1
   with contextlib.suppress(FileExistsError):
     files.create(number, content)
-  # Read even after FileExistsError: a request that was sent twice meets itself.
+  # Read even after FileExistsError: a retried request may find its own file.
   if (newest := files.newest()) != (number, content):
     raise BlockingIOError(_named(newest[1]))
   files.remove_below(number)
@@ -72,15 +72,15 @@ def heartbeat_lock(workdir: str) -> Iterator[None]:
 
 
 def owner() -> str:
-  """This process, for the messages of other ones."""
+  """Names this process, for messages in other processes."""
   return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _wait_until_free(files: "_LockFiles") -> int:
-  """The highest number, when no run holds the lock; 0 without lock files.
+  """Waits until no run holds the lock; returns the highest number, or 0.
 
   Raises:
-    BlockingIOError: the lock's file changes.
+    BlockingIOError: the lock's file changes, so its owner is alive.
   """
   number, found = files.newest()
   deadline = time.monotonic() + STALE_SECONDS

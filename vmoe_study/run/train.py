@@ -38,7 +38,7 @@ from vmoe_study.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-  """How far a run has come, and what it has measured.
+  """The progress and the metrics of a run.
 
   Attributes:
     workdir: folder of the run.
@@ -70,9 +70,9 @@ def train(
 
   Args:
     config: of the run, as `load_config` reads it.
-    workdir: local path or URL; created if need be.
-    allow_change: whether the run may go on with a config that differs from the
-      workdir's in what does not change the numbers, see `workdir.HARMLESS`.
+    workdir: local path or URL; created if it does not exist.
+    allow_change: whether the config may differ from the workdir's in fields
+      that do not change the numbers, see `saved_config.HARMLESS`.
 
   Raises:
     ValueError: config, data, devices and workdir do not fit together.
@@ -151,7 +151,7 @@ class _Run:
       directory, keep=spec.keep, keep_every=spec.keep_every or None
     )
     stack.callback(self._store.close)
-    if complete_steps(directory):  # Perhaps of a run that has just ended.
+    if complete_steps(directory):  # Another run may have saved one.
       state = self._restore()
     return state
 
@@ -216,7 +216,7 @@ class _Run:
     return state
 
   def _sizes(self, state: TrainState) -> dict[str, float]:
-    """What tables say about a run besides what it measures."""
+    """Sizes of the model and the run, for the tables."""
     model = self._model
     return {
       "parameters": parameter_overview.count_parameters(state.params),
@@ -250,6 +250,6 @@ class _Run:
     if self._store.latest_step() != step:
       raise CheckpointError(
         f"step {step}, the last one, could not be saved: see above. Free space "
-        "or mend the file system, then run again: it resumes from step "
+        "or repair the file system, then run again: it resumes from step "
         f"{self._store.latest_step() or 0}."
       )

@@ -51,7 +51,7 @@ def check(
     remedy = "Choose another workdir, or the config that it was started with."
     if changes == harmless:
       remedy += " These fields do not change what is computed: --allow-change "
-      remedy += "lets the run go on with the new config."
+      remedy += "lets the run continue with the new config."
     raise ValueError(
       f"workdir={workdir}: belongs to a run with another config:\n  "
       + "\n  ".join(changes)
@@ -78,7 +78,7 @@ def _changes(
   if found is None:
     return []
   with contextlib.suppress(ValueError):
-    found = parse(found).to_dict()  # Adds the fields that are newer.
+    found = parse(found).to_dict()  # Adds fields newer than the file.
   return describe_changes(*json.loads(json.dumps([found, config])))
 
 

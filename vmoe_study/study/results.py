@@ -38,8 +38,8 @@ class Cell:
     runs: seed to the last value of each metric, for finished runs only.
     expected: metric to the percentage published for this config.
     source: of the expected numbers.
-    names: seed to the name of its run, where that is not the cell's name; files
-      of results do not keep it.
+    names: seed to the name of its run, where that is not the cell's name; not
+      stored in files of results.
   """
 
   name: str

@@ -20,7 +20,7 @@ from vmoe_study.study.pinned import pinned_command
 
 LOG_FILE = "train.log"
 POLL_SECONDS = 0.2
-# If the first runs all fail, so would the others: the runner gives up.
+# If as many runs have failed and none has succeeded, the runner gives up.
 MAX_FAILURES = 3
 
 

@@ -24,7 +24,7 @@ class Evaluator(Protocol):
 
 
 class BatchStream(Protocol):
-  """An iterator of device batches that knows how long it was waited for."""
+  """An iterator of device batches that measures how long the loop waits."""
 
   wait_seconds: float
 
