@@ -1,8 +1,8 @@
 """Turns nested mappings into a typed, checked `Config`, once.
 
-The code that uses a config never sees a ConfigDict. Unknown names, wrong types and
-values out of range fail here, with the field, the value and the rule, before
-any device is touched.
+The code that uses a config never sees a ConfigDict. Unknown names, wrong types
+and values out of range fail here, with the field, the value and the rule,
+before any device is touched.
 """
 
 import dataclasses
@@ -129,8 +129,8 @@ class InitializeSpec:
   def __post_init__(self):
     if (self.kind == "random") == bool(self.path):
       raise ValueError(
-        f"kind={self.kind!r}, path={self.path!r}: 'checkpoint', 'vmoe' and 'npz' "
-        "need a path, 'random' takes none. Change either."
+        f"kind={self.kind!r}, path={self.path!r}: 'checkpoint', 'vmoe' and "
+        "'npz' need a path, 'random' takes none. Change either."
       )
     if self.path:
       any_url = self.kind in ("vmoe", "npz")
