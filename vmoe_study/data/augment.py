@@ -23,7 +23,7 @@ def _resize(image: Image, height: int, width: int, method: int) -> Image:
   """Resizes with OpenCV, and restores the channel axis that it may drop.
 
   Raises:
-    ImageError: the result is too large, as of a long and thin image.
+    ImageError: the result is too large, as for a long and thin image.
   """
   if height * width > MAX_PIXELS:
     raise ImageError(

@@ -1,4 +1,4 @@
-"""The field's data sets, by their TFDS names: splits, classes and labels.
+"""Common vision data sets, by TFDS name: splits, classes and labels.
 
 For a data set without a validation split, the last part of its training split
 is held out.

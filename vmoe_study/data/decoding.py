@@ -92,10 +92,10 @@ def _imdecode(data: bytes, flags: int) -> Image:
 
 
 def _read_plain_cmyk(data: bytes, channels: int) -> Image:
-  """Multiplies what the four inks leave over, as TensorFlow does.
+  """Converts CMYK as TensorFlow does: multiplies colour by black, as light.
 
-  With Pillow, as OpenCV returns no inks and takes them all for inverted. So
-  does Pillow, which here gives 255 minus the ink.
+  Uses Pillow, as OpenCV does not return the four channels. Pillow assumes that
+  they are inverted, so it returns 255 minus the ink here: the light.
   """
   import PIL.Image
 

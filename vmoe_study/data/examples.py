@@ -73,7 +73,7 @@ class ExampleReader:
   """Reads, decodes and augments single examples of a data set.
 
   An example is a dict of "image" (uint8, H W C), "labels" (int64, n), "mask"
-  (float) and "skipped" (int): how many damaged examples it stands in for.
+  (float) and "skipped" (int): how many damaged examples it replaces.
 
   Attributes:
     spec: of the data set.
@@ -122,7 +122,7 @@ class ExampleReader:
       )
 
   def read_or_next(self, index: int, rng: np.random.Generator) -> Example:
-    """As `read`; if on_error is "skip", takes the next intact example."""
+    """Like `read`; if on_error is "skip", takes the next intact example."""
     for skipped in range(MAX_REPLACEMENTS):
       try:
         example = self.read((index + skipped) % len(self.source), rng)
@@ -137,7 +137,7 @@ class ExampleReader:
     )
 
   def read_or_mask(self, index: int) -> Example:
-    """As `read`; "mask" is 0 beyond the end of the data set.
+    """Like `read`; "mask" is 0 beyond the end of the data set.
 
     It is also 0 for examples without a label, as there is nothing to compare
     with, and for damaged examples if on_error is "skip".

@@ -13,7 +13,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 class ImageFolderSource:
   """The images DATA_DIR/SPLIT/CLASS/*.jpg (.jpeg, .png), in sorted order.
 
-  A `Source`; see there.
+  Implements `sources.Source`.
 
   Attributes:
     num_classes: number of class folders.

@@ -1,7 +1,7 @@
-"""What the first bytes and the markers of an image file say about it.
+"""Reads the headers of image files, before they are decoded.
 
-Read before the image is decoded: its size, whether the file is whole, and what
-OpenCV leaves out or gets wrong.
+For the size of the image, for truncated files, and for what OpenCV ignores or
+gets wrong.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ class ImageHeader:
     orientation: of EXIF, 1 (upright) to 8.
     has_alpha: whether pixels may be transparent.
     transparent_grey: the value of transparent pixels in a grey PNG.
-    bit_depth: of a PNG.
-    is_plain_cmyk: a JPEG of four channels which are not inverted, as Adobe's
-      are.
+    bit_depth: bits per channel of a PNG.
+    is_plain_cmyk: whether it is a JPEG of four channels that are not inverted,
+      unlike Adobe's.
   """
 
   height: int = 0

@@ -20,7 +20,7 @@ def mixup(
   Args:
     batch: "image" (B, H, W, C) and "label" (B, classes).
     key: a PRNG key.
-    alpha: parameter of the Beta distribution; a larger one blends more.
+    alpha: parameter of the Beta distribution; larger values blend more.
 
   Returns:
     The blended "image" and "label"; other entries unchanged.

@@ -89,7 +89,7 @@ class TrainInput(_Input):
     batch_size: int,
     num_workers: int,
   ):
-    """As the base class; `order` has (reader, example) for every position."""
+    """Also takes `order`: (reader, example) for every position."""
     num_examples = sum(len(reader.source) for reader in readers)
     super().__init__(readers, batches, num_examples, num_workers)
     self.batch_size = batch_size

@@ -20,7 +20,7 @@ class Probe:
 
   Attributes:
     num_examples: size of the whole split.
-    num_classes: that the data set declares.
+    num_classes: number of classes that the data set declares.
     image_shape: (H, W, C) after the operations.
     num_read: size of the sample.
     damaged: error messages of the examples that cannot be used.

@@ -93,7 +93,7 @@ def digest(text: str) -> str:
 
 
 def file_key(url: str) -> str:
-  """A digest of a file's name, size and times; new if it is prepared again."""
+  """A digest of a file's name, size and times; changes with the file."""
   filesystem, path = locate(url)
   return digest(f"{url} {filesystem.ukey(path)}")
 

@@ -58,7 +58,7 @@ def open_split(
   data_dir: str | None = None,
   label_key: str | None = None,
 ) -> Source:
-  """As `open_source`, where the rest of a spec is not known yet.
+  """Like `open_source`, for callers without a complete spec.
 
   Args:
     name: a TFDS name ("name", "name/config", "name:version"), or

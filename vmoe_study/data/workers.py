@@ -53,7 +53,7 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
-  """Ends this worker when its parent ends, which may have been killed."""
+  """Ends this worker when its parent ends, even if the parent is killed."""
   parent = multiprocessing.parent_process()
   if parent is not None:
     multiprocessing.connection.wait([parent.sentinel])

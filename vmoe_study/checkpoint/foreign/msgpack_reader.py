@@ -1,10 +1,10 @@
 """MessagePack from untrusted files: the msgpack package, with limits.
 
 msgpack decodes and runs nothing. This module bounds what a file can make it
-allocate, whatever lengths the file claims: strings and bytes by the file's
-size, lists and maps by `_MAX_LENGTH` items each and `_MAX_VALUES` in all
-complete ones. Extension values are returned as `msgpack.ExtType`, undecoded.
-Stricter than the format: map keys must be strings, and different ones.
+allocate, whatever lengths the file claims: strings and bytes by the size of the
+file, each list or map by `_MAX_LENGTH` items, and all of them together by
+`_MAX_VALUES`. Extension values are returned as `msgpack.ExtType`, undecoded.
+Stricter than the format: the keys of a map must be unique strings.
 """
 
 from collections.abc import Callable, Container, Iterator
@@ -69,14 +69,14 @@ def unpack(data: bytes, name: str) -> Any:
 
 
 class _Decoder:
-  """The limits of one file: msgpack's options and errors, a count of values."""
+  """Enforces the limits for one file, and translates msgpack's errors."""
 
   def __init__(self, name: str):
     self._name = name
     self._count = 0
 
   def options(self) -> dict[str, Any]:
-    """Of `msgpack.Unpacker`."""
+    """Options of `msgpack.Unpacker`."""
     return {
       "max_array_len": _MAX_LENGTH,
       "max_map_len": _MAX_LENGTH,
@@ -100,7 +100,7 @@ class _Decoder:
     return value
 
   def count(self, values: int) -> None:
-    """Adds to the number of values, and checks it."""
+    """Adds to the number of values; raises CheckpointError above the limit."""
     self._count += values
     if self._count > _MAX_VALUES:
       raise self.error(f"it holds more than {_MAX_VALUES} values")

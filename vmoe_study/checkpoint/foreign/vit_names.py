@@ -45,7 +45,7 @@ _STACKED = "Encoder/encoderblock/"
 
 
 def to_ours(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Parameters by our paths. Names that are ours already do not change.
+  """Translates names to our parameter paths; our own names do not change.
 
   Args:
     arrays: by their names in a file. Optimizer state is left out.

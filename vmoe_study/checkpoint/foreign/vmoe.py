@@ -8,9 +8,9 @@ A shard maps leaf numbers to lists of chunks. A chunk is a list of flat pieces,
 in order, and the slice of the array that they fill.
 
 Shards are checked against the index, and the index against the sizes of the
-files, before memory is allocated. Reading takes as much memory as the files are
-long, plus about three times the chunks that one shard holds of one array. The
-format has no checksums; values are only checked to be finite.
+files, before memory is allocated. Reading takes as much memory as the files,
+plus about three times the part of an array that one shard holds. The format has
+no checksums; values are only checked to be finite.
 """
 
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def read_vmoe(prefix: str) -> dict[str, Any]:
 
 
 def read_vmoe_shapes(prefix: str) -> dict[str, Any]:
-  """Like `read_vmoe`, with zeros that take no memory in place of the values.
+  """Like `read_vmoe`, but returns zeros that take no memory.
 
   Reads only the index, and checks that the shards exist and are long enough.
   """

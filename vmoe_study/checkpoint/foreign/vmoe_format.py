@@ -104,7 +104,7 @@ def sequence(where: str, value: Any, length: int | None = None) -> list:
 
 
 def in_range(value: Any, low: int, high: int) -> bool:
-  """Whether the value is an integer, low <= value < high."""
+  """Whether the value is an integer with low <= value < high."""
   integer = isinstance(value, int) and not isinstance(value, bool)
   return integer and low <= value < high
 

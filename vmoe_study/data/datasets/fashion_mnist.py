@@ -1,7 +1,7 @@
 """`fashion_mnist` from the files of the Debian package dataset-fashion-mnist.
 
-TFDS's own builder downloads files, and these do not have the checksums that it
-expects. This one reads them where the package installs them, or in
+TFDS's own builder downloads files whose checksums differ from those of the
+package. This builder reads the package's files, where it installs them or in
 `manual_dir`.
 """
 
