@@ -338,7 +338,7 @@ class Config:
     if factor and not moe.is_sparse:
       yield (
         f"evaluation_capacity={factor}: must be 0 with router {moe.router!r}, "
-        "whose capacity cannot change after training. Set 0."
+        "which has no capacity to change. Set 0."
       )
 
   def to_dict(self) -> dict[str, Any]:
