@@ -168,8 +168,8 @@ def test_a_grid_must_have_as_many_patches_as_positions():
   "old,new,message",
   [
     (16, 37, "only one of the two"),
-    (15, 16, "15 positions of the source are no square"),
-    (16, 15, "of the model are no square"),
+    (15, 16, "15 positions of the source do not form a square"),
+    (16, 15, "of the model do not form a square"),
   ],
 )
 def test_positions_that_cannot_be_resized(old, new, message):

@@ -245,11 +245,11 @@ def test_a_file_that_does_not_say_its_grid_is_of_square_images(tmp_path):
   path = str(tmp_path / "vit.npz")
   save_npz(path, tree_lib.unflatten(leaves))
   spec = InitializeSpec("npz", path)
-  message = "6 positions of the source are no square.*kind='checkpoint'"
+  message = "6 positions of the source do not form a.*kind='checkpoint'"
   with pytest.raises(ValueError, match=message):
     initial_params(spec, model)
   (problem, *_) = check_initial_params(spec, model)
-  assert problem.status == "PROBLEM" and "no square" in problem.text
+  assert problem.status == "PROBLEM" and "not form a square" in problem.text
 
 
 def test_images_of_as_many_patches_in_another_grid_are_refused():

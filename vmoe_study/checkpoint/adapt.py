@@ -157,7 +157,7 @@ def resize_positions(
     source: parameters.
     template: parameters of the model, or their shapes.
     source_grid: rows and columns of patches; None for a square.
-    grid: likewise, of the model.
+    grid: as `source_grid`, of the model.
 
   Raises:
     ValueError: a grid does not have as many patches as there are positions, or
@@ -203,7 +203,7 @@ def _grid(whose: str, length: int, grid: Grid | None) -> tuple[Grid, int]:
       f"{grid[1]} patches. Give the parameters of a model of these images."
     )
   raise ValueError(
-    f"{POSITIONS}: the {length} positions of the {whose} are no square, and "
+    f"{POSITIONS}: the {length} positions of the {whose} do not form a square, and "
     "its file does not say how many rows and columns they have. Start from a "
     "workdir of this package (initialize.kind='checkpoint'), which does, or "
     "from a model of square images."

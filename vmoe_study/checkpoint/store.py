@@ -109,9 +109,8 @@ class CheckpointStore:
     latest = self.latest_step()
     if latest is not None and step <= latest:
       raise ValueError(
-        f"step {step} is not larger than the latest saved step {latest} of "
-        f"{self._directory}: steps are saved in order. Restore the latest "
-        "step first, or use a new directory."
+        f"step={step}: must be larger than {latest}, the latest saved step of "
+        f"{self._directory}. Restore that step first, or use a new directory."
       )
     items = {"params": params, "opt_state": opt_state, **more}
     items = {

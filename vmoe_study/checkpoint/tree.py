@@ -41,7 +41,7 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     invalid = {"", ".", ".."}.intersection((*parents, name))
     if invalid or not isinstance(node, dict) or name in node:
       raise CheckpointError(
-        f"parameter path {path!r}: a path is names joined by '/', none of them "
+        f"parameter path {path!r}: must be names joined by '/', none of them "
         "'', '.' or '..', and not the parent of another path. Rename the "
         "parameter in the file that it comes from."
       )

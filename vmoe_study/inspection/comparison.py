@@ -56,8 +56,8 @@ def _check(
 ) -> None:
   if not gallery.layers:
     raise ValueError(
-      f"workdir={checkpoint.path}: the model has no routed layer. Compare runs "
-      "with a router."
+      f"workdir={checkpoint.path}: the model must have a routed layer. Compare "
+      "runs with a router."
     )
   if others and not np.array_equal(
     others[0][1].images[: gallery.count], gallery.images[: gallery.count]

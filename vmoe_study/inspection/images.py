@@ -28,7 +28,7 @@ class EvaluationImages:
     """
     if not model.config.evaluations:
       raise ValueError(
-        "config.evaluations={}: there are no images to inspect. Give a config "
+        "config.evaluations={}: must not be empty. Give a config "
         "with an evaluation: --config=FILE.py[:ARGUMENTS]."
       )
     self._model = model

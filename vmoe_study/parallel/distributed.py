@@ -63,7 +63,8 @@ def _check(
   if coordinator is None or num_processes is None or process_id is None:
     raise ValueError(
       f"coordinator={coordinator}, num_processes={num_processes}, "
-      f"process_id={process_id}: give all three or none."
+      f"process_id={process_id}: must be given together. Give all three or "
+      "none."
     )
   if not 0 <= process_id < num_processes:
     raise ValueError(

@@ -56,7 +56,7 @@ def tree_shardings(
     )
     if index is None:
       raise ValueError(
-        f"No sharding rule matches parameter {name}: add one to {rules}."
+        f"parameter {name}: no sharding rule matches, one must. Add one to {rules}."
       )
     used.add(index)
     spec = rules[index][1] if np.ndim(leaf) else PartitionSpec()
@@ -70,8 +70,8 @@ def tree_shardings(
   shardings = jax.tree_util.tree_map_with_path(sharding, tree)
   for index in sorted(set(range(len(rules))) - used):
     raise ValueError(
-      f"Sharding rule {rules[index]} matches no parameter. Correct its pattern "
-      "or remove it."
+      f"sharding rule {rules[index]}: must match a parameter. Correct its "
+      "pattern or remove it."
     )
   return shardings
 
@@ -120,7 +120,7 @@ def _fsdp_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
 def _check_is_sharded(name: str, leaf: Any, spec: PartitionSpec) -> None:
   if np.ndim(leaf) and spec[:1] != ("expert",):
     raise ValueError(
-      f"Expert parameter {name} has sharding {spec}: its leading axis must be "
+      f"expert parameter {name}: sharding {spec}, but its leading axis must be "
       "sharded over 'expert'. Put a rule for it before the general one."
     )
 
@@ -133,6 +133,6 @@ def _check_divides(
     parts = math.prod(mesh.shape[axis] for axis in names if axis)
     if size % parts:
       raise ValueError(
-        f"{name}: an axis of size {size} cannot be sharded {parts} ways over "
-        f"mesh axes {names}. Choose mesh sizes that divide it."
+        f"{name}: an axis of size {size} must be divisible by {parts}, the size "
+        f"of mesh axes {names}. Choose mesh sizes that divide it."
       )

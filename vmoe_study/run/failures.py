@@ -171,9 +171,9 @@ def find(workdir: epath.PathLike, step: int | None) -> tuple[epath.Path, int]:
   if not steps or (step is not None and step not in steps):
     wanted = "failed step" if step is None else f"step {step}"
     raise ValueError(
-      f"{folder} keeps no {wanted}; there are {steps}. Give the --workdir of a "
-      "run that met a loss or gradient that was not finite, and one of these "
-      "steps."
+      f"{folder}: holds no {wanted}; the steps there are {steps}. Give the "
+      "--workdir of a run in which a loss or gradient was not finite, and one "
+      "of its failed steps."
     )
   step = steps[-1] if step is None else step
   return folder / f"step_{step}", step

@@ -73,8 +73,8 @@ def _image_shape(
   if learned:
     if size not in (None, learned[0]):
       raise ValueError(
-        f"image_size={size}: the learned positions are for {learned[0]} "
-        "pixels. Leave it out; `train` with initialize.kind='vmoe' resizes "
+        f"image_size={size}: must be {learned[0]}, the size of the learned "
+        "positions. Leave it out; `train` with initialize.kind='vmoe' resizes "
         "positions."
       )
     return learned

@@ -83,7 +83,7 @@ class OptimizerSpec:
         re.compile(pattern)
       except re.error as error:
         raise ValueError(
-          f"weight_decay pattern {pattern!r}: not a regular expression "
+          f"weight_decay pattern {pattern!r}: must be a regular expression "
           f"({error}). Correct it."
         ) from error
       check_least(f"weight_decay rate of {pattern!r}", rate, 0)
@@ -103,7 +103,7 @@ def check_schedule(spec: ScheduleSpec, num_steps: int) -> None:
       if steps
     )
     raise ValueError(
-      f"{given} do not fit into {num_steps} steps. Shorten them, as with "
+      f"{given}: must fit into {num_steps} steps. Shorten them, as with "
       f"{shorter}, or train longer."
     )
 
@@ -185,7 +185,7 @@ def _add_decayed_weights(rules, params) -> optax.GradientTransformation:
   rates = jax.tree_util.tree_map_with_path(rate, params)
   for index in sorted(set(range(len(rules))) - used):
     raise ValueError(
-      f"weight_decay pattern {rules[index][0]!r} matches no parameter that "
+      f"weight_decay pattern {rules[index][0]!r}: must match a parameter that "
       "earlier patterns do not match. Correct or remove it."
     )
 
