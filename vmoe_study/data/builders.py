@@ -8,13 +8,14 @@ import contextlib
 import importlib
 import importlib.util
 import os
-import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-from vmoe_study.data.dataset_specs import DATASETS
+from vmoe_study.data.dataset_specs import find_spec, split_version
+from vmoe_study.data.tfds_folder import explain_missing, stored_names
 from vmoe_study.files.location import REMEDY, check_reachable
 from vmoe_study.options import did_you_mean
 
@@ -44,10 +45,16 @@ def make_builder(
   Raises:
     MissingDataError: neither this package nor TFDS has such a builder.
   """
-  base, _, config = name.partition("/")
+  bare, version = split_version(name)
+  base, _, config = bare.partition("/")
   if base in OURS:
     module, class_name = OURS[base]
     cls = getattr(importlib.import_module(f"{PACKAGE}.{module}"), class_name)
+    if version and not tfds.core.Version(cls.VERSION).match(version):
+      raise MissingDataError(
+        f"data set {name!r}: this package builds version {cls.VERSION} only. "
+        f"Use {bare!r}."
+      )
     if hasattr(cls, "config_from_name"):
       return cls(data_dir=data_dir, config=cls.config_from_name(config))
     return cls(data_dir=data_dir)
@@ -65,17 +72,19 @@ def _is_known(name: str) -> bool:
 
 def _base(name: str) -> str:
   """Strips config and version."""
-  return re.split(r"/|:\d", name)[0]
+  return split_version(name)[0].split("/")[0]
 
 
 def _names() -> list[str]:
   return [*OURS, *tfds.list_builders(with_community_datasets=False)]
 
 
-def _unknown(name: str) -> MissingDataError:
+def _unknown(name: str, data_dir: str = "") -> MissingDataError:
+  names = [*_names(), *(stored_names(data_dir) if data_dir else [])]
+  where = f" is not in {data_dir}, and" if data_dir else ":"
   return MissingDataError(
-    f"data set {name!r}: no builder is known."
-    f"{did_you_mean(_base(name), _names())} This package builds "
+    f"data set {name!r}{where} no builder is known."
+    f"{did_you_mean(_base(name), names)} This package builds "
     f"{', '.join(OURS)}; TFDS lists its own with `tfds.list_builders()`."
   )
 
@@ -106,13 +115,14 @@ def prepare(
   if builder.is_prepared():
     return builder
   folder = manual_dir or getattr(builder, "default_manual_dir", None)
-  if name in DATASETS and DATASETS[name].manual:
+  spec = find_spec(name)
+  if spec and spec.manual:
     folder = folder or os.path.join(
       data_dir or tfds.core.constants.DATA_DIR, "downloads", "manual"
     )
-    _check_manual_files(name, Path(folder).expanduser(), builder)
+    _check_manual_files(name, spec.manual, Path(folder).expanduser(), builder)
   config = tfds.download.DownloadConfig(manual_dir=folder)
-  if name.split("/")[0] in OURS:
+  if _base(name) in OURS:
     # Writing ArrayRecord needs no TensorFlow.
     builder.download_and_prepare(
       download_config=config, file_format="array_record"
@@ -142,10 +152,12 @@ def _check_tensorflow(name: str) -> None:
 
 
 def _check_manual_files(
-  name: str, folder: Path, builder: tfds.core.DatasetBuilder
+  name: str,
+  files: Sequence[str],
+  folder: Path,
+  builder: tfds.core.DatasetBuilder,
 ) -> None:
   """Raises MissingDataError naming every file that the user must supply."""
-  files = DATASETS[name].manual
   missing = [file for file in files if not (folder / file).exists()]
   if missing:
     instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
@@ -172,10 +184,14 @@ def open_prepared(
   try:
     return builder_from_files(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
-    if name == AUTOMATIC:
-      return _build_automatic(data_dir)
+    if _base(name) == AUTOMATIC:
+      return _build_automatic(name, data_dir)
+    if explanation := explain_missing(where, name):
+      raise MissingDataError(
+        f"data set {name!r}: is not in {where}. {explanation}"
+      ) from error
     if not _is_known(name):
-      raise _unknown(name) from error
+      raise _unknown(name, where) from error
     option = f" --data-dir={data_dir}" if data_dir else ""
     raise MissingDataError(
       f"data set {name!r}: is not prepared in {where}. Run\n"
@@ -187,8 +203,10 @@ def open_prepared(
     raise OSError(f"{where}: {error}. {REMEDY}") from error
 
 
-def _build_automatic(data_dir: str | None) -> tfds.core.DatasetBuilder:
+def _build_automatic(
+  name: str, data_dir: str | None
+) -> tfds.core.DatasetBuilder:
   """Builds `digits`; several processes may try at the same time."""
   with contextlib.suppress(FileExistsError):  # Another process was faster.
-    prepare(AUTOMATIC, data_dir)
-  return builder_from_files(AUTOMATIC, data_dir=data_dir)
+    prepare(name, data_dir)
+  return builder_from_files(name, data_dir=data_dir)

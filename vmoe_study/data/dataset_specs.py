@@ -5,6 +5,10 @@ is held out.
 """
 
 import dataclasses
+import re
+
+# As in TFDS: "1.0.0", "1.*.*".
+_VERSION = re.compile(r":((?:\d+|\*)(?:\.(?:\d+|\*)){2}|experimental_latest)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,3 +103,17 @@ DATASETS: dict[str, DatasetSpec] = {
   "svhn_cropped": DatasetSpec(_held_out(10), 10),
   "uc_merced": DatasetSpec(_SINGLE_SPLIT, 21),
 }
+
+
+def split_version(name: str) -> tuple[str, str]:
+  """Splits "name/config:1.0.0" into "name/config" and "1.0.0".
+
+  The version is empty if the name has none. Namespaces are part of the name.
+  """
+  match = _VERSION.search(name)
+  return (name[: match.start()], match[1]) if match else (name, "")
+
+
+def find_spec(name: str) -> DatasetSpec | None:
+  """How a data set is used, of any version; None for those of others."""
+  return DATASETS.get(split_version(name)[0])

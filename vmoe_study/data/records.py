@@ -11,6 +11,7 @@ read a record is then one ranged read, on a local disk or a remote store.
 import dataclasses
 import hashlib
 import os
+import resource
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -190,8 +191,35 @@ class TfRecords(Records):
     return data
 
 
+RESERVED_FILES = 200  # For the rest of the process.
+ENOUGH_FILES = 16_384  # For several data sets at once.
+
+
+def allow_open_files(count: int) -> None:
+  """Raises the limit of open files of this process as far as it may.
+
+  Worker processes inherit it.
+
+  Raises:
+    OSError: even so, `count` files are too many.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  unlimited = resource.RLIM_INFINITY
+  wanted = max(count + RESERVED_FILES, ENOUGH_FILES)
+  if hard != unlimited:
+    wanted = min(wanted, hard)
+  if soft != unlimited and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft = wanted
+  if soft != unlimited and soft < count + RESERVED_FILES:
+    raise OSError(
+      f"{count} record files: this process may open {soft} at most. Raise the "
+      f"limit with `ulimit -Hn`, to {count + RESERVED_FILES} or more."
+    )
+
+
 class ArrayRecords(Records):
-  """Records of ArrayRecord files on local disks."""
+  """Records of ArrayRecord files on local disks, which are kept open."""
 
   def __init__(self, spans: Sequence[FileSpan]):
     """Raises ValueError if a file is not on a local path."""
@@ -202,6 +230,7 @@ class ArrayRecords(Records):
           f"{span.filename}: ArrayRecord files must be on a local path. Mount "
           "the bucket, or prepare the data set as TFRecord."
         )
+    allow_open_files(len(spans))
     from grain.sources import ArrayRecordDataSource  # Slow to import.
 
     self._source = ArrayRecordDataSource(
@@ -217,4 +246,8 @@ class ArrayRecords(Records):
     try:
       return self._source[index]
     except (ValueError, RuntimeError, IndexError) as error:
+      if "Too many open files" in str(error):  # The record is not damaged.
+        raise OSError(
+          f"{self.where(index)}: {error}. Raise the limit with `ulimit -n`."
+        ) from error
       raise RecordError(f"{self.where(index)}: {error}. {REMEDY}") from error

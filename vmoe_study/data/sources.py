@@ -49,7 +49,9 @@ def open_source(spec: DataSpec) -> Source:
     ValueError: there is no such split or label feature, or the files have an
       unknown format.
   """
-  return open_split(spec.name, spec.split, spec.data_dir, spec.label_key)
+  return open_split(
+    spec.name, spec.split, spec.data_dir, spec.label_key, spec.num_classes
+  )
 
 
 def open_split(
@@ -57,6 +59,7 @@ def open_split(
   split: str,
   data_dir: str | None = None,
   label_key: str | None = None,
+  num_classes: int | None = None,
 ) -> Source:
   """Like `open_source`, for callers without a complete spec.
 
@@ -68,6 +71,7 @@ def open_split(
     data_dir: the TFDS folder (a path or URL); TFDS's default when None.
     label_key: feature that holds the label; by default the one given in
       `dataset_specs`, else "label".
+    num_classes: for labels that are integers without a number of classes.
   """
   if name == IMAGE_FOLDER:
     if data_dir is None:
@@ -78,4 +82,4 @@ def open_split(
     return ImageFolderSource(data_dir, split)
   from vmoe_study.data.tfds_source import open_tfds  # Imports TFDS.
 
-  return open_tfds(name, split, data_dir, label_key)
+  return open_tfds(name, split, data_dir, label_key, num_classes)

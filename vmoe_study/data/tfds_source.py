@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vmoe_study.data import builders
-from vmoe_study.data.dataset_specs import DATASETS
+from vmoe_study.data.dataset_specs import find_spec
 from vmoe_study.data.records import (
   FILE_THREADS,
   ArrayRecords,
@@ -32,19 +32,29 @@ class TfdsSource:
   records: Records
   features: tfds.features.FeaturesDict
   label_key: str
-
-  @property
-  def _label(self) -> tfds.features.FeatureConnector:
-    label = self.features[self.label_key]
-    return getattr(label, "feature", label)  # Of a Sequence of class labels.
+  given_classes: int | None = None
 
   @property
   def num_classes(self) -> int:
-    return self._label.num_classes
+    """Of the label feature, or else as the config says.
+
+    Raises:
+      ValueError: neither says it.
+    """
+    label = _single_label(self.features[self.label_key])
+    classes = getattr(label, "num_classes", None) or self.given_classes
+    if classes is None:
+      raise ValueError(
+        f"{self.where(0)}: label_key={self.label_key!r} has numbers, which "
+        "do not say how many classes there are. Set num_classes."
+      )
+    return classes
 
   @property
   def label_names(self) -> Sequence[str]:
-    return self._label.names
+    label = _single_label(self.features[self.label_key])
+    names = getattr(label, "names", None)
+    return names or [str(number) for number in range(self.num_classes)]
 
   @property
   def channels(self) -> int:
@@ -66,10 +76,10 @@ class TfdsSource:
       RecordError: the record is damaged, or not an example of this data set.
     """
     record = self.records[index]
+    is_file = isinstance(self.features["image"], tfds.features.Image)
+    decoders = {"image": tfds.decode.SkipDecoding()} if is_file else None
     try:
-      example = self.features.deserialize_example_np(
-        record, decoders={"image": tfds.decode.SkipDecoding()}
-      )
+      example = self.features.deserialize_example_np(record, decoders=decoders)
     except Exception as error:  # protobuf and TFDS raise many types.
       raise RecordError(
         f"{self.where(index)}: not an example of this data set: {error}. "
@@ -106,18 +116,25 @@ class TfdsSource:
 
 
 def open_tfds(
-  name: str, split: str, data_dir: str | None, label_key: str | None
+  name: str,
+  split: str,
+  data_dir: str | None,
+  label_key: str | None,
+  num_classes: int | None = None,
 ) -> TfdsSource:
   """Opens a split; arguments and errors are those of `sources.open_split`."""
   info = builders.open_prepared(name, data_dir).info
   if label_key is None:
-    label_key = DATASETS[name].label_key if name in DATASETS else "label"
+    spec = find_spec(name)
+    label_key = spec.label_key if spec else "label"
   for key in ("image", label_key):
     if key not in info.features:
       raise ValueError(
         f"label_key={label_key!r}: data set {name!r} has no feature {key!r}. "
         f"Choose one of {', '.join(sorted(info.features))}."
       )
+  _check_image(name, info.features["image"])
+  _check_label(name, label_key, info.features[label_key])
   file_format = info.file_format.value
   if file_format not in FORMATS:
     raise ValueError(
@@ -138,4 +155,39 @@ def open_tfds(
   features = tfds.features.FeaturesDict(
     {key: info.features[key] for key in ("image", label_key)}
   )
-  return TfdsSource(FORMATS[file_format](spans), features, label_key)
+  records = FORMATS[file_format](spans)
+  return TfdsSource(records, features, label_key, num_classes)
+
+
+def _single_label(
+  label: tfds.features.FeatureConnector,
+) -> tfds.features.FeatureConnector:
+  """The label itself, of a sequence of labels."""
+  is_sequence = isinstance(label, tfds.features.Sequence)
+  return label.feature if is_sequence else label
+
+
+def _check_image(name: str, image: tfds.features.FeatureConnector) -> None:
+  """Raises ValueError unless the images have bytes as pixels."""
+  kinds = tfds.features.Image, tfds.features.Tensor
+  dtype = getattr(image, "np_dtype", None)
+  rank = len(getattr(image, "shape", None) or ())
+  if not isinstance(image, kinds) or dtype != np.uint8 or rank != 3:
+    raise ValueError(
+      f"name={name!r}: feature 'image' is {image!r}; only images of uint8 "
+      "(height, width, channels) can be read. Convert the data set."
+    )
+
+
+def _check_label(
+  name: str, key: str, label: tfds.features.FeatureConnector
+) -> None:
+  """Raises ValueError unless the labels are integers, or lists of them."""
+  single = _single_label(label)
+  dtype = np.dtype(getattr(single, "np_dtype", None) or object)
+  if dtype.kind not in "iu" or getattr(single, "shape", None) != ():
+    raise ValueError(
+      f"name={name!r}: feature {key!r} is {label!r}; labels must be integers, "
+      "or a sequence of integers. Set label_key to another feature, or convert "
+      "the data set."
+    )
