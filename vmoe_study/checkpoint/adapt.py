@@ -203,8 +203,8 @@ def _grid(whose: str, length: int, grid: Grid | None) -> tuple[Grid, int]:
       f"{grid[1]} patches. Give the parameters of a model of these images."
     )
   raise ValueError(
-    f"{POSITIONS}: the {length} positions of the {whose} do not form a square, and "
-    "its file does not say how many rows and columns they have. Start from a "
+    f"{POSITIONS}: the {length} positions of the {whose} do not form a square, "
+    "and its file does not say how many rows and columns they have. Start from a "
     "workdir of this package (initialize.kind='checkpoint'), which does, or "
     "from a model of square images."
   )

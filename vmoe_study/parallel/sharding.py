@@ -56,7 +56,7 @@ def tree_shardings(
     )
     if index is None:
       raise ValueError(
-        f"parameter {name}: no sharding rule matches, one must. Add one to {rules}."
+        f"parameter {name}: must match a rule of {rules}. Add one for it."
       )
     used.add(index)
     spec = rules[index][1] if np.ndim(leaf) else PartitionSpec()
@@ -133,6 +133,6 @@ def _check_divides(
     parts = math.prod(mesh.shape[axis] for axis in names if axis)
     if size % parts:
       raise ValueError(
-        f"{name}: an axis of size {size} must be divisible by {parts}, the size "
-        f"of mesh axes {names}. Choose mesh sizes that divide it."
+        f"{name}: an axis of size {size} must be divisible by {parts}, the "
+        f"size of mesh axes {names}. Choose mesh sizes that divide it."
       )

@@ -62,8 +62,8 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
   """
   if len(first) != len(second):
     raise ValueError(
-      f"len(first)={len(first)}, len(second)={len(second)}: must be equal for a "
-      "paired comparison. Keep the seeds that both sides have."
+      f"len(first)={len(first)}, len(second)={len(second)}: must be equal for "
+      "a paired comparison. Keep the seeds that both sides have."
     )
   differences = np.subtract(first, second)
   found = estimate(differences)
