@@ -209,7 +209,9 @@ def test_gradients_are_finite_and_reach_everything(
       assert all(np.any(g != 0) for g in jax.tree.leaves(outcome["grads"]))
 
 
-@pytest.mark.parametrize("setting", [CROWDED, HALF_PRECISION])
+@pytest.mark.parametrize(
+  "setting", [CROWDED, pytest.param(HALF_PRECISION, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", ROUTERS)
 class TestNumerics:
   """Extreme inputs, in both precisions."""

@@ -336,6 +336,7 @@ def test_imported_model_gives_the_published_logits(photographs):
   np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fine_tuning_an_imported_model_at_twice_the_resolution(photographs):
   config = imported(photographs, 64)
   data = open_train_input(config)
@@ -352,6 +353,7 @@ def test_fine_tuning_an_imported_model_at_twice_the_resolution(photographs):
   assert after > before + 0.2
 
 
+@pytest.mark.cli
 def test_fine_tuning_a_run_of_ours_from_the_command_line(tmp_path):
   first, second = tmp_path / "pretrained", tmp_path / "tuned"
   model = "smoke=true,recipe=softmoe,router=softmax_expert_choice,group=8"
