@@ -122,7 +122,7 @@ def test_a_router_of_the_same_options_can_be_swapped():
     ("--config.model.fields.width=32", "float32[16] in the checkpoint"),
     ("--config.model.fields.wdth=32", "Did you mean 'width'?"),
     ("--config.evaluation_capacity=-1", "evaluation_capacity=-1.0"),
-    ("--config.evaluations={}", "nothing to measure"),
+    ("--config.evaluations={}", "must not be empty"),
     ("--config=configs/none.py", "no file configs/none.py"),
     (
       "--config.evaluations.test.data.ops=resize(16)|value_range(-1, 1)",

@@ -44,6 +44,6 @@ def test_examples_come_in_proportion_to_the_weights(tmp_path):
 
 def test_all_data_sets_fit_the_head(tmp_path):
   with pytest.raises(
-    ValueError, match=r"mixture.white.data.num_classes=3 diff"
+    ValueError, match=r"mixture.white.data.num_classes=3: must"
   ):
     parse(_config(tmp_path, num_classes=3))

@@ -58,9 +58,9 @@ class MeshSpec:
     }
     if math.prod(sizes.values()) != num_devices:
       raise ValueError(
-        f"mesh.replica={self.replica}, mesh.expert={self.expert}: their "
-        f"product must be {num_devices}, the number of devices. Change the "
-        f"sizes, or set one of them to -1 and the other to a divisor."
+        f"mesh.replica={self.replica}, mesh.expert={self.expert}: must "
+        f"make up the {num_devices} devices. Set sizes whose product is "
+        f"{num_devices}, or one of them to -1 and the other to a divisor."
       )
     return sizes
 
