@@ -208,8 +208,8 @@ class TrainSpec:
       )
     if (self.num_steps > 0) == (self.num_epochs > 0):
       raise ValueError(
-        f"num_steps={self.num_steps}, num_epochs={self.num_epochs}: exactly one "
-        "must be above 0. Set the other to 0."
+        f"num_steps={self.num_steps}, num_epochs={self.num_epochs}: exactly "
+        "one must be above 0. Set the other to 0."
       )
 
   def total_steps(self, num_examples: int) -> int:

@@ -115,5 +115,5 @@ def split_version(name: str) -> tuple[str, str]:
 
 
 def find_spec(name: str) -> DatasetSpec | None:
-  """How a data set is used, of any version; None for those of others."""
+  """The spec of a data set of any version; None if it is not listed here."""
   return DATASETS.get(split_version(name)[0])

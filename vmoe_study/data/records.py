@@ -196,7 +196,7 @@ ENOUGH_FILES = 16_384  # For several data sets at once.
 
 
 def allow_open_files(count: int) -> None:
-  """Raises the limit of open files of this process as far as it may.
+  """Raises the limit of open files of this process as far as allowed.
 
   Worker processes inherit it.
 

@@ -27,7 +27,7 @@ FORMATS = {"tfrecord": TfRecords, "array_record": ArrayRecords}
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-  """One split of a prepared TFDS data set; a `Source`, see there."""
+  """One split of a prepared TFDS data set; implements `sources.Source`."""
 
   records: Records
   features: tfds.features.FeaturesDict
@@ -36,10 +36,10 @@ class TfdsSource:
 
   @property
   def num_classes(self) -> int:
-    """Of the label feature, or else as the config says.
+    """Number of classes of the label feature, or else of the config.
 
     Raises:
-      ValueError: neither says it.
+      ValueError: neither has it.
     """
     label = _single_label(self.features[self.label_key])
     classes = getattr(label, "num_classes", None) or self.given_classes
@@ -162,13 +162,13 @@ def open_tfds(
 def _single_label(
   label: tfds.features.FeatureConnector,
 ) -> tfds.features.FeatureConnector:
-  """The label itself, of a sequence of labels."""
+  """The feature of one label, whether or not an example has several."""
   is_sequence = isinstance(label, tfds.features.Sequence)
   return label.feature if is_sequence else label
 
 
 def _check_image(name: str, image: tfds.features.FeatureConnector) -> None:
-  """Raises ValueError unless the images have bytes as pixels."""
+  """Raises ValueError unless images are uint8 (height, width, channels)."""
   kinds = tfds.features.Image, tfds.features.Tensor
   dtype = getattr(image, "np_dtype", None)
   rank = len(getattr(image, "shape", None) or ())
