@@ -8,6 +8,8 @@ import sys
 from vmoe_study.checkpoint.load import load_metadata
 from vmoe_study.cli.main import main
 
+from ..programs import xla_flags
+
 ROOT = pathlib.Path(__file__).parents[2]
 DIVERGING = [
   "--config=configs/digits.py",
@@ -28,6 +30,7 @@ def test_both_stop_at_the_step_and_keep_it(tmp_path):
     "PYTHON": sys.executable,
     "TFDS_DATA_DIR": str(tmp_path / "data"),
     "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": xla_flags(2),
   }
   workdir = tmp_path / "work"
   command = ["launch/local.sh", "--processes=2", "--devices=2", "--", "train"]
