@@ -49,6 +49,7 @@ def run(bad, settle_at, on_failure):
     if step in settle_at:
       ahead.settle()
   ahead.settle()
+  assert ahead.skipped == len(bad)
   return ahead.state, seen
 
 
