@@ -26,7 +26,8 @@ class Routing:
     slots_per_token: E * C / S, with the rounded capacity C.
     slots_per_group: E * C.
     experts_per_token: mean number of experts that process a token when all
-      slots are full: slots_per_token, and with token choice at most K.
+      slots are full: slots_per_token, and with token choice at most K. For Soft
+      MoE, whose experts see all tokens, slots_per_token as well.
     soft: whether the router is Soft MoE, whose dispatch and combine are matrix
       products by definition.
   """
