@@ -122,7 +122,12 @@ class ExampleReader:
       )
 
   def read_or_next(self, index: int, rng: np.random.Generator) -> Example:
-    """Like `read`; if on_error is "skip", takes the next intact example."""
+    """Like `read`; if on_error is "skip", takes the next intact example.
+
+    Raises:
+      RecordError: as `read`, or `MAX_REPLACEMENTS` examples in a row are
+        damaged.
+    """
     for skipped in range(MAX_REPLACEMENTS):
       try:
         example = self.read((index + skipped) % len(self.source), rng)

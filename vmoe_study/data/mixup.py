@@ -11,9 +11,9 @@ def mixup(
 ) -> dict[str, jax.Array]:
   """Blends every image with the other one of its pair: x <- w x + (1 - w) x'.
 
-  Images 2i and 2i + 1 are a pair: their order is random already, and the result
-  does not depend on the devices. Without communication if both are on the same
-  device, as with an even number of images per device. The whole batch has one w ~ Beta(alpha, alpha), replaced by
+  Images 2i and 2i + 1 are a pair, as their order is random already. The result
+  does not depend on the devices, and needs no communication if their number of
+  images is even. The whole batch has one w ~ Beta(alpha, alpha), replaced by
   max(w, 1 - w), so that each image contributes at least half to itself. Labels
   are blended with the same w, which conserves the label mass of every pair.
 

@@ -71,9 +71,11 @@ class _Files:
     self._data = f"{path}.data"
 
   def shards(self, count: int) -> list[str]:
+    """Paths of the data files."""
     return [f"{self._data}-{i:05d}-of-{count:05d}" for i in range(count)]
 
   def size(self, path: str) -> int:
+    """Size in bytes; raises CheckpointError if there is no such file."""
     if not self._fs.isfile(path):
       raise CheckpointError(
         f"{path} does not exist: a checkpoint is an .index file and as many "
@@ -82,6 +84,7 @@ class _Files:
     return self._fs.size(path)
 
   def open(self, path: str) -> BinaryIO:
+    """Opens a file for reading."""
     return self._fs.open(path, "rb")
 
 

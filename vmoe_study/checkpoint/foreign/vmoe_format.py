@@ -59,7 +59,11 @@ def error(where: str, problem: str) -> CheckpointError:
 
 
 def read_entry(file: str, path: str, leaf: Any) -> Entry:
-  """Decodes a leaf of the index and checks that its chunks tile the array."""
+  """Decodes a leaf of the index; checks that its chunks tile the array.
+
+  Raises:
+    CheckpointError: they do not, or the leaf has another form.
+  """
   where = f"{file}: {path}"
   packed, slices, shards = sequence(where, _payload(where, leaf, _ENTRY), 3)
   shape, dtype = sequence(where, _unpack(where, packed), 4)[:2]
@@ -96,7 +100,7 @@ def read_pieces(where: str, value: Any) -> list[np.ndarray]:
 
 
 def sequence(where: str, value: Any, length: int | None = None) -> list:
-  """Returns the value, after checking that it is a list of that length."""
+  """Returns the value if it is a list of that length; else CheckpointError."""
   if not isinstance(value, list) or length not in (None, len(value)):
     count = "" if length is None else f" of {length}"
     raise error(where, f"{str(value)[:40]!r} is not a list{count}")

@@ -28,6 +28,9 @@ def read_idx(path: Path) -> np.ndarray:
 
   The header is two zero bytes, a type code (8: uint8), the number of
   dimensions, then each dimension as a big-endian 32-bit integer.
+
+  Raises:
+    ValueError: the file does not begin like this.
   """
   data = gzip.decompress(path.read_bytes())
   if data[:3] != b"\x00\x00\x08":
