@@ -72,6 +72,10 @@ def open_split(
     label_key: feature that holds the label; by default the one given in
       `dataset_specs`, else "label".
     num_classes: for labels that are integers without a number of classes.
+
+  Raises:
+    MissingDataError: the data set is not prepared; names the command.
+    ValueError: as `open_source`, or an image folder without `data_dir`.
   """
   if name == IMAGE_FOLDER:
     if data_dir is None:
