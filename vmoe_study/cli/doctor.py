@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--preview",
     type=paths.path,
     metavar="FILE.png",
-    help="draw augmented training images with their labels there",
+    help="draw augmented training images with their labels to this file",
   )
 
 

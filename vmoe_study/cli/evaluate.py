@@ -20,14 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="workdir of the training run",
   )
   parser.add_argument(
-    "--step", type=int, help="which checkpoint; by default the newest intact"
+    "--step", type=int, help="step to read; by default the newest intact one"
   )
   config_flags.add_config(parser, required=False)
   parser.add_argument(
     "--out",
     type=paths.path,
     metavar="FILE",
-    help="also write the metrics there, as JSON",
+    help="also write the metrics to this file, as JSON",
   )
   process_flags.add_arguments(parser)
 

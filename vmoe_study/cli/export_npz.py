@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=paths.path_or_any_url,
     required=True,
     metavar="FILE.npz",
-    help="local path or URL, such as gs://",
+    help="file to write; local path or URL",
   )
   parser.add_argument(
-    "--step", type=int, help="which checkpoint; by default the newest intact"
+    "--step", type=int, help="step to read; by default the newest intact one"
   )
 
 

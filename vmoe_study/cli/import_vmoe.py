@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=paths.path_or_any_url,
     required=True,
     metavar="PATH",
-    help="common to the files PATH.index and PATH.data-*; local or gs://",
+    help="of a checkpoint PATH.index, PATH.data-*; local path or URL",
   )
   parser.add_argument(
     "--out", type=paths.path, required=True, metavar="DIR", help="a new workdir"
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--config",
     metavar="FILE.py[:ARGUMENTS]",
-    help="a run with this model, so that `evaluate` works on DIR; by default "
+    help="config with this model, so that `evaluate` works on DIR; by default "
     "only the model is saved, inferred from its shapes",
   )
 

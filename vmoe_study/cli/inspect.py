@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="folder for index.html, statistics.json and the pictures",
   )
   parser.add_argument(
-    "--step", type=int, help="which checkpoint; by default the newest intact"
+    "--step", type=int, help="step to read; by default the newest intact one"
   )
   config_flags.add_config(parser, required=False)
   parser.add_argument(

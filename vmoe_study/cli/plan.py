@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--out",
     type=paths.path,
     metavar="FILE",
-    help="also write the estimate there, as JSON",
+    help="also write the estimate to this file, as JSON",
   )
 
 

@@ -13,10 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--coordinator", metavar="HOST:PORT", help="where process 0 listens"
   )
   group.add_argument(
-    "--num-processes", type=int, metavar="N", help="of the run"
+    "--num-processes", type=int, metavar="N", help="processes in all"
   )
   group.add_argument(
-    "--process-id", type=int, metavar="ID", help="of this process, from 0"
+    "--process-id", type=int, metavar="ID", help="number of this process, from 0"
   )
 
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="workdir of the run that failed",
   )
   parser.add_argument(
-    "--step", type=int, metavar="N", help="which step; by default the last"
+    "--step", type=int, metavar="N", help="the failed step; by default the last one"
   )
   # Makes `main` accept overrides, here of the run's own config.
   parser.set_defaults(config=None)

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="number of runs at a time, each on its share of the CPU cores",
   )
   parser.add_argument(
-    "--only", default="", metavar="TEXT", help="run rows whose name has TEXT"
+    "--only", default="", metavar="TEXT", help="only rows with TEXT in the name"
   )
   parser.add_argument(
     "--dry-run", action="store_true", help="print the commands and stop"
