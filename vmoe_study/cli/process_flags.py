@@ -16,7 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--num-processes", type=int, metavar="N", help="processes in all"
   )
   group.add_argument(
-    "--process-id", type=int, metavar="ID", help="number of this process, from 0"
+    "--process-id",
+    type=int,
+    metavar="ID",
+    help="number of this process, from 0",
   )
 
 

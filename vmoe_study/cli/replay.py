@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="workdir of the run that failed",
   )
   parser.add_argument(
-    "--step", type=int, metavar="N", help="the failed step; by default the last one"
+    "--step",
+    type=int,
+    metavar="N",
+    help="the failed step; by default the last one",
   )
   # Makes `main` accept overrides, here of the run's own config.
   parser.set_defaults(config=None)
