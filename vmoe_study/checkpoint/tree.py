@@ -11,6 +11,8 @@ from vmoe_study.parallel.sharding import path_name
 
 PyTree = Any
 
+_MAX_DEPTH = 64  # Of a parameter path; deeper trees overflow the stack.
+
 
 def flatten(tree: PyTree) -> dict[str, Any]:
   """The leaves of any pytree by path, in the order of `jax.tree.leaves`."""
@@ -27,12 +29,18 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """Nested dictionaries from leaves by path.
 
   Raises:
-    CheckpointError: a path has an invalid part ("", ".", ".."), or is also the
-      parent of another path.
+    CheckpointError: a path has an invalid part ("", ".", "..") or too many, or
+      is also the parent of another path.
   """
   tree: dict[str, Any] = {}
   for path, leaf in leaves.items():
     *parents, name = path.split("/")
+    if len(parents) >= _MAX_DEPTH:
+      raise CheckpointError(
+        f"parameter path {path[:40]!r}...: it has {len(parents) + 1} parts, "
+        f"but {_MAX_DEPTH} at most are read. Rename the parameter in the file "
+        "that it comes from."
+      )
     node = tree
     for parent in parents:
       node = node.setdefault(parent, {})

@@ -94,5 +94,6 @@ def _model_spec(model: dict[str, Any]) -> ModelSpec:
 def _shapes(spec: ModelSpec, image_shape: tuple[int, int, int]) -> Any:
   """Shapes and dtypes of a model's parameters."""
   module = VisionTransformer(**spec.arguments())
-  images = jnp.zeros((spec.moe.group_images, *image_shape))
+  shape = (spec.moe.group_images, *image_shape)
+  images = jax.ShapeDtypeStruct(shape, jnp.float32)
   return jax.eval_shape(module.init, jax.random.key(0), images)["params"]

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import time
 import tracemalloc
 import warnings
 import zipfile
@@ -125,6 +126,55 @@ def test_the_state_of_an_optimizer_is_left_out(tmp_path):
   path, ones = tmp_path / "vit.npz", np.ones(2)
   arrays = {"params/cls": ones, "opt/1/0/mu/cls": ones, "opt/0": ones}
   assert _load(path, **arrays).keys() == {"cls"}
+
+
+def test_a_record_of_time_is_left_out(tmp_path):
+  path, one = tmp_path / "vit.npz", np.float64(1)
+  arrays = {"params/cls": np.ones(2), "chrono/accum_train_time": one}
+  assert _load(path, **arrays).keys() == {"cls"}
+
+
+def test_a_map_head_at_the_top_level(tmp_path):
+  inlined = {
+    name.replace("MAPHead_0/", ""): own for name, own in BIG_VISION.items()
+  }
+  arrays = {name: np.full(2, i) for i, name in enumerate(inlined)}
+  loaded = _load(tmp_path / "vit.npz", **arrays)
+  assert loaded.keys() == set(BIG_VISION.values())
+  for name, own in inlined.items():
+    np.testing.assert_array_equal(loaded[own], arrays[name])
+
+
+@pytest.mark.parametrize("state", ["", "params/", "opt/target/"])
+def test_of_two_towers_that_of_images_is_read(tmp_path, state):
+  tower = {
+    name.removeprefix("params/"): own for name, own in BIG_VISION.items()
+  }
+  arrays = {f"{state}img/{name}": np.ones(2) for name in tower}
+  rest = ("txt/head/kernel", "txt/Embed_0/embedding", "t", "b")
+  arrays |= {state + name: np.ones(2) for name in rest}
+  loaded = _load(tmp_path / "vit.npz", **arrays)
+  # Its head is no classifier.
+  assert loaded.keys() == set(tower.values()) - {"head/kernel"}
+
+
+@pytest.mark.parametrize("hollow", [False, True])
+@pytest.mark.parametrize("shape", [(10**9, 0), (0, 3), (60_000_000, 1)])
+@pytest.mark.parametrize(
+  "name", ["w", "params/Transformer/encoderblock/LayerNorm_0/scale"]
+)
+def test_shapes_take_no_time(tmp_path, name, shape, hollow):
+  path = tmp_path / "vit.npz"
+  size = 0 if 0 in shape else shape[0]
+  content = _header(shape, "|u1") + bytes(size)
+  path.write_bytes(_npz(**{f"{name}.npy": content}))
+  start = time.perf_counter()
+  if size and name == "w":
+    assert load_npz(str(path), hollow)["w"].shape == shape
+  else:
+    with pytest.raises(CheckpointError, match=r"claims uint8|stacks 60000000"):
+      load_npz(str(path), hollow)
+  assert time.perf_counter() - start < 5
 
 
 def test_stacked_blocks_are_told_apart(tmp_path):

@@ -1,9 +1,11 @@
 """Public V-MoE checkpoints: samples, any chunking, and hostile files."""
 
 import pathlib
+import time
 import tracemalloc
 
 import fsspec
+import jax
 import ml_dtypes
 import msgpack
 import numpy as np
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 
 from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint.errors import CheckpointError
-from vmoe_study.checkpoint.foreign.vmoe import read_vmoe
+from vmoe_study.checkpoint.foreign import vmoe_format as form
+from vmoe_study.checkpoint.foreign.vmoe import read_vmoe, read_vmoe_shapes
 
 from . import vmoe_writer as writer
 
@@ -74,6 +77,70 @@ def test_any_chunking_elsewhere(memory, shard_count, chunks, pieces, flax_map):
     flax_map=flax_map,
   )
   _assert_same(read_vmoe(PREFIX), TREE)
+
+
+@pytest.mark.parametrize("parents", [("params",), ("optimizer", "target")])
+def test_of_a_training_state_the_parameters_are_read(memory, parents):
+  moments = {"0": {"count": np.int32(3).reshape(()), "mu": TREE, "nu": TREE}}
+  state = {"opt_state": moments, "step": np.full((), 7, np.int32)}
+  node = state
+  for name in parents[:-1]:
+    node = node.setdefault(name, {"state": TREE})
+  node[parents[-1]] = TREE
+  # Random keys are never finite floats; states of others are not checked.
+  state["rngs"] = {"dropout": np.full(2, np.nan, np.float32)}
+  index, data = writer.build(state, 3, 2)
+  index["index"]["aaa"] = None  # An empty part, which has no number.
+  _store(memory, index, data)
+  _assert_same(read_vmoe(PREFIX), TREE)
+  shapes = jax.tree.map(np.shape, read_vmoe_shapes(PREFIX))
+  assert shapes == jax.tree.map(np.shape, TREE)
+
+
+def _entry_of(shape, boxes):
+  """The entry of an array of bytes."""
+  form = writer.packed((shape, "uint8", False, {}))
+  items = [writer.packed(writer.slices(box)) for box in boxes]
+  return writer.ext(8, (form, items, [0] * len(boxes)))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 8])
+def test_tilings_are_told_from_overlaps(rank):
+  """Random cuts of a box, and the same with one piece moved."""
+  rng = np.random.default_rng(rank)
+  shape = (12,) * rank
+
+  def cut(box, depth):
+    axis = int(rng.integers(rank))
+    start, stop = box[axis]
+    if not depth or stop - start < 2:
+      return [box]
+    at = int(rng.integers(start + 1, stop))
+    parts = ((start, at), (at, stop))
+    parts = [(*box[:axis], part, *box[axis + 1 :]) for part in parts]
+    return [piece for part in parts for piece in cut(part, depth - 1)]
+
+  for _ in range(20):
+    boxes = cut(((0, 12),) * rank, 4)
+    assert len(form.read_entry("f", "a", _entry_of(shape, boxes)).shards)
+    for i, box in enumerate(boxes):
+      for axis, (start, stop) in enumerate(box):
+        for step in (-1, 1):
+          if start + step >= 0 and stop + step <= 12:
+            moved = (start + step, stop + step)
+            box_moved = (*box[:axis], moved, *box[axis + 1 :])
+            changed = [*boxes[:i], box_moved, *boxes[i + 1 :]]
+            with pytest.raises(CheckpointError, match="overlaps"):
+              form.read_entry("f", "a", _entry_of(shape, changed))
+
+
+def test_many_chunks_take_little_time():
+  boxes = [((i, i + 1), (0, 2)) for i in range(4096)]
+  entry = _entry_of((4096, 2), boxes)
+  start = time.process_time()
+  for _ in range(5):
+    form.read_entry("f", "a", entry)
+  assert time.process_time() - start < 2
 
 
 def _store(memory, index, data):

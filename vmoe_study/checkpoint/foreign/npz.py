@@ -118,7 +118,7 @@ def _check_header(content: IO[bytes], member: zipfile.ZipInfo) -> np.ndarray:
   if dtype.kind not in "biuf" and dtype != _BFLOAT16:
     raise CheckpointError(f"{member.filename!r} has dtype {dtype}")
   nbytes = math.prod(shape) * dtype.itemsize
-  if min(shape, default=0) < 0 or content.tell() + nbytes != member.file_size:
+  if min(shape, default=1) < 1 or content.tell() + nbytes != member.file_size:
     raise CheckpointError(
       f"{member.filename!r} claims {dtype}{shape}, but has {member.file_size} "
       "bytes"

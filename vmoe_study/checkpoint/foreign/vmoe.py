@@ -5,7 +5,8 @@ A checkpoint with prefix P has an index, `P.index`, and shards,
 shape and dtype of an array, how the array is cut into chunks, and which shard
 holds each chunk. Leaves are numbered in the order of the tree with sorted keys.
 A shard maps leaf numbers to lists of chunks. A chunk is a list of flat pieces,
-in order, and the slice of the array that they fill.
+in order, and the slice of the array that they fill. If the tree is a whole
+training state, only its parameters are read.
 
 Shards are checked against the index, and the index against the sizes of the
 files, before memory is allocated. Reading takes as much memory as the files,
@@ -26,8 +27,12 @@ from vmoe_study.files.location import locate
 
 _SHARD_MARK = "__msgpack_array_chunk_a87ca2__"
 _VERSIONS = (None, "20220622")
+_PARAMS = (("params",), ("optimizer", "target"))  # Of a training state.
 _MAX_INDEX_BYTES = 16 << 20
 _MAX_SHARDS = 100_000  # Five digits in a file name.
+
+_Entries = dict[int, form.Entry]  # By the number of the leaf.
+_Chunk = tuple[int, form.Box]  # The number of the leaf, and what it fills.
 
 
 def read_vmoe(prefix: str) -> dict[str, Any]:
@@ -45,20 +50,27 @@ def read_vmoe(prefix: str) -> dict[str, Any]:
     ValueError: fsspec does not know this kind of URL.
   """
   files = _Files(prefix)
-  shards, tree, entries = _open(files)
-  arrays = [np.empty(entry.shape, entry.dtype) for entry in entries]
+  shards, tree, entries, count = _open(files)
+  arrays = {
+    number: np.empty(entry.shape, entry.dtype)
+    for number, entry in entries.items()
+  }
+  missing = _chunks_by_shard(entries)
   for number, shard in enumerate(shards):
-    _read_shard(files, shard, number, entries, arrays)
-  return _rebuild(tree, iter(arrays))
+    expected = missing.get(number, set())
+    _read_shard(files, shard, expected, entries, arrays, count)
+  return _rebuild(tree, iter(arrays.values()))
 
 
 def read_vmoe_shapes(prefix: str) -> dict[str, Any]:
-  """Like `read_vmoe`, but returns zeros that take no memory.
+  """Like `read_vmoe`, with zeros that take no memory in place of the values.
 
   Reads only the index, and checks that the shards exist and are long enough.
   """
-  _, tree, entries = _open(_Files(prefix))
-  arrays = (tree_lib.hollow(entry.shape, entry.dtype) for entry in entries)
+  _, tree, entries, _ = _open(_Files(prefix))
+  arrays = (
+    tree_lib.hollow(entry.shape, entry.dtype) for entry in entries.values()
+  )
   return _rebuild(tree, arrays)
 
 
@@ -88,15 +100,42 @@ class _Files:
     return self._fs.open(path, "rb")
 
 
-def _open(files: _Files) -> tuple[list[str], dict[str, Any], list[form.Entry]]:
-  """Paths of the shards, the parameter tree, and its leaves in order."""
+def _open(
+  files: _Files,
+) -> tuple[list[str], dict[str, Any], _Entries, int]:
+  """Paths of the shards, the parameter tree, its leaves, the count of all."""
   shards, tree = _read_index(files)
-  entries = [
-    form.read_entry(files.index, path, leaf)
-    for path, leaf in _leaves(files.index, tree, ())
-  ]
+  parents, params = _params(tree)
+  leaves = list(_leaves(files.index, tree, ()))
+  if parents:  # JAX counts no None of the rest of a training state.
+    leaves = [leaf for leaf in leaves if leaf[1] is not None]
+  entries = {
+    number: form.read_entry(files.index, path.removeprefix(parents), leaf)
+    for number, (path, leaf) in enumerate(leaves)
+    if path.startswith(parents)
+  }
   _check_entries(files, entries, shards)
-  return shards, tree, entries
+  return shards, params, entries, len(leaves)
+
+
+def _params(tree: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+  """The path and tree of the parameters of a training state, or all."""
+  for path in _PARAMS:
+    node: Any = tree
+    for name in path:
+      node = node.get(name) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+      return "".join(f"{name}/" for name in path), node
+  return "", tree
+
+
+def _chunks_by_shard(entries: _Entries) -> dict[int, set[_Chunk]]:
+  """The chunks that each shard must hold."""
+  chunks: dict[int, set[_Chunk]] = {}
+  for number, entry in entries.items():
+    for box, shard in entry.shards.items():
+      chunks.setdefault(shard, set()).add((number, box))
+  return chunks
 
 
 def _read_index(files: _Files) -> tuple[list[str], dict[str, Any]]:
@@ -151,19 +190,17 @@ def _rebuild(
   }
 
 
-def _check_entries(
-  files: _Files, entries: list[form.Entry], shards: list[str]
-) -> None:
+def _check_entries(files: _Files, entries: _Entries, shards: list[str]) -> None:
   """Checks that the arrays fit in the files and every chunk's shard exists."""
   available = sum(files.size(shard) for shard in shards)
-  claimed = sum(entry.nbytes for entry in entries)
+  claimed = sum(entry.nbytes for entry in entries.values())
   if claimed > available:
     raise form.error(
       files.index,
       f"it claims {claimed} bytes of arrays, but its {len(shards)} data files "
       f"have {available}",
     )
-  for entry in entries:
+  for entry in entries.values():
     for shard in entry.shards.values():
       if not form.in_range(shard, 0, len(shards)):
         raise form.error(
@@ -174,17 +211,12 @@ def _check_entries(
 def _read_shard(
   files: _Files,
   path: str,
-  number: int,
-  entries: list[form.Entry],
-  arrays: list[np.ndarray],
+  missing: set[_Chunk],
+  entries: _Entries,
+  arrays: dict[int, np.ndarray],
+  count: int,
 ) -> None:
   """Copies every chunk of a shard into its array, once."""
-  missing = {
-    (i, box)
-    for i, entry in enumerate(entries)
-    for box, shard in entry.shards.items()
-    if shard == number
-  }
   marked = False
   with files.open(path) as stream:
     reader = Reader(stream, files.size(path), path)
@@ -193,7 +225,9 @@ def _read_shard(
       if key == _SHARD_MARK:
         marked = value is True
         continue
-      leaf = _leaf_number(path, key, len(entries))
+      leaf = _leaf_number(path, key, count)
+      if leaf not in entries:  # Of the optimizer.
+        continue
       where = f"{path}: {entries[leaf].path}"
       for chunk in form.sequence(where, value):
         box = _copy_chunk(where, chunk, arrays[leaf])

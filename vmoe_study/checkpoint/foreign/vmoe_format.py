@@ -141,12 +141,35 @@ def _check_tiling(where: str, shape: list[int], boxes: list[Box]) -> None:
     raise error(
       where, f"its chunks have {covered} elements, shape {shape} has {size}"
     )
+  if len(boxes) == 1:
+    return
+  if math.prod(n + 1 for n in shape) >= 2**63:
+    raise error(where, f"{shape!r} is too large")
+  corners, signs = _corners(shape, boxes)
+  whole, whole_signs = _corners(shape, [tuple((0, n) for n in shape)])
+  places = np.concatenate([corners, whole])
+  _, place = np.unique(places, return_inverse=True)
+  if np.bincount(place, np.concatenate([signs, -whole_signs])).any():
+    raise error(where, "a chunk overlaps another chunk")
+
+
+def _corners(
+  shape: list[int], boxes: list[Box]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Flat positions of the corners of boxes, and their signs.
+
+  The sign is -1 for each axis on which the corner is at the end. Signs at every
+  place have the same sums for two sets of boxes only if both cover the same, as
+  the sums are the differences along all axes of the number of boxes. This takes
+  linear time in the number of boxes.
+  """
   bounds = np.array(boxes, np.int64).reshape(len(boxes), len(shape), 2)
-  for i in range(1, len(boxes)):
-    start = np.maximum(bounds[:i, :, 0], bounds[i : i + 1, :, 0])
-    stop = np.minimum(bounds[:i, :, 1], bounds[i : i + 1, :, 1])
-    if np.any(np.all(start < stop, axis=1)):
-      raise error(where, f"chunk {boxes[i]} overlaps another chunk")
+  places, signs = np.zeros((len(boxes), 1), np.int64), np.ones(1)
+  for axis, size in enumerate(shape):
+    places = places[:, :, None] * (size + 1) + bounds[:, axis, None, :]
+    places = places.reshape(len(boxes), -1)
+    signs = np.outer(signs, [1, -1]).reshape(-1)
+  return places.reshape(-1), np.tile(signs, len(boxes))
 
 
 def _chunks(where: str, value: Any) -> list:
