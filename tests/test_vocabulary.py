@@ -1,13 +1,13 @@
 """One word, one thing: names mean the same in every room.
 
-  plan     the two routing tensors of a group; what the command `plan` prints is
-           a resource estimate, what a sweep holds its manifest
-  recipe   a training recipe in configs/; a row of ROUTERS is a RouterSpec, and
-           how a data set is read a DatasetSpec
-  record   one record of a data file; the dict beside a checkpoint is metadata
-  finding  a result of doctor; the study has contrasts
-  dense    the model without routed blocks, not a router
-  batch    what a step consumes; an iterator of them is a BatchStream
+plan     the two routing tensors of a group; what the command `plan` prints is
+         a resource estimate, what a sweep holds its manifest
+recipe   a training recipe in configs/; a row of ROUTERS is a RouterSpec, and
+         how a data set is read a DatasetSpec
+record   one record of a data file; the dict beside a checkpoint is metadata
+finding  a result of doctor; the study has contrasts
+dense    the model without routed blocks, not a router
+batch    what a step consumes; an iterator of them is a BatchStream
 """
 
 import argparse
