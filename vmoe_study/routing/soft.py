@@ -55,12 +55,10 @@ def soft_choice(logits: Float[ArrayLike, "G S E C"]) -> DensePlan:
     [0.5, 0.5]
   """
   logits_GSEC = as_float32("logits", logits, "G S E C")
-  by_slot_GSN = logits_GSEC.reshape(*logits_GSEC.shape[:2], -1)  # N = E * C
-  combine_GSN = jax.nn.softmax(by_slot_GSN, axis=2)
-  return DensePlan(
-    dispatch_weights=jax.nn.softmax(logits_GSEC, axis=1),
-    combine_weights=combine_GSN.reshape(logits_GSEC.shape),
-  )
+  logits_GSN = logits_GSEC.reshape(*logits_GSEC.shape[:2], -1)  # N = E * C
+  dispatch_GSEC = jax.nn.softmax(logits_GSEC, axis=1)
+  combine_GSN = jax.nn.softmax(logits_GSN, axis=2)
+  return DensePlan(dispatch_GSEC, combine_GSN.reshape(logits_GSEC.shape))
 
 
 def _normalize(x, axis):

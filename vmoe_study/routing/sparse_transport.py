@@ -280,8 +280,8 @@ def descend(
   steps, unit_G1 = as_float32("steps", steps, "n"), _deviation(affinity)
 
   def step(i, alpha):
-    subgradient = _subgradient(alpha, affinity, max_nonzeros)
-    return alpha - steps[i] * unit_G1 * subgradient
+    size_G1 = steps[i] * unit_G1
+    return alpha - size_G1 * _subgradient(alpha, affinity, max_nonzeros)
 
   return jax.lax.fori_loop(0, len(steps), step, alpha)
 
