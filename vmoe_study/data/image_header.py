@@ -90,10 +90,14 @@ def _read_jpeg(data: bytes) -> ImageHeader:
       break
     if marker in _ALONE:
       continue
-    (length,) = struct.unpack_from(">H", data, position)
+    length = int.from_bytes(data[position : position + 2], "big")
+    if position + max(length, 2) > len(data):
+      raise _truncated()
     segment = data[position + 2 : position + length]
     position += length
-    if marker in _FRAMES and not header.height:
+    if marker in _FRAMES:
+      if header.height:  # Of another image, after the cut.
+        raise _truncated()
       header.height, header.width, channels = struct.unpack_from(
         ">xHHB", segment
       )
@@ -103,9 +107,13 @@ def _read_jpeg(data: bytes) -> ImageHeader:
       is_adobe = True
     scanned += marker == _SCAN
   if not match or match[1][0] != _END or not scanned:
-    raise ImageError("the JPEG file is truncated. Replace the file.")
+    raise _truncated()
   header.is_plain_cmyk = channels == 4 and not is_adobe
   return header
+
+
+def _truncated() -> ImageError:
+  return ImageError("the JPEG file is truncated. Replace the file.")
 
 
 def _read_png(data: bytes) -> ImageHeader:
