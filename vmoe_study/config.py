@@ -166,7 +166,8 @@ class TrainSpec:
     num_workers: worker processes per host that read data; 0 uses threads only.
     report_every: steps between training metrics.
     evaluate_every: steps between evaluations; 0 evaluates at the end only.
-    save_every: steps between checkpoints; 0 saves at the end only.
+    save_every: steps between checkpoints; 0 saves at the end only. There is
+      also one before every evaluation.
     keep: number of newest checkpoints to keep.
     keep_every: checkpoints at multiples of this step are never deleted; 0 for
       none.

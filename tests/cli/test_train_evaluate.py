@@ -86,6 +86,21 @@ def test_a_resumed_run_ends_bit_identical(finished, tmp_path):
   assert rows_without_timing(workdir) == rows_without_timing(finished)
 
 
+def test_a_run_without_its_last_evaluation_has_not_finished(
+  finished, tmp_path, capsys
+):
+  workdir = tmp_path / "work"
+  shutil.copytree(finished, workdir)
+  metrics = workdir / "metrics.jsonl"
+  lines = metrics.read_text().splitlines(keepends=True)
+  metrics.write_text("".join(lines[:-1]) + lines[-1][:20])
+  assert main(["report", str(workdir)]) == 0
+  table = capsys.readouterr().out
+  assert "missing" in table and "test/accuracy" not in table
+  assert train(workdir) == 0
+  assert rows_without_timing(workdir) == rows_without_timing(finished)
+
+
 def test_a_finished_run_stays_as_it_is(finished):
   before = rows_without_timing(finished)
   assert train(finished) == 0

@@ -136,6 +136,14 @@ class EvalInput(_Input):
     """Number of batches: the same on every host."""
     return len(self._batches)
 
+  def decode_first(self) -> None:
+    """Decodes this host's part of the first batch, and drops it.
+
+    Raises:
+      RecordError: an example cannot be used.
+    """
+    self._batches[0]
+
   def __iter__(self) -> Iterator[Batch]:
     """Yields {"image", "label", "mask"}, all float32; mask is (b,)."""
     return iterate_batches(self._batches, self._finish, self._num_workers)

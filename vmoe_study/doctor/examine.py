@@ -213,14 +213,9 @@ def _describe_length(config: Config, num_steps: int, num_examples: int) -> str:
   text = f"{num_steps:,} steps of {train.batch_size:,} images"
   if num_examples:
     text += f" = {images / num_examples:,.2f} epochs of {num_examples:,} images"
-  times = [
-    f"{math.ceil(num_steps / (every or num_steps)):,} {what}"
-    for every, what in (
-      (train.evaluate_every, "evaluations"),
-      (train.save_every, "checkpoints"),
-    )
-  ]
-  return f"{text}; {' and '.join(times)}"
+  evaluations = math.ceil(num_steps / (train.evaluate_every or num_steps))
+  checkpoints = workdir_checks.num_checkpoints(train, num_steps)
+  return f"{text}; {evaluations:,} evaluations and {checkpoints:,} checkpoints"
 
 
 def _write_sheet(data: TrainInput, path: str) -> None:

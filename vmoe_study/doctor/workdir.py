@@ -149,9 +149,23 @@ def check_space(
 
 def checkpoints_at_once(train: TrainSpec, num_steps: int) -> int:
   """Largest number of checkpoints: one more than kept, while it is written."""
-  every = train.save_every or num_steps
-  total = math.ceil(num_steps / every)
   lasting = 0
   if train.keep_every:
-    lasting = num_steps // math.lcm(every, train.keep_every)
-  return min(total, train.keep + 1 + lasting)
+    lasting = num_checkpoints(train, num_steps, train.keep_every)
+  return min(num_checkpoints(train, num_steps), train.keep + 1 + lasting)
+
+
+def num_checkpoints(train: TrainSpec, num_steps: int, multiple: int = 1) -> int:
+  """Number of checkpoints that a run saves at multiples of a step.
+
+  There is one at the end, and one before every evaluation.
+  """
+  save, evaluate = (
+    every or num_steps for every in (train.save_every, train.evaluate_every)
+  )
+  saves, evaluations, both = (
+    (num_steps - 1) // math.lcm(multiple, *intervals)
+    for intervals in ((save,), (evaluate,), (save, evaluate))
+  )
+  at_end = num_steps % multiple == 0
+  return saves + evaluations - both + at_end

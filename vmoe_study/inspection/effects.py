@@ -92,13 +92,14 @@ def at_capacities(
     return models, left_out
   for factor in map(float, capacity_factors):
     config = dataclasses.replace(model.config, evaluation_capacity=factor)
-    other = Model(config, model.image_shape, model.mesh)
     try:
-      slots_per_expert(other)
+      cost.routing(
+        model.module.clone(moe=config.evaluation_moe), model.image_shape
+      )
     except ValueError as error:
       left_out.append(str(error))
     else:
-      models[factor] = other
+      models[factor] = Model(config, model.image_shape, model.mesh)
   return models, left_out
 
 

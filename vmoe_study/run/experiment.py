@@ -49,7 +49,9 @@ class Model:
       exchange=Exchange(self.mesh if self.mesh.size > 1 else None),
     )
     self.evaluation_module = self.module.clone(moe=config.evaluation_moe)
-    self.params_shape = jax.eval_shape(self._init, jax.random.key(0))
+    self.params_shape = self._shapes(self.module, image_shape)
+    if config.evaluation_capacity:
+      self._check_evaluation()
     experts = EXPERT_PATTERN if config.model.is_routed else None
     self.params_sharding = sharding.tree_shardings(
       self.mesh,
@@ -64,27 +66,50 @@ class Model:
 
   def init(self) -> Any:
     """Random parameters; each device computes and holds only its own part."""
-    init = jax.jit(self._init, out_shardings=self.params_sharding)
+    init = functools.partial(self._init, self.module, self.image_shape)
+    init = jax.jit(init, out_shardings=self.params_sharding)
     return init(jax.random.key(self.config.seed))
 
   def _init(
-    self, key: jax.Array, image_shape: tuple[int, int, int] | None = None
+    self,
+    module: VisionTransformer,
+    image_shape: tuple[int, int, int],
+    key: jax.Array,
   ) -> Any:
     batch = self.mesh.size * self.config.group_images
-    images = jnp.zeros((batch, *(image_shape or self.image_shape)))
-    return self.module.init(key, images)["params"]
+    return module.init(key, jnp.zeros((batch, *image_shape)))["params"]
+
+  def _shapes(
+    self, module: VisionTransformer, image_shape: tuple[int, int, int]
+  ) -> Any:
+    """Traces a module; returns the shapes of its parameters."""
+    init = functools.partial(self._init, module, image_shape)
+    return jax.eval_shape(init, jax.random.key(0))
+
+  def _check_evaluation(self) -> None:
+    """Raises ValueError if the model cannot run at `evaluation_capacity`."""
+    try:
+      self._shapes(self.evaluation_module, self.image_shape)
+    except ValueError as error:
+      text = str(error).replace("capacity_factor", "evaluation_capacity")
+      raise ValueError(text) from error
 
   def check_images(self, where: str, shape: tuple[int, int, int]) -> None:
-    """Checks that the model accepts images of a shape other than its own.
+    """Checks that the model evaluates images of a shape other than its own.
 
     Raises:
-      ValueError: parameters depend on the shape, such as learned positions.
+      ValueError: they do not fit patches, groups or experts, or parameters
+        depend on the shape, such as learned positions.
     """
     if shape == self.image_shape:
       return
-    init = functools.partial(self._init, image_shape=shape)
-    wanted = jax.eval_shape(init, jax.random.key(0))
-    if wanted != self.params_shape:
+    try:
+      wanted = self._shapes(self.evaluation_module, shape)
+    except ValueError as error:
+      raise ValueError(
+        f"{where}: its images are {_size(shape)}: {error}"
+      ) from error
+    if wanted != self.params_shape or self.module.posemb == "learned":
       raise ValueError(
         f"{where}: its images are {_size(shape)}, but the model was built for "
         f"{_size(self.image_shape)}, and some of its parameters depend on that "

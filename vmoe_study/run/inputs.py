@@ -42,9 +42,13 @@ def open_train_input(config: Config) -> TrainInput:
 def make_evaluators(model: Model) -> list:
   """The evaluators of a config, with their data opened.
 
+  Decodes a batch of each data set, so that a run whose evaluation would fail
+  does not start.
+
   Raises:
     MissingDataError: a data set is not prepared.
-    ValueError: images do not fit the model.
+    ValueError: an example cannot be used, images do not fit the model, or
+      operations draw random numbers.
   """
   config = model.config
   evaluators: list = [
@@ -76,12 +80,12 @@ def make_evaluators(model: Model) -> list:
 
 
 def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
+  train = model, f"fewshot.{name}.train", spec.train, spec.batch_size
+  _open(*train)  # Its images are chosen later.
   return FewshotTask(
     name,
     open_source(spec.train).labels(),
-    functools.partial(
-      _open, model, f"fewshot.{name}.train", spec.train, spec.batch_size
-    ),
+    functools.partial(_open, *train),
     _open(model, f"fewshot.{name}.test", spec.test, spec.batch_size),
     spec.train.num_classes,
   )
@@ -90,14 +94,20 @@ def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
 def _open(
   model: Model, where: str, data: DataSpec, batch_size: int, indices=None
 ) -> EvalInput:
-  batches = eval_input(
-    data,
-    batch_size=batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    indices=indices,
-    num_workers=model.config.train.num_workers,
-  )
+  """Opens a data set; decodes its first batch unless `indices` are given."""
+  try:
+    batches = eval_input(
+      data,
+      batch_size=batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      indices=indices,
+      num_workers=model.config.train.num_workers,
+    )
+    if indices is None:
+      batches.decode_first()
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from error
   model.check_images(where, batches.image_shape)
   return batches
 

@@ -10,6 +10,7 @@ from etils import epath
 
 from vmoe_study.config import parse
 from vmoe_study.files.atomic import write_atomically
+from vmoe_study.run.finished import CHECKPOINTS
 from vmoe_study.run.saved_config import (
   CONFIG_FILE,
   HARMLESS,
@@ -20,7 +21,7 @@ from vmoe_study.run.saved_config import (
 
 def checkpoints(workdir: epath.PathLike) -> epath.Path:
   """The folder of a run's checkpoints."""
-  return epath.Path(workdir) / "checkpoints"
+  return epath.Path(workdir) / CHECKPOINTS
 
 
 def check(

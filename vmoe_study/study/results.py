@@ -14,6 +14,7 @@ from etils import epath
 
 from vmoe_study.files.atomic import write_atomically
 from vmoe_study.files.json_text import to_json
+from vmoe_study.run.finished import is_finished
 from vmoe_study.run.saved_config import CONFIG_FILE, upgrade
 from vmoe_study.study import sweep_manifest
 from vmoe_study.training.metrics_file import from_json, read_metrics
@@ -115,15 +116,13 @@ def read_run(workdir: epath.PathLike) -> tuple[dict[str, Any], dict | None]:
   if not path.exists():
     raise ValueError(_no_run(path.parent))
   config = upgrade(json.loads(path.read_text()))
-  final: dict[str, float] = {}
-  seconds = 0.0
-  for row in read_metrics(workdir):
-    final |= row
-    seconds += row.get("train/seconds", 0.0)
-  # The final evaluation is written after the last training metrics: if its
-  # step is the last one, the run has finished.
-  if not final or final["step"] != final.get("num_steps", -1):
+  rows = list(read_metrics(workdir))
+  if not is_finished(workdir, config, rows):
     return config, None
+  final: dict[str, float] = {}
+  for row in rows:
+    final |= row
+  seconds = sum(row.get("train/seconds", 0.0) for row in rows)
   images = final["step"] * config["train"]["batch_size"]
   final["seconds"] = seconds
   final["images_per_second"] = images / seconds if seconds else 0.0
