@@ -6,6 +6,7 @@ other than that of `--config`, its `check(args)` checks them for `--check`.
 """
 
 import argparse
+import contextlib
 import importlib
 import logging as std_logging
 import os
@@ -13,7 +14,13 @@ import sys
 
 from vmoe_study import __version__
 from vmoe_study.cli import config_flags
-from vmoe_study.run.exit_codes import FAILED, USAGE_ERROR
+from vmoe_study.cli.stop_signals import StopHandler
+from vmoe_study.run.exit_codes import (
+  FAILED,
+  INTERRUPTED,
+  PREEMPTED,
+  USAGE_ERROR,
+)
 
 # Command -> its module and what it does.
 COMMANDS = {
@@ -32,6 +39,13 @@ COMMANDS = {
   "prepare": ("prepare", "build a data set"),
   "import-vmoe": ("import_vmoe", "convert a public V-MoE checkpoint"),
   "export": ("export_npz", "write a checkpoint's parameters as .npz"),
+}
+
+# Commands that, run again, resume where they were stopped.
+RESUMABLE = ("train", "sweep")
+_STOPPED = {
+  INTERRUPTED: "Interrupted.",
+  PREEMPTED: "Stopped before there was anything to save. Run it again.",
 }
 
 
@@ -86,14 +100,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(module, args) -> int:
-  _set_up_logging()
+  stop = StopHandler()
+  resumable = args.command in RESUMABLE
   try:
-    return _check(module, args) if args.check else module.run(args)
-  except Exception as error:
-    code = _exit_code(error)
+    with stop if resumable else contextlib.nullcontext():
+      _set_up_logging()
+      return _check(module, args) if args.check else module.run(args)
+  except BaseException as error:
+    code = PREEMPTED if stop.requested else _exit_code(error)
     if args.debug or code is None:
       raise
-    print(f"error: {error}", file=sys.stderr)
+    print(_STOPPED.get(code, f"error: {error}"), file=sys.stderr)
     return code
 
 
@@ -107,8 +124,10 @@ def _check(module, args) -> int:
   return 0
 
 
-def _exit_code(error: Exception) -> int | None:
+def _exit_code(error: BaseException) -> int | None:
   """The exit code for an error that a message explains; else None."""
+  if isinstance(error, KeyboardInterrupt):
+    return INTERRUPTED
   if isinstance(error, ValueError | OSError):
     return USAGE_ERROR
   # Imported only here: most commands run without them.

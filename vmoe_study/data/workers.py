@@ -1,7 +1,10 @@
 """Iterating over batches, prepared ahead of time in threads or processes."""
 
+import contextlib
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 
@@ -37,12 +40,34 @@ def iterate_batches(
   threads = 1 if num_workers else THREADS
   reading = grain.ReadOptions(threads, prefetch_buffer_size=BATCHES_AHEAD)
   dataset = batches.to_iter_dataset(reading)
-  iterator = iter(dataset.mp_prefetch(workers, _start_worker))
+  if num_workers:  # Its start would unblock the signals that are blocked here.
+    multiprocessing.resource_tracker.ensure_running()
+  with _requests_blocked():
+    iterator = iter(dataset.mp_prefetch(workers, _start_worker))
   try:
-    for batch in iterator:
+    while True:
+      with _requests_blocked():
+        batch = next(iterator, None)
+      if batch is None:
+        return
       yield finish(batch)
   finally:
     iterator.close()
+
+
+@contextlib.contextmanager
+def _requests_blocked() -> Iterator[None]:
+  """Processes that start in this context do not receive requests to stop.
+
+  Ctrl-C, for example, goes to all processes of a terminal. The main process
+  handles it and still needs its workers to do so.
+  """
+  requests = {signal.SIGINT, signal.SIGTERM}
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, requests)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(index: int, count: int) -> None:

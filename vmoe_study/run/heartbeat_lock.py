@@ -14,8 +14,8 @@ others are interrupted at their next heartbeat. A run that was suspended for
 longer than `STALE_SECONDS` is interrupted too, if another has taken the lock.
 """
 
-import _thread
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -107,11 +107,21 @@ def _keep_alive(
     try:
       if _is_lost(files, number, content):
         logging.error("The lock is now held by %s.", files.newest())
-        _thread.interrupt_main()
+        _interrupt_main_thread()
         return
       files.overwrite(number, content | {"heartbeats": heartbeats})
     except Exception as error:
       logging.warning("The heartbeat of the lock failed: %s", error)
+
+
+def _interrupt_main_thread() -> None:
+  """Raises KeyboardInterrupt in the main thread.
+
+  `_thread.interrupt_main` would call the handler of Ctrl-C, which saves first.
+  """
+  ident = ctypes.c_ulong(threading.main_thread().ident)
+  error = ctypes.py_object(KeyboardInterrupt)
+  ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, error)
 
 
 def _is_lost(files: "_LockFiles", number: int, content: dict[str, Any]) -> bool:

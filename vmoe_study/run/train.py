@@ -6,9 +6,11 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from clu import parameter_overview
 from etils import epath
+from jax.experimental import multihost_utils
 
 from vmoe_study.checkpoint.errors import CheckpointError
 from vmoe_study.checkpoint.load import absolute, complete_steps
@@ -16,6 +18,7 @@ from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.config import Config
 from vmoe_study.data.pipeline import TrainInput
 from vmoe_study.data.prefetch import prefetch_to_device
+from vmoe_study.files.location import expand
 from vmoe_study.nn.cost import routing, training_flops
 from vmoe_study.parallel import hosts
 from vmoe_study.parallel.sharding import to_global
@@ -23,6 +26,7 @@ from vmoe_study.run import lock
 from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.experiment import Model, Training
 from vmoe_study.run.failures import Failures
+from vmoe_study.run.finished import is_evaluated
 from vmoe_study.run.initialize import initial_params
 from vmoe_study.run.inputs import make_evaluators, open_train_input
 from vmoe_study.run.metadata import Metadata
@@ -46,17 +50,15 @@ class TrainResult:
     num_steps: length of the run.
     metrics: the last value of every metric; empty on hosts other than the
       first.
+    is_finished: whether the last step is saved and evaluated. False if the run
+      was asked to stop; the same call resumes it.
   """
 
   workdir: epath.Path
   step: int
   num_steps: int
   metrics: dict[str, float]
-
-  @property
-  def is_finished(self) -> bool:
-    """False if the run was asked to stop; the same call resumes it."""
-    return self.step == self.num_steps
+  is_finished: bool
 
 
 def train(
@@ -65,8 +67,8 @@ def train(
   """Trains a model, or resumes the run of this workdir.
 
   Checkpoints, metrics and the config are written to the workdir. A run that is
-  killed at any moment is resumed by the same call. On SIGTERM it saves and
-  returns early.
+  killed at any moment is resumed by the same call. On SIGTERM and on the first
+  Ctrl-C it saves and returns early; the second Ctrl-C raises KeyboardInterrupt.
 
   Args:
     config: of the run, as `load_config` reads it.
@@ -88,6 +90,7 @@ def train(
   >>> result.step, result.is_finished
   (23, True)
   """
+  workdir = expand("workdir", workdir)
   data = open_train_input(config)
   num_steps = config.train.total_steps(data.num_examples)
   check_schedule(config.train.schedule, num_steps)  # Before anything slow.
@@ -103,10 +106,14 @@ def train(
       check(saved=run.saved_config)  # No other run can write now.
       workdir_lib.claim(workdir, config.to_dict())
     run.describe(state)
-    if int(state.step) < num_steps:
-      state = run.train(state, stack)
-  step = int(state.step)
-  return TrainResult(epath.Path(workdir), step, num_steps, _last(workdir))
+    state, is_finished = run.train(state, stack)
+  return TrainResult(
+    epath.Path(workdir),
+    int(state.step),
+    num_steps,
+    _last(workdir),
+    is_finished,
+  )
 
 
 def _last(workdir: epath.PathLike) -> dict[str, float]:
@@ -185,13 +192,24 @@ class _Run:
       dict(model.mesh.shape),
     )
 
-  def train(self, state: TrainState, stack: contextlib.ExitStack) -> TrainState:
-    """Runs the loop to the end of the run, or until it is asked to stop."""
+  def train(
+    self, state: TrainState, stack: contextlib.ExitStack
+  ) -> tuple[TrainState, bool]:
+    """Runs the loop to the end of the run, or until it is asked to stop.
+
+    Returns:
+      The last state, and whether the run has finished.
+    """
     spec, start_step = self._config.train, int(state.step)
+    num_steps = self._training.num_steps
+    described, evaluated = self._has_metrics(start_step)
+    if start_step == num_steps and described and evaluated:
+      return state, True
+    stop = stack.enter_context(Preemption())
     writer = MetricsWriter(self._workdir, start_step, spec.on_save_error)
     stack.callback(writer.close)
-    if start_step == 0:
-      writer.write_scalars(0, self._sizes(state))
+    if not described:
+      writer.write_scalars(start_step, self._sizes(state))
     put = functools.partial(to_global, self._model.mesh)
     batches = prefetch_to_device(self._data.iterate(start_step), put)
     stack.callback(batches.close)
@@ -202,18 +220,36 @@ class _Run:
       Failures(self._workdir, self._metadata, self._training, self._data),
       self._metadata.skipped_steps,
     )
-    hooks = loop.Hooks(
-      self._evaluators, self._save, stack.enter_context(Preemption()), writer
-    )
     timetable = loop.Timetable(
-      self._training.num_steps,
+      num_steps,
       spec.report_every,
       spec.evaluate_every,
       spec.save_every,
+      evaluated=start_step if evaluated else start_step - 1,
     )
-    state = loop.train(steps, batches, timetable, hooks)
+    hooks = loop.Hooks(self._evaluators, self._save, stop, writer)
+    state, is_finished = loop.train(steps, batches, timetable, hooks)
     self._check_saved(int(state.step))
-    return state
+    return state, is_finished
+
+  def _has_metrics(self, step: int) -> tuple[bool, bool]:
+    """Whether sizes and the evaluation of a step are in the metrics file.
+
+    The same answer on all hosts. A fresh run has neither, and evaluates nothing
+    before its first step.
+    """
+    if step == 0:
+      return False, True
+    found = np.zeros(2, bool)
+    with hosts.raise_on_all_hosts():
+      if jax.process_index() == 0:
+        rows = [r for r in read_metrics(self._workdir) if r["step"] <= step]
+        lengths = [r["num_steps"] for r in rows if "num_steps" in r]
+        found[0] = lengths[-1:] == [self._training.num_steps]
+        found[1] = is_evaluated(self._config.to_dict(), rows, step)
+    if jax.process_count() > 1:
+      found = multihost_utils.broadcast_one_to_all(found)
+    return bool(found[0]), bool(found[1])
 
   def _sizes(self, state: TrainState) -> dict[str, float]:
     """Sizes of the model and the run, for the tables."""

@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import logging
 
 from vmoe_study.run.exit_codes import PREEMPTED
 from vmoe_study.study.pinned import pinned_command
+from vmoe_study.training.stop_signals import handled_by, pass_on
 
 LOG_FILE = "train.log"
 POLL_SECONDS = 0.2
@@ -59,7 +60,7 @@ class Outcome(NamedTuple):
 
   Attributes:
     failed: tasks whose command failed.
-    stopped: whether a SIGTERM stopped the runner before all tasks had ended.
+    stopped: whether a signal stopped the runner before all tasks had ended.
   """
 
   failed: tuple[Task, ...]
@@ -89,8 +90,12 @@ class TaskRunner:
     self._stopping = False
 
   def run(self) -> Outcome:
-    """Runs all tasks; on SIGTERM, lets the running ones save and stop."""
-    with _on_sigterm(self._stop):
+    """Runs all tasks; on SIGTERM or SIGINT, lets running ones save and stop.
+
+    A second SIGINT kills them and goes to the handler that was there before.
+    """
+    handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._stop)
+    with handled_by(handlers) as self._handlers_before:
       while self._running or (self._waiting and not self._gives_up()):
         while self._waiting and self._cores and not self._gives_up():
           self._launch(self._waiting.popleft(), self._cores.pop(0))
@@ -110,9 +115,10 @@ class TaskRunner:
         pinned_command(cores, task.command),
         stdout=log,
         stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches it through this process.
       )
     self._running[process] = task, cores, time.monotonic()
-    if self._stopping:  # SIGTERM arrived while the process was being started.
+    if self._stopping:  # A signal arrived while the process was being started.
       process.terminate()
 
   def _collect(self, process: subprocess.Popen) -> None:
@@ -139,11 +145,23 @@ class TaskRunner:
       dt.timedelta(seconds=round(left)),
     )
 
-  def _stop(self, *_) -> None:
+  def _stop(self, number: int, frame: Any) -> None:
     """Asks the running tasks to save and stop."""
-    self._stopping = True
-    for process in self._running:
-      process.terminate()
+    if self._stopping and number == signal.SIGINT:
+      for process in list(self._running):
+        process.kill()
+      pass_on(self._handlers_before[signal.SIGINT], number, frame)
+    elif not self._stopping:
+      self._stopping = True
+      with contextlib.suppress(RuntimeError):  # It may interrupt a print.
+        print(
+          f"{signal.Signals(number).name}: the runs save, then stop. Ctrl-C "
+          "from now on stops them at once.",
+          file=sys.stderr,
+          flush=True,
+        )
+      for process in list(self._running):
+        process.terminate()
 
 
 def _core_shares(jobs: int) -> Iterator[set[int]]:
@@ -156,12 +174,3 @@ def _core_shares(jobs: int) -> Iterator[set[int]]:
     )
   for job in range(jobs):
     yield set(cores[job::jobs])
-
-
-@contextlib.contextmanager
-def _on_sigterm(handler) -> Iterator[None]:
-  before = signal.signal(signal.SIGTERM, handler)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)

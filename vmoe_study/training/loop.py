@@ -1,4 +1,4 @@
-"""The training loop: evaluate, save, fetch, step, report - in this order."""
+"""The training loop: save, evaluate, fetch, step, report - in this order."""
 
 import contextlib
 import dataclasses
@@ -14,6 +14,7 @@ from absl import logging
 from vmoe_study.training.ahead import StepsAhead
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.state import TrainState
+from vmoe_study.training.stop_signals import StopRequested
 
 
 class Evaluator(Protocol):
@@ -31,6 +32,16 @@ class BatchStream(Protocol):
   def __next__(self) -> Any: ...
 
 
+class StopRequests(Protocol):
+  """Knows whether the run was asked to stop."""
+
+  def __call__(self, step: int) -> bool:
+    """Whether to save and stop after a step."""
+
+  def raised(self) -> contextlib.AbstractContextManager[None]:
+    """A context in which a request may raise StopRequested."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Timetable:
   """When things happen, in steps; an interval of 0 means at the end only.
@@ -39,13 +50,15 @@ class Timetable:
     num_steps: length of the run.
     report: interval of training metrics and progress.
     evaluate: interval of evaluations.
-    save: interval of checkpoints.
+    save: interval of checkpoints; every evaluation has one, too.
+    evaluated: the last step that was evaluated before the start.
   """
 
   num_steps: int
   report: int
   evaluate: int
   save: int
+  evaluated: int = 0
 
   def is_due(self, step: int, interval: int) -> bool:
     """Whether something with this interval happens after `step` steps."""
@@ -60,20 +73,23 @@ class Hooks:
   Attributes:
     evaluators: run one after another at every evaluation.
     save: writes a checkpoint, given step, state and number of skipped steps.
-    stop: whether to save and stop after a step.
+    stop: see `StopRequests`.
     writer: of all metrics.
   """
 
   evaluators: Sequence[Evaluator]
   save: Callable[[int, TrainState, int], None]
-  stop: Callable[[int], bool]
+  stop: StopRequests
   writer: MetricsWriter
 
 
 def train(
   steps: StepsAhead, batches: BatchStream, timetable: Timetable, hooks: Hooks
-) -> TrainState:
+) -> tuple[TrainState, bool]:
   """Trains from the step of `steps.state` to the end of the timetable.
+
+  Every state is saved before it is evaluated: if the evaluation is interrupted,
+  the resumed run evaluates this state first.
 
   Args:
     steps: the compiled step with the state to start from; batch n of `batches`
@@ -83,7 +99,8 @@ def train(
     hooks: what is called then.
 
   Returns:
-    The state after `timetable.num_steps` steps, or fewer if it was stopped.
+    The last state, which is saved; and whether the timetable was completed,
+    with its last evaluation. Otherwise the run was asked to stop.
 
   Raises:
     TrainingFailure: routers have collapsed, or as `steps.on_failure` raises.
@@ -91,18 +108,19 @@ def train(
   start_step = int(steps.state.step)
   reporter = _Reporter(hooks.writer, batches, start_step, timetable.num_steps)
   for step in range(start_step, timetable.num_steps + 1):
-    if step > start_step:
-      if timetable.is_due(step, timetable.evaluate):
-        steps.settle()
-        with reporter.paused():
-          evaluate(hooks.evaluators, steps.state.params, step, hooks.writer)
-      stopping = hooks.stop(step)
-      if stopping or timetable.is_due(step, timetable.save):
-        steps.settle()
-        with reporter.paused():
-          hooks.save(step, steps.state, steps.skipped)
-      if stopping or step == timetable.num_steps:
-        break
+    evaluating = timetable.is_due(step, timetable.evaluate)
+    evaluating &= step > timetable.evaluated
+    stopping = step > start_step and hooks.stop(step)
+    saving = stopping or evaluating or timetable.is_due(step, timetable.save)
+    if saving and step > start_step:
+      steps.settle()
+      with reporter.paused():
+        hooks.save(step, steps.state, steps.skipped)
+    if evaluating and not stopping:
+      with reporter.paused():
+        stopping = not _evaluate(hooks, steps.state.params, step)
+    if stopping or step == timetable.num_steps:
+      break
     batch = next(batches)
     reporter.count(batch)
     steps.run(step, batch)
@@ -110,24 +128,30 @@ def train(
       steps.settle()
       more = {"skipped_steps": steps.skipped, **steps.watch.metrics()}
       reporter.report(step + 1, {**steps.metrics, **more})
-  return steps.state
+  return steps.state, not stopping
 
 
-def evaluate(
-  evaluators: Sequence[Evaluator], params: Any, step: int, writer: MetricsWriter
-) -> dict[str, float]:
-  """Runs evaluators, writes their metrics and returns them."""
-  found = {}
-  for evaluator in evaluators:
-    start = time.perf_counter()
-    metrics = dict(evaluator.run(params))
-    seconds = time.perf_counter() - start
-    shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-    logging.info("step %d: %s (%.1f s)", step, shown, seconds)
-    found |= metrics
+def _evaluate(hooks: Hooks, params: Any, step: int) -> bool:
+  """Writes the metrics of all evaluators; False if it was asked to stop."""
+  found: dict[str, float] = {}
+  try:
+    with hooks.stop.raised():
+      for evaluator in hooks.evaluators:
+        found |= _measure(evaluator, params, step)
+  except StopRequested:
+    return False
   if found:
-    writer.write_scalars(step, found)
-  return found
+    hooks.writer.write_scalars(step, found)
+  return True
+
+
+def _measure(evaluator: Evaluator, params: Any, step: int) -> dict[str, float]:
+  start = time.perf_counter()
+  metrics = dict(evaluator.run(params))
+  seconds = time.perf_counter() - start
+  shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+  logging.info("step %d: %s (%.1f s)", step, shown, seconds)
+  return metrics
 
 
 class _Reporter:

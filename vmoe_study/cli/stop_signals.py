@@ -1,0 +1,56 @@
+"""How resumable commands respond to SIGINT and SIGTERM."""
+
+import contextlib
+import os
+import signal
+import sys
+from typing import Any
+
+from vmoe_study.run.exit_codes import INTERRUPTED
+from vmoe_study.training.stop_signals import (
+  REQUESTED,
+  StopRequested,
+  handled_by,
+  raise_request,
+)
+
+
+class StopHandler(contextlib.AbstractContextManager):
+  """Ends a command at a signal, if nothing in it handles signals itself.
+
+  The first signal raises StopRequested. The second one ends the process at
+  once, also if the first went to a handler that was installed later, such as
+  that of the training loop, which passes on the second.
+
+  Attributes:
+    requested: whether StopRequested was raised, even if an interrupted library
+      has turned it into another error.
+  """
+
+  requested = False
+
+  def __enter__(self) -> "StopHandler":
+    REQUESTED.clear()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    self._stack = contextlib.ExitStack()
+    self._stack.enter_context(handled_by(dict.fromkeys(numbers, self._handle)))
+    self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
+    return self
+
+  def __exit__(self, *error) -> None:
+    sys.unraisablehook = self._hook
+    self._stack.close()
+    REQUESTED.clear()
+
+  def _handle(self, number: int, frame: Any) -> None:
+    del frame
+    if self.requested or signal.getsignal(number) != self._handle:
+      os.write(2, b"Stopped at once.\n")  # May interrupt a print.
+      os._exit(INTERRUPTED)  # Not waiting for threads that save.
+    self.requested = True
+    raise_request()
+
+  def _unraisable(self, found: Any) -> None:
+    """Hides StopRequested where Python ignores it; `handled_by` repeats it."""
+    if not isinstance(found.exc_value, StopRequested):
+      self._hook(found)
