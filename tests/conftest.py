@@ -55,8 +55,6 @@ def pytest_configure(config: pytest.Config) -> None:
   for name, meaning in KINDS.items():
     config.addinivalue_line("markers", f"{name}: {meaning}")
   config.addinivalue_line("markers", "slow: takes longer than the others")
-  if hasattr(config, "workerinput"):
-    return  # Selects what the process that started it selects.
   words = config.invocation_params.args
   asked = any(str(word).startswith(("-m", "-k")) for word in words)
   if not asked and config.args_source is not config.ArgsSource.ARGS:
