@@ -27,6 +27,7 @@ from vmoe_study.run.experiment import Model, Training
 from vmoe_study.run.initialize import initial_params
 from vmoe_study.run.inputs import make_evaluators, open_train_input
 from vmoe_study.run.metadata import Metadata
+from vmoe_study.run.train import train as train_run
 from vmoe_study.training.metrics_file import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -257,6 +258,27 @@ def test_images_of_as_many_patches_in_another_grid_are_refused():
   with pytest.raises(ValueError, match=r"test: its images are 4 x 16"):
     model.check_images("test", (4, 16, 1))
   make_model(posemb="sincos2d").check_images("test", (4, 16, 1))
+
+
+def test_a_run_goes_on_with_the_same_grid_only(tmp_path):
+  config = make_model().config.to_dict()
+  config["data"] |= {
+    "name": "image_folder",
+    "data_dir": str(tmp_path / "data"),
+    "ops": "flip_lr",
+  }
+
+  def train_on(shape):
+    for i in range(16):
+      folder = tmp_path / "data" / "train" / f"class {i % 2}"
+      folder.mkdir(parents=True, exist_ok=True)
+      cv2.imwrite(str(folder / f"{i}.png"), np.zeros((*shape, 3), np.uint8))
+    train_run(parse(config), tmp_path / "run")
+
+  train_on((4, 16))
+  with pytest.raises(ValueError, match="checkpoint: its images are 4 x 16"):
+    train_on((8, 8))
+  train_on((4, 16))
 
 
 @pytest.mark.parametrize(

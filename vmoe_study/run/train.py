@@ -168,6 +168,7 @@ class _Run:
       params=template.params, opt_state=template.opt_state
     )
     metadata = Metadata.from_dict(found.metadata)
+    self._model.check_images("checkpoint", metadata.image_shape)
     self.saved_config = dict(metadata.config)
     self._metadata = dataclasses.replace(
       self._metadata, skipped_steps=metadata.skipped_steps
