@@ -21,6 +21,7 @@ MAX_PIXELS = 2**27
 """Of an image, by default: 134 million, 400 MB as RGB."""
 BACKGROUND = 255
 """White, on which transparent images are laid."""
+_BLOCK_PIXELS = 2**20
 
 
 def decode(
@@ -119,11 +120,20 @@ def _read_transparent(data: bytes, header: ImageHeader, channels: int) -> Image:
   if clear is not None:
     image = np.where(clear, np.uint8(BACKGROUND), image)
   if image.shape[2] == 4:
-    alpha = image[..., 3:].astype(np.uint16)
-    colour = image[..., :3].astype(np.uint16)
-    mixed = colour * alpha + BACKGROUND * (255 - alpha)
-    image = ((mixed + 127) // 255).astype(np.uint8)
+    image = _lay_on_background(image)
   return _convert(image, channels)
+
+
+def _lay_on_background(image: Image) -> Image:
+  """From BGRA to BGR, some rows at a time to need little memory."""
+  mixed = np.empty((*image.shape[:2], 3), np.uint8)
+  step = max(1, _BLOCK_PIXELS // image.shape[1])
+  for top in range(0, len(image), step):
+    rows = image[top : top + step].astype(np.uint16)
+    colour, alpha = rows[..., :3], rows[..., 3:]
+    total = colour * alpha + BACKGROUND * (255 - alpha)
+    mixed[top : top + step] = (total + 127) // 255
+  return mixed
 
 
 def _scaled(value: int, bit_depth: int) -> int:
