@@ -184,7 +184,7 @@ def test_fixed_positions_do_not_tell_the_image_size(
   assert record["image_shape"] == [24, 24, 3]
   assert record["config"]["model"]["fields"]["posemb"] == "sincos2d"
   assert _import(tmp_path, learned, "--image-size=24") == 2
-  assert "positions are for 32 pixels" in capsys.readouterr().err
+  assert "image_size=24: must be 32" in capsys.readouterr().err
 
 
 def _import(folder, leaves, *arguments):
