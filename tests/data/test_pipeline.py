@@ -102,6 +102,7 @@ def test_resuming_needs_only_the_step(digits):
     assert_same(run[number], fresh[number])
 
 
+@pytest.mark.process
 def test_worker_processes_change_nothing(digits):
   alone = train_input(digits, batch_size=8, seed=1)
   helped = train_input(digits, batch_size=8, seed=1, num_workers=2)

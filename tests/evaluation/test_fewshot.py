@@ -154,6 +154,7 @@ def test_best_penalty_among_ties_is_the_authors(case):
     assert fewshot.best_penalty(named) == _authors_choice(accuracies)
 
 
+@pytest.mark.slow
 def test_imagenet_size_fits_in_seconds():
   features, labels = _problem(10_000, 512, 1000)
   started = time.monotonic()

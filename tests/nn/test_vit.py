@@ -221,6 +221,7 @@ def test_remat_changes_no_gradient(images):
       np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_remat_saves_memory(images):
   model = VisionTransformer(**SIZES | {"depth": 6})
   params = _params(model, images)
