@@ -209,10 +209,11 @@ class SparseRouter(Router):
 
 
 class SoftRouter(Router):
-  """Soft MoE: learned slots, each a weighted mean of all tokens (2308.00951).
+  """Soft MoE: learned slots, each a weighted mean of all tokens.
 
-  There is no noise by default. If there is, `noise_std` is its standard
-  deviation, not divided by E, as in the public implementation.
+  Source: arXiv:2308.00951. There is no noise by default. If there is,
+  `noise_std` is its standard deviation, not divided by E, as in the public
+  implementation.
 
   Attributes:
     capacity_factor: slots per token.

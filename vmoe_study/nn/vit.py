@@ -1,6 +1,7 @@
-"""Vision Transformers, dense (2010.11929) or with MoE blocks (2106.05974).
+"""Vision Transformers, dense or with MoE blocks.
 
-Modules have the names in `nn.parameter_names`.
+Sources: arXiv:2010.11929 (dense), arXiv:2106.05974 (V-MoE). Modules have
+the names in `nn.parameter_names`.
 """
 
 import re
@@ -21,7 +22,7 @@ from vmoe_study.routing.balance import RoutingAux
 from vmoe_study.routing.exchange import Exchange
 
 SIZES = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
-# From 2308.00951 (Ti, S) and 2106.05974 (S8, there called S; B, L, H).
+# Ti and S: arXiv:2308.00951. S8 (there called S), B, L, H: arXiv:2106.05974.
 VARIANTS = {
   "Ti": (192, 12, 768, 3),
   "S": (384, 12, 1536, 6),
@@ -204,7 +205,9 @@ class AddPositions(nn.Module):
 
 
 def sincos2d(height: int, width: int, features: int) -> Float[Array, "L D"]:
-  """Fixed position embeddings: sines and cosines of x, then y (2104.02057).
+  """Fixed position embeddings: sines and cosines of x, then of y.
+
+  Source: arXiv:2104.02057.
 
   Args:
     height: rows of patches.
