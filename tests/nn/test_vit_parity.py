@@ -14,6 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import VisionTransformer
 
+pytestmark = pytest.mark.slow
+
 FOLDER = pathlib.Path(__file__).parents[1] / "data" / "reference"
 REFERENCE = np.load(FOLDER / "vit_moe.npz")
 ROUTERS = {
