@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jaxtyping
 import pytest
 
 import vmoe_study
@@ -20,6 +21,12 @@ OF_A_RUN = [
   "inspection.inspect",
   "inspection.comparison",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _unchecked(monkeypatch):
+  """Users run without the shape checks of the tests."""
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def modules_with_examples():
