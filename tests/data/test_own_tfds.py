@@ -1,5 +1,6 @@
 """Data sets that users wrote with TFDS: versions, labels, images, files."""
 
+import os
 import resource
 import shutil
 
@@ -154,9 +155,14 @@ def test_other_images_are_refused_by_name(tmp_path, feature):
 
 @pytest.fixture
 def few_files():
-  """A process that may open few files, but may raise the limit."""
+  """A process that may open few more files, but may raise the limit."""
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  yield lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (80, hard))
+
+  def limit():
+    few = 40 + max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+
+  yield limit
   resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 

@@ -90,7 +90,8 @@ def _wait_until_free(files: "_LockFiles") -> int:
     time.sleep(POLL_SECONDS)
     before, (number, found) = (number, found), files.newest()
     if number and not found.get("released") and (number, found) != before:
-      raise BlockingIOError(_named(found))
+      # A file that is being rewritten may be read without its content.
+      raise BlockingIOError(_named(found) or _named(before[1]))
   return number
 
 
