@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from vmoe_study.config import parse
+from vmoe_study.nn.router import ROUTERS
 from vmoe_study.run.config_file import with_placeholders
 
 
@@ -81,14 +82,21 @@ def moe(
   options: dict[str, Any] = {}
   if args.router != "dense":
     options = {"num_experts": num_experts, "capacity_factor": args.capacity}
-  if args.router.endswith("_token_choice"):
+  spec = ROUTERS.get(args.router)
+  if spec and "num_selected_experts" in spec.options():  # Token choice.
     options |= {
       "num_selected_experts": args.k,
       "batch_priority": args.batch_priority,
     }
     options["importance_loss_weight"] = 0.005
-    if not args.router.startswith("sparsity"):
+    if spec.default_options()["noise_std"]:
       options["load_loss_weight"] = 0.005
+  elif spec and (args.k != 1 or args.batch_priority):
+    raise ValueError(
+      f"config arguments k={args.k}, batch_priority={args.batch_priority}: "
+      f"only for token choice, and router={args.router!r} is none. Leave them "
+      "out."
+    )
   return {
     "router": args.router,
     "options": options,

@@ -89,8 +89,10 @@ def run(args: argparse.Namespace) -> int:
   from vmoe_study.inspection.comparison import compare
   from vmoe_study.inspection.inspect import inspect
   from vmoe_study.inspection.result import save_png
+  from vmoe_study.run.checkpoint import open_checkpoint
 
   checkpoint = config_flags.open_checkpoint(args)
+  others = [open_checkpoint(workdir) for workdir in args.compare_with]
   inspect(
     checkpoint,
     num_images=args.examples,
@@ -99,8 +101,8 @@ def run(args: argparse.Namespace) -> int:
     out=args.out,
   )
   print(f"{args.out}/index.html")
-  if args.compare_with:
-    picture = compare([checkpoint, *args.compare_with], num_images=args.images)
+  if others:
+    picture = compare([checkpoint, *others], num_images=args.images)
     save_png(picture, epath.Path(args.out) / "comparison.png")
     print(f"{args.out}/comparison.png")
   return 0

@@ -8,7 +8,6 @@ other than that of `--config`, its `check(args)` checks them for `--check`.
 import argparse
 import contextlib
 import importlib
-import logging as std_logging
 import os
 import sys
 
@@ -21,6 +20,7 @@ from vmoe_study.run.exit_codes import (
   PREEMPTED,
   USAGE_ERROR,
 )
+from vmoe_study.run.progress import log_progress
 
 # Command -> its module and what it does.
 COMMANDS = {
@@ -104,7 +104,7 @@ def _run(module, args) -> int:
   resumable = args.command in RESUMABLE
   try:
     with stop if resumable else contextlib.nullcontext():
-      _set_up_logging()
+      log_progress()
       return _check(module, args) if args.check else module.run(args)
   except BaseException as error:
     code = PREEMPTED if stop.requested else _exit_code(error)
@@ -138,22 +138,3 @@ def _exit_code(error: BaseException) -> int | None:
   if isinstance(error, CheckpointError):
     return USAGE_ERROR
   return FAILED if isinstance(error, TrainingFailure | OtherHostError) else None
-
-
-def _set_up_logging() -> None:
-  """Logs plain lines on stderr; of other packages only warnings."""
-  from absl import flags, logging
-
-  flags.FLAGS.mark_as_parsed()  # absl's loggers ask for absl's flags.
-
-  def is_ours(entry: std_logging.LogRecord) -> bool:
-    ours = f"{os.sep}vmoe_study{os.sep}" in entry.pathname
-    return ours or entry.levelno >= std_logging.WARNING
-
-  logging.use_absl_handler()
-  logging.set_verbosity(logging.INFO)
-  handler = logging.get_absl_handler()
-  handler.addFilter(is_ours)
-  handler.setFormatter(
-    std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
-  )

@@ -33,8 +33,8 @@ class Checkpoint:
 
   path: epath.Path
   step: int
-  params: Any
-  model: Model
+  params: Any = dataclasses.field(repr=False)
+  model: Model = dataclasses.field(repr=False)
 
   @property
   def config(self) -> Config:

@@ -95,6 +95,7 @@ def _get_config(config: str) -> ConfigDict:
 
 def find_file(path: str) -> str | None:
   """The path of a config file, here or among this project's own."""
+  path = str(Path(path).expanduser())
   if Path(path).is_file():
     return path
   ours = HOME / path
