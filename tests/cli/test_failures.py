@@ -63,7 +63,7 @@ def test_replay_finds_what_is_not_finite(stopped, capsys):
   assert any("head/kernel" in line for line in lines)
 
   assert main(["replay", f"--workdir={stopped}", "--step=5"]) == 2
-  assert "no step 5; there are [1]" in capsys.readouterr().err
+  assert "holds no step 5; the steps there are [1]" in capsys.readouterr().err
 
 
 def test_replay_finds_a_norm_that_overflows(tmp_path, capsys):
