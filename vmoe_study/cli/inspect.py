@@ -87,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
   from etils import epath
 
   from vmoe_study.inspection.comparison import compare
+  from vmoe_study.inspection.files import save_png
   from vmoe_study.inspection.inspect import inspect
-  from vmoe_study.inspection.result import save_png
   from vmoe_study.run.checkpoint import open_checkpoint
 
   checkpoint = config_flags.open_checkpoint(args)

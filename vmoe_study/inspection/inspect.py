@@ -13,6 +13,7 @@ from vmoe_study.inspection.effects import (
   measure_correct,
   slots_per_expert,
 )
+from vmoe_study.inspection.files import write_inspection
 from vmoe_study.inspection.gallery import make_gallery
 from vmoe_study.inspection.images import EvaluationImages
 from vmoe_study.inspection.measure import (
@@ -61,7 +62,7 @@ def inspect(
       None for no files.
 
   Returns:
-    The numbers; `figures()` draws, `write(folder)` writes files as `out` does.
+    The numbers; `figures()` draws them.
 
   Raises:
     ValueError: the config evaluates nothing, or the data set has fewer images
@@ -105,7 +106,7 @@ def inspect(
   )
   if out is not None:
     logging.info("drawing")
-    inspection.write(out)
+    write_inspection(inspection, out)
   return inspection
 
 

@@ -1,16 +1,11 @@
-"""The result of an inspection: its numbers, figures and page."""
+"""The result of an inspection: its numbers and figures."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from etils import epath
-
-from vmoe_study.files.location import expand
 from vmoe_study.inspection.gallery import Gallery
 from vmoe_study.inspection.statistics import (
   CapacityPoint,
@@ -21,8 +16,6 @@ from vmoe_study.study.statistics import Estimate
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
-
-DOTS_PER_INCH = 110
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,27 +98,3 @@ class Inspection:
         ),
       }
     return figures
-
-  def write(self, folder: epath.PathLike) -> None:
-    """Writes statistics.json, one PNG file per figure, and index.html."""
-    from vmoe_study.inspection.page import render_page
-
-    folder = epath.Path(expand("folder", folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-    (folder / "statistics.json").write_text(text + "\n")
-    files = {name: _png(figure) for name, figure in self.figures().items()}
-    for name, data in files.items():
-      (folder / f"{name}.png").write_bytes(data)
-    (folder / "index.html").write_text(render_page(self, files))
-
-
-def save_png(figure: Figure, path: epath.Path) -> None:
-  """Writes a figure as a PNG file."""
-  path.write_bytes(_png(figure))
-
-
-def _png(figure: Figure) -> bytes:
-  file = io.BytesIO()
-  figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-  return file.getvalue()
