@@ -49,6 +49,7 @@ def test_examples(name):
 
 
 @pytest.mark.cli
+@pytest.mark.slow
 def test_examples_of_a_run(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for name in OF_A_RUN:
