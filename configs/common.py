@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from vmoe_study.config import parse
-from vmoe_study.nn.router import ROUTERS
+from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.run.config_file import with_placeholders
 
 
@@ -16,7 +16,7 @@ class Arguments:
   """Arguments of every recipe, `--config=FILE.py:NAME=VALUE,...`.
 
   Attributes:
-    router: a key of `nn.router.ROUTERS`, or "dense".
+    router: a key of `nn.zoo.ROUTERS`, or "dense".
     capacity: capacity factor.
     k: experts per token, under token choice.
     group: images routed together.

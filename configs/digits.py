@@ -7,7 +7,7 @@ all of the project: training, evaluation and few-shot transfer.
   python -m vmoe_study train --workdir=DIR \\
     --config=configs/digits.py:router=sinkhorn_expert_choice,capacity=2
 
-Arguments: router (a key of `nn.router.ROUTERS`, or "dense"), capacity (the
+Arguments: router (a key of `nn.zoo.ROUTERS`, or "dense"), capacity (the
 factor), k (experts per token, for token choice), group (images per routing
 group), batch_priority (for token choice), seed.
 Hardware: two CPU cores. Expected: at least 96% test accuracy for every router.

@@ -11,7 +11,7 @@ that it compares. `configs/tables.py` lists them all.
     --config=configs/pretrain.py:smoke=true
 
 Arguments, as NAME=VALUE with commas between:
-  router     a key of `nn.router.ROUTERS`, or "dense" for a dense model
+  router     a key of `nn.zoo.ROUTERS`, or "dense" for a dense model
   backbone   S8/32, B/32, B/16, L/32, L/16, H/14 for the V-MoE recipe (S8 is its
              8-layer S); any of Ti, S, B, L, H and a patch size for Soft MoE's
   recipe     vmoe: class token, sigmoid cross-entropy, linear decay, MoE in

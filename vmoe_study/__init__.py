@@ -20,9 +20,9 @@ if TYPE_CHECKING:
   from vmoe_study.inspection.inspect import inspect as inspect
   from vmoe_study.nn.moe import Moe as Moe
   from vmoe_study.nn.moe import MoeOptions as MoeOptions
-  from vmoe_study.nn.router import ROUTERS as ROUTERS
-  from vmoe_study.nn.router import make_router as make_router
   from vmoe_study.nn.vit import VisionTransformer as VisionTransformer
+  from vmoe_study.nn.zoo import ROUTERS as ROUTERS
+  from vmoe_study.nn.zoo import make_router as make_router
   from vmoe_study.performance.plan import plan_run as plan_run
   from vmoe_study.routing.plan import DensePlan as DensePlan
   from vmoe_study.routing.plan import IndexPlan as IndexPlan
@@ -42,7 +42,7 @@ _MODULES = {
   "IndexPlan": "routing.plan",
   "Moe": "nn.moe",
   "MoeOptions": "nn.moe",
-  "ROUTERS": "nn.router",
+  "ROUTERS": "nn.zoo",
   "RoutingPlan": "routing.plan",
   "VisionTransformer": "nn.vit",
   "compare": "inspection.comparison",
@@ -50,7 +50,7 @@ _MODULES = {
   "inspect": "inspection.inspect",
   "load_config": "run.config_file",
   "log_progress": "run.progress",
-  "make_router": "nn.router",
+  "make_router": "nn.zoo",
   "open_checkpoint": "run.checkpoint",
   "plan_run": "performance.plan",
   "train": "run.train",

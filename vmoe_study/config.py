@@ -15,8 +15,8 @@ from vmoe_study import options
 from vmoe_study.data.spec import DataSpec
 from vmoe_study.files.location import expand
 from vmoe_study.nn.moe import MoeOptions
-from vmoe_study.nn.router import ROUTERS
 from vmoe_study.nn.vit import SIZES, VisionTransformer, moe_blocks, variant
+from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.parallel.mesh import MeshSpec
 from vmoe_study.training.health import HealthSpec
 from vmoe_study.training.optimizer import (

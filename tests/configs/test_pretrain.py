@@ -6,7 +6,7 @@ import pytest
 
 from configs import pretrain
 from vmoe_study.config import parse
-from vmoe_study.nn.router import ROUTERS
+from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.parallel.mesh import make_mesh
 from vmoe_study.parallel.sharding import to_global
 from vmoe_study.run.experiment import Model, Training

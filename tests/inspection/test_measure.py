@@ -10,8 +10,8 @@ from scipy.stats import entropy
 
 from vmoe_study.inspection import effects, measure
 from vmoe_study.nn.moe import Moe, MoeOptions, make_experts
-from vmoe_study.nn.router import ROUTERS
 from vmoe_study.nn.vit import VisionTransformer
+from vmoe_study.nn.zoo import ROUTERS
 
 BATCH, TOKENS, EXPERTS, GROUP = 4, 5, 4, 2
 LAYER = "encoderblock_1"

@@ -7,7 +7,7 @@ import pytest
 
 from vmoe_study.nn.mlp import Mlp
 from vmoe_study.nn.moe import Moe, MoeOptions, group_images
-from vmoe_study.nn.router import ROUTERS, make_router
+from vmoe_study.nn.zoo import ROUTERS, make_router
 
 B, L, D, F, E = 4, 6, 8, 5, 3
 

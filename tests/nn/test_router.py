@@ -8,14 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_study.nn.router import (
-  ROUTERS,
-  RouterLogits,
-  SoftRouter,
-  SparseRouter,
-  make_router,
-  sparse,
-)
+from vmoe_study.nn.router import RouterLogits, SoftRouter, SparseRouter
+from vmoe_study.nn.zoo import ROUTERS, make_router, sparse
 from vmoe_study.routing.choice import ExpertChoice, TokenChoice
 from vmoe_study.routing.plan import DensePlan, IndexPlan
 from vmoe_study.routing.sparse_transport import SOLVERS

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_study.nn.router import ROUTERS, RouterLogits, make_router
+from vmoe_study.nn.router import RouterLogits
+from vmoe_study.nn.zoo import ROUTERS, make_router
 
 WIDTH = 8
 

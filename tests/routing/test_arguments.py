@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_study.nn.router import ROUTERS, RouterLogits, make_router
+from vmoe_study.nn.router import RouterLogits
+from vmoe_study.nn.zoo import ROUTERS, make_router
 from vmoe_study.routing import balance, sinkhorn, soft, sparse_transport
 from vmoe_study.routing.affinity import Sinkhorn, Softmax, SparseTransport
 from vmoe_study.routing.choice import expert_choice, token_choice

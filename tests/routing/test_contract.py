@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmoe_study.nn.router import ROUTERS
+from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.routing.affinity import Sinkhorn, SparseTransport
 from vmoe_study.routing.choice import ExpertChoice, TokenChoice
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vmoe_study.nn.moe import Moe, MoeOptions
-from vmoe_study.nn.router import ROUTERS
+from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.routing.exchange import Exchange
 
 pytestmark = pytest.mark.device

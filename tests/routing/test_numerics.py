@@ -15,7 +15,7 @@ import pytest
 import scipy.special
 
 from vmoe_study.nn.moe import Moe, MoeOptions
-from vmoe_study.nn.router import ROUTERS
+from vmoe_study.nn.zoo import ROUTERS
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_study.nn.router import RouterLogits, make_router
+from vmoe_study.nn.router import RouterLogits
+from vmoe_study.nn.zoo import make_router
 from vmoe_study.routing.affinity import SparseTransport
 from vmoe_study.routing.sinkhorn import sinkhorn
 from vmoe_study.routing.soft import slot_logits

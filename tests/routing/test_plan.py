@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_study.nn.router import ROUTERS
+from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.routing.choice import expert_choice, token_choice
 from vmoe_study.routing.plan import IndexPlan
 

@@ -19,7 +19,7 @@ from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli.main import main
 from vmoe_study.config import InitializeSpec, parse
 from vmoe_study.doctor.model import check_initial_params
-from vmoe_study.nn.router import ROUTERS
+from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.parallel import sharding
 from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 from vmoe_study.run import workdir as workdir_lib

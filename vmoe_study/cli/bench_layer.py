@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from vmoe_study.cli import paths
-from vmoe_study.nn.router import ROUTERS
+from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.performance.bench_shapes import LayerShape
 
 HELP = "time a MoE layer against its experts alone and a dense MLP"

@@ -29,7 +29,7 @@ from vmoe_study.inspection.statistics import (
 )
 from vmoe_study.nn import cost
 from vmoe_study.nn.moe import MoeOptions
-from vmoe_study.nn.router import make_router
+from vmoe_study.nn.zoo import make_router
 from vmoe_study.run.checkpoint import Checkpoint, open_checkpoint
 from vmoe_study.run.experiment import Model
 from vmoe_study.study.statistics import estimate

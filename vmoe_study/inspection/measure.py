@@ -15,8 +15,9 @@ from absl import logging
 from jaxtyping import Array, Float
 
 from vmoe_study.nn import parameter_names as names
-from vmoe_study.nn.router import Router, RouterLogits, make_router
+from vmoe_study.nn.router import Router, RouterLogits
 from vmoe_study.nn.vit import VisionTransformer, moe_blocks
+from vmoe_study.nn.zoo import make_router
 from vmoe_study.routing.plan import RoutingPlan
 
 Batch = Mapping[str, Any]

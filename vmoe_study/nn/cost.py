@@ -12,8 +12,9 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from vmoe_study.nn.parameter_names import in_experts
-from vmoe_study.nn.router import SoftRouter, make_router
+from vmoe_study.nn.router import SoftRouter
 from vmoe_study.nn.vit import VisionTransformer, moe_blocks
+from vmoe_study.nn.zoo import make_router
 
 
 @dataclasses.dataclass(frozen=True)

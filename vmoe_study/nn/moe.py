@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from vmoe_study.nn import parameter_names as names
 from vmoe_study.nn.mlp import Mlp
-from vmoe_study.nn.router import ROUTERS, SparseRouter, make_router
+from vmoe_study.nn.router import SparseRouter
+from vmoe_study.nn.zoo import ROUTERS, make_router
 from vmoe_study.options import check_least, check_names
 from vmoe_study.routing.balance import RoutingAux
 from vmoe_study.routing.exchange import Exchange

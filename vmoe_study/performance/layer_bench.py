@@ -20,7 +20,8 @@ from jaxtyping import Float
 from vmoe_study.nn import parameter_names as names
 from vmoe_study.nn.mlp import Mlp
 from vmoe_study.nn.moe import Moe, MoeOptions, make_experts
-from vmoe_study.nn.router import ROUTERS, SoftRouter, make_router
+from vmoe_study.nn.router import SoftRouter
+from vmoe_study.nn.zoo import ROUTERS, make_router
 from vmoe_study.performance.bench_shapes import LayerShape
 from vmoe_study.performance.timing import interleaved_seconds, paired_ratio
 from vmoe_study.routing.capacity import expert_capacity

@@ -21,7 +21,7 @@ from ml_collections.config_flags import config_path
 
 from vmoe_study.config import Config, parse
 from vmoe_study.nn.moe import DENSE
-from vmoe_study.nn.router import ROUTERS
+from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.options import check_names
 
 PACKAGE = Path(__file__).resolve().parents[1]
