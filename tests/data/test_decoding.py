@@ -52,12 +52,42 @@ def test_a_png_is_exact(channels):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_other_kinds_agree_with_pillow(kind, mode):
   data = encoded(photo(64, 80), kind, mode)
   decoded = decode(data)
   assert decoded.dtype == np.uint8
   assert np.abs(decoded - shown(data)).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_of_several_frames_is_read(kind):
+  frames = [Image.fromarray(photo(16, 20) // n) for n in (1, 2, 3)]
+  file = io.BytesIO()
+  frames[0].save(
+    file, kind, save_all=True, append_images=frames[1:], quality=95
+  )
+  data = file.getvalue()
+  assert np.abs(decode(data) - shown(data)).max() <= 4
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "jpeg"])
+def test_compressed_tiffs(compression):
+  file = io.BytesIO()
+  Image.fromarray(photo(24, 32)).save(file, "TIFF", compression=compression)
+  data = file.getvalue()
+  assert np.abs(decode(data) - shown(data)).max() <= 1
+
+
+def test_tiffs_of_more_bits():
+  deep = photo(24, 32, 3).astype(np.uint16) * 257
+  for image in (deep, deep[..., :1]):
+    data = cv2.imencode(".tif", image)[1].tobytes()
+    expected = np.broadcast_to(image[..., ::-1] >> 8, (24, 32, 3))
+    np.testing.assert_array_equal(decode(data), expected)
+  for image in (photo(8, 8, 1).astype(np.float32), photo(8, 8, 1).astype("i4")):
+    with pytest.raises(ImageError, match="must have 8 or 16"):
+      decode(encoded(image, "TIFF"))
 
 
 def test_other_channels_are_converted():
@@ -66,7 +96,7 @@ def test_other_channels_are_converted():
 
 
 @pytest.mark.parametrize("orientation", range(9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_images_are_turned_upright(kind, orientation):
   exif = Image.Exif()
   exif[0x010F] = "maker"
@@ -107,8 +137,21 @@ def _transparent(kind, mode, **options):
     ),
     encoded(photo(24, 32), "GIF", "P", transparency=3),
     encoded(photo(24, 32, 1) > 127, "PNG", transparency=0),
+    _transparent("TIFF", "RGBA"),
+    _transparent("TIFF", "LA"),
   ],
-  ids=["rgba", "la", "palette", "webp", "rgb key", "grey key", "gif", "bit"],
+  ids=[
+    "rgba",
+    "la",
+    "palette",
+    "webp",
+    "rgb key",
+    "grey key",
+    "gif",
+    "bit",
+    "tiff",
+    "tiff la",
+  ],
 )
 def test_transparent_images_are_laid_on_white(data):
   assert np.abs(decode(data) - shown(data)).max() <= 1
@@ -283,7 +326,7 @@ def test_unusable_files_are_named_or_skipped_and_counted(
 
 def test_changed_headers_give_an_image_or_our_error():
   rng = np.random.default_rng(0)
-  kinds = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+  kinds = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
   for kind, _ in itertools.product(kinds, range(60)):
     data = bytearray(encoded(photo(9, 12), kind))
     data[int(rng.integers(min(len(data), 200)))] ^= 1 << int(rng.integers(8))

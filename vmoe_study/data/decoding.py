@@ -1,6 +1,9 @@
 """Decodes image files as a viewer shows them: upright and without alpha."""
 
+import contextlib
 import io
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from etils import epy
@@ -27,7 +30,7 @@ _BLOCK_PIXELS = 2**20
 def decode(
   data: bytes | Image, channels: int = 3, max_pixels: int = MAX_PIXELS
 ) -> Image:
-  """Decodes a JPEG, PNG, WebP, GIF or BMP file; an array passes through.
+  """Decodes a JPEG, PNG, WebP, GIF, BMP or TIFF file, or returns an array.
 
   The EXIF orientation is applied, and transparent pixels are laid on white.
   TensorFlow's decoder does neither. Of 16 bits, the upper 8 are kept.
@@ -73,6 +76,8 @@ def check_pixels(height: int, width: int, max_pixels: int) -> None:
 
 def _read(data: bytes, header: ImageHeader, channels: int) -> Image:
   """Pixels (H, W, channels), in the orientation of the file."""
+  if header.is_tiff:
+    return _read_tiff(data, channels)
   if header.is_plain_cmyk:
     return _read_plain_cmyk(data, channels)
   if header.has_alpha:
@@ -98,14 +103,45 @@ def _read_plain_cmyk(data: bytes, channels: int) -> Image:
   Uses Pillow, as OpenCV does not return the four channels. Pillow assumes that
   they are inverted, so it returns 255 minus the ink here: the light.
   """
+  with _pillow(data) as picture:
+    light = np.asarray(picture, np.uint16)
+  bgr = light[..., 2::-1] * light[..., 3:] // 255
+  return _convert(bgr.astype(np.uint8), channels)
+
+
+def _read_tiff(data: bytes, channels: int) -> Image:
+  """The first page of a TIFF, upright and on the background.
+
+  Uses Pillow, as OpenCV loses the transparency of grey images, and multiplies
+  colours by it.
+  """
+  import PIL.ImageOps
+
+  with _pillow(data) as picture:
+    upright = PIL.ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I;16"):
+      grey = (np.asarray(upright)[..., None] >> 8).astype(np.uint8)
+      return _convert(grey, channels)
+    if upright.mode in ("I", "F"):
+      raise ImageError(
+        "a TIFF file of 32 bits per pixel and channel: must have 8 or 16. "
+        "Convert the file."
+      )
+    rgba = np.asarray(upright.convert("RGBA"))
+  return _convert(_lay_on_background(rgba[..., [2, 1, 0, 3]]), channels)
+
+
+@contextlib.contextmanager
+def _pillow(data: bytes) -> Iterator[Any]:
+  """Opens a file with Pillow, which raises errors of many types."""
   import PIL.Image
 
   try:
-    light = np.asarray(PIL.Image.open(io.BytesIO(data)), np.uint16)
-  except Exception as error:  # Pillow raises errors of many types.
+    yield PIL.Image.open(io.BytesIO(data))
+  except ImageError:
+    raise
+  except Exception as error:
     raise unreadable(data) from error
-  bgr = light[..., 2::-1] * light[..., 3:] // 255
-  return _convert(bgr.astype(np.uint8), channels)
 
 
 def _read_transparent(data: bytes, header: ImageHeader, channels: int) -> Image:

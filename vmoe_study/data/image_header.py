@@ -16,7 +16,9 @@ _ALONE = {0x01, 0xD8}  # Markers without a length.
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PNG = b"\x89PNG\r\n\x1a\n"
-_ORIENTATION = 0x0112
+# Tags of a TIFF file, and of the EXIF data in files of other kinds.
+_WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
+_SHORT, _LONG = 3, 4
 
 
 class ImageError(ValueError):
@@ -35,6 +37,7 @@ class ImageHeader:
     bit_depth: bits per channel of a PNG.
     is_plain_cmyk: whether it is a JPEG of four channels that are not inverted,
       unlike Adobe's.
+    is_tiff: whether it is a TIFF; then only its size is given.
   """
 
   height: int = 0
@@ -44,10 +47,11 @@ class ImageHeader:
   transparent_grey: int | None = None
   bit_depth: int = 8
   is_plain_cmyk: bool = False
+  is_tiff: bool = False
 
 
 def read_header(data: bytes) -> ImageHeader:
-  """Reads the header of a JPEG, PNG, WebP, GIF or BMP file.
+  """Reads the header of a JPEG, PNG, WebP, GIF, BMP or TIFF file.
 
   Raises:
     ImageError: the file is of another kind, or a truncated JPEG.
@@ -58,6 +62,8 @@ def read_header(data: bytes) -> ImageHeader:
     (b"RIFF", _read_webp),
     (b"GIF8", _read_gif),
     (b"BM", _read_bmp),
+    (b"II*\0", _read_tiff),
+    (b"MM\0*", _read_tiff),
   ):
     if data.startswith(magic):
       try:
@@ -72,8 +78,8 @@ def read_header(data: bytes) -> ImageHeader:
 def unreadable(data: bytes) -> ImageError:
   """The error of a file that is not an image, or is damaged."""
   return ImageError(
-    f"{len(data)} bytes that are not a readable JPEG, PNG, WebP, GIF or BMP "
-    "file. Replace the file."
+    f"{len(data)} bytes that are not a readable JPEG, PNG, WebP, GIF, BMP or "
+    "TIFF file. Replace the file."
   )
 
 
@@ -165,6 +171,11 @@ def _read_bmp(data: bytes) -> ImageHeader:
   return ImageHeader(abs(height), abs(width))
 
 
+def _read_tiff(data: bytes) -> ImageHeader:
+  tags = _tags(data)
+  return ImageHeader(tags.get(_HEIGHT, 0), tags.get(_WIDTH, 0), is_tiff=True)
+
+
 def _chunks(
   data: bytes, position: int, form: str, checksum: int
 ) -> Iterator[tuple[bytes, bytes]]:
@@ -180,16 +191,24 @@ def _chunks(
 
 def _orientation(exif: bytes) -> int:
   """The orientation in a block of EXIF; 1 if there is none, or none valid."""
-  order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+  orientation = _tags(exif).get(_ORIENTATION, 1)
+  return orientation if 1 <= orientation <= 8 else 1
+
+
+def _tags(tiff: bytes) -> dict[int, int]:
+  """The whole numbers in the first directory of a TIFF file or of EXIF."""
+  order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+  found: dict[int, int] = {}
   if order is None:
-    return 1
+    return found
   try:
-    (start,) = struct.unpack_from(f"{order}I", exif, 4)
-    (count,) = struct.unpack_from(f"{order}H", exif, start)
+    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+    (count,) = struct.unpack_from(f"{order}H", tiff, start)
     for entry in range(start + 2, start + 2 + 12 * count, 12):
-      tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, entry)
-      if tag == _ORIENTATION and kind == 3 and 1 <= value <= 8:
-        return value
+      tag, kind = struct.unpack_from(f"{order}HH", tiff, entry)
+      form = {_SHORT: "H", _LONG: "I"}.get(kind)
+      if form:
+        (found[tag],) = struct.unpack_from(f"{order}{form}", tiff, entry + 8)
   except struct.error:
     pass
-  return 1
+  return found
