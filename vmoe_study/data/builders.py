@@ -24,6 +24,8 @@ OURS = {
   "digits": ("digits", "Digits"),
   "fashion_mnist": ("fashion_mnist", "LocalFashionMnist"),
   "emoji": ("emoji", "Emoji"),
+  "glyphs": ("glyphs", "Glyphs"),
+  "glyph_scenes": ("glyph_scenes", "GlyphScenes"),
   "jft_like": ("jft_like", "JftLike"),
 }
 AUTOMATIC = "digits"
@@ -121,6 +123,8 @@ def prepare(
       data_dir or tfds.core.constants.DATA_DIR, "downloads", "manual"
     )
     _check_manual_files(name, spec.manual, Path(folder).expanduser(), builder)
+  if hasattr(builder, "check_manual_dir"):
+    builder.check_manual_dir(Path(folder).expanduser())
   config = tfds.download.DownloadConfig(manual_dir=folder)
   if _base(name) in OURS:
     # Writing ArrayRecord needs no TensorFlow.

@@ -65,6 +65,11 @@ DATASETS: dict[str, DatasetSpec] = {
   "digits": DatasetSpec(_held_out(10), 10),
   "fashion_mnist": DatasetSpec(_held_out(10), 10, manual=_FASHION),
   "emoji": DatasetSpec(_held_out(10), 99, manual=_EMOJI),
+  "glyphs/1000": DatasetSpec(_given("val"), 1000),
+  "glyphs/2000": DatasetSpec(_given("val"), 2000),
+  "glyphs/kana": DatasetSpec(_held_out(10), 91),
+  "glyphs/hangul": DatasetSpec(_held_out(10), 200),
+  "glyph_scenes/500": DatasetSpec(_given("val"), 500),
   # ImageNet and its other test sets.
   "imagenet2012": DatasetSpec(
     _held_out(1, "validation"), 1000, manual=(_IMAGENET_TRAIN, _IMAGENET_VAL)
