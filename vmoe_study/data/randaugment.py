@@ -1,213 +1,26 @@
-"""RandAugment (arXiv:1909.13719): n random distortions of one strength.
+"""RandAugment (arXiv:1909.13719): n random distortions of one strength."""
 
-The 16 distortions and the meaning of the magnitude m are the usual ones for
-Vision Transformers: the strength is m / 10 of a fixed range, so m may exceed
-10, and signs are random. Lengths are given for 224-pixel images and scale with
-the smaller side. Pixels from outside the image are grey (128). The arithmetic
-is Pillow's (`ImageOps`, `ImageEnhance`), computed with OpenCV and 256-entry
-tables. Every distortion keeps shape and dtype: uint8 (H, W, C), C = 1 or 3.
-"""
-
-from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
-from etils import epy
 
-with epy.lazy_imports():  # Checking a config needs no OpenCV.
-  import cv2
+from vmoe_study.data import distortions, distortions_authors
+from vmoe_study.data.distortions import Distortion, Image, Rng
 
-Image = np.ndarray
-Rng = np.random.Generator
-
-GREY = 128
-LEVELS = np.arange(256)
-MAX_MAGNITUDE = 10
-MAX_ROTATION = 30.0  # degrees
-MAX_SHEAR = 0.3
-REFERENCE_SIDE = 224  # pixels
-MAX_TRANSLATION = 100.0  # pixels of an image of the reference side
-MAX_CUTOUT = 40.0  # half the side of the square, in the same pixels
-MAX_SOLARIZE_ADD = 110
-
-
-def _lookup(image: Image, table: np.ndarray) -> Image:
-  """Maps levels by a (256,) table, or by one table per channel (C, 256)."""
-  table = np.clip(np.rint(table), 0, 255).astype(np.uint8)
-  if table.ndim == 2:
-    table = np.ascontiguousarray(table.T)[None]  # (1, 256, C) for OpenCV
-  return cv2.LUT(image, table).reshape(image.shape)
-
-
-def _blend(base: Image, image: Image, factor: float) -> Image:
-  """base + factor * (image - base), clipped to 0..255."""
-  return cv2.addWeighted(image, factor, base, 1 - factor, 0).reshape(
-    image.shape
-  )
-
-
-def _grey(image: Image) -> Image:
-  """ITU-R 601 luma in every channel."""
-  if image.shape[-1] == 1:
-    return image
-  return cv2.cvtColor(
-    cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB
-  )
-
-
-def _warp(image: Image, matrix: np.ndarray | list[list[float]]) -> Image:
-  """Pixel (x, y) of the result is pixel `matrix` @ (x, y, 1) of the image."""
-  height, width, channels = image.shape
-  return cv2.warpAffine(
-    image,
-    np.asarray(matrix, np.float64),
-    (width, height),
-    flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
-    borderValue=(GREY,) * channels,
-  ).reshape(image.shape)
-
-
-def autocontrast(image: Image) -> Image:
-  """Stretches every channel to span 0..255."""
-  low = image.min((0, 1)).astype(np.float64)[:, None]
-  high = image.max((0, 1)).astype(np.float64)[:, None]
-  span = np.maximum(high - low, 1)
-  stretched = (LEVELS - low) * 255 / span
-  return _lookup(image, np.floor(np.where(high > low, stretched, LEVELS)))
-
-
-def equalize(image: Image) -> Image:
-  """Equalizes every channel's histogram, as Pillow does."""
-  tables = []
-  for channel in range(image.shape[-1]):
-    histogram = np.bincount(image[..., channel].ravel(), minlength=256)
-    filled = histogram[histogram > 0]
-    step = (filled.sum() - filled[-1]) // 255
-    below = np.cumsum(histogram) - histogram
-    tables.append((step // 2 + below) // step if step else LEVELS)
-  return _lookup(image, np.stack(tables))
-
-
-def invert(image: Image) -> Image:
-  """255 minus every level."""
-  return 255 - image
-
-
-def posterize(image: Image, bits: int) -> Image:
-  """Keeps the `bits` highest bits of every level."""
-  return image & np.uint8(256 - (1 << (8 - bits)))
-
-
-def solarize(image: Image, threshold: int) -> Image:
-  """Inverts the levels at and above `threshold`."""
-  return _lookup(image, np.where(threshold > LEVELS, LEVELS, 255 - LEVELS))
-
-
-def solarize_add(image: Image, addition: int) -> Image:
-  """Adds `addition` to the levels below 128."""
-  return _lookup(image, np.where(LEVELS < 128, LEVELS + addition, LEVELS))
-
-
-def color(image: Image, factor: float) -> Image:
-  """Blends with the grey image."""
-  return _blend(_grey(image), image, factor)
-
-
-def contrast(image: Image, factor: float) -> Image:
-  """Blends with the mean luma."""
-  mean = int(_grey(image).mean() + 0.5)
-  return _lookup(image, mean + factor * (LEVELS - mean))
-
-
-def brightness(image: Image, factor: float) -> Image:
-  """Multiplies every level."""
-  return _lookup(image, LEVELS * factor)
-
-
-def sharpness(image: Image, factor: float) -> Image:
-  """Blends with a smoothed image (3x3, centre 5, others 1), except at edges."""
-  kernel = np.ones((3, 3), np.float32)
-  kernel[1, 1] = 5
-  smooth = cv2.filter2D(image, -1, kernel / kernel.sum()).reshape(image.shape)
-  base = image.copy()
-  base[1:-1, 1:-1] = smooth[1:-1, 1:-1]
-  return _blend(base, image, factor)
-
-
-def rotate(image: Image, degrees: float) -> Image:
-  """Rotates counter-clockwise about the centre, nearest pixel."""
-  height, width = image.shape[:2]
-  centre = ((width - 1) / 2, (height - 1) / 2)
-  return _warp(image, cv2.getRotationMatrix2D(centre, -degrees, 1.0))
-
-
-def shear_x(image: Image, slope: float) -> Image:
-  """Shifts every row by `slope` times its number."""
-  return _warp(image, [[1, slope, 0], [0, 1, 0]])
-
-
-def shear_y(image: Image, slope: float) -> Image:
-  """Shifts every column by `slope` times its number."""
-  return _warp(image, [[1, 0, 0], [slope, 1, 0]])
-
-
-def translate_x(image: Image, pixels: float) -> Image:
-  """Shifts the image to the left by `pixels`."""
-  return _warp(image, [[1, 0, pixels], [0, 1, 0]])
-
-
-def translate_y(image: Image, pixels: float) -> Image:
-  """Shifts the image up by `pixels`."""
-  return _warp(image, [[1, 0, 0], [0, 1, pixels]])
-
-
-def cutout(image: Image, half_side: int, rng: Rng) -> Image:
-  """Fills a square around a random pixel with grey."""
-  height, width = image.shape[:2]
-  y, x = int(rng.integers(height)), int(rng.integers(width))
-  image = image.copy()
-  rows = slice(max(0, y - half_side), y + half_side)
-  image[rows, max(0, x - half_side) : x + half_side] = GREY
-  return image
-
-
-def _sign(rng: Rng) -> int:
-  return 1 if rng.random() < 0.5 else -1
-
-
-def _scaled(image: Image, pixels: float) -> float:
-  """A length at the reference side, in pixels of this image."""
-  return pixels * min(image.shape[:2]) / REFERENCE_SIDE
-
-
-Distortion = Callable[[Image, float, Rng], Image]
-
-# Name -> (image, strength, rng); the strength is magnitude / 10.
-DISTORTIONS: dict[str, Distortion] = {
-  "autocontrast": lambda x, strength, rng: autocontrast(x),
-  "equalize": lambda x, strength, rng: equalize(x),
-  "invert": lambda x, strength, rng: invert(x),
-  "rotate": lambda x, s, rng: rotate(x, _sign(rng) * s * MAX_ROTATION),
-  "posterize": lambda x, s, rng: posterize(x, min(8, int(s * 4))),
-  "solarize": lambda x, s, rng: solarize(x, int(s * 256)),
-  "solarize_add": lambda x, s, rng: solarize_add(x, int(s * MAX_SOLARIZE_ADD)),
-  "color": lambda x, s, rng: color(x, 0.1 + 1.8 * s),
-  "contrast": lambda x, s, rng: contrast(x, 0.1 + 1.8 * s),
-  "brightness": lambda x, s, rng: brightness(x, 0.1 + 1.8 * s),
-  "sharpness": lambda x, s, rng: sharpness(x, 0.1 + 1.8 * s),
-  "shear_x": lambda x, s, rng: shear_x(x, _sign(rng) * s * MAX_SHEAR),
-  "shear_y": lambda x, s, rng: shear_y(x, _sign(rng) * s * MAX_SHEAR),
-  "translate_x": lambda x, s, rng: translate_x(
-    x, _sign(rng) * _scaled(x, s * MAX_TRANSLATION)
-  ),
-  "translate_y": lambda x, s, rng: translate_y(
-    x, _sign(rng) * _scaled(x, s * MAX_TRANSLATION)
-  ),
-  "cutout": lambda x, s, rng: cutout(x, round(_scaled(x, s * MAX_CUTOUT)), rng),
+FULL_MAGNITUDE = 10  # The magnitude of strength 1.
+VARIANTS: dict[str, dict[str, Distortion]] = {
+  "pillow": distortions.DISTORTIONS,
+  "authors": distortions_authors.DISTORTIONS,
 }
 
 
 def randaug(
-  image: Image, num_layers: int, magnitude: float, *, rng: Rng
+  image: Image,
+  num_layers: int,
+  magnitude: float,
+  variant: Literal["pillow", "authors"] = "pillow",
+  *,
+  rng: Rng,
 ) -> Image:
   """Applies `num_layers` distortions drawn with replacement.
 
@@ -215,11 +28,12 @@ def randaug(
     image: uint8 (H, W, C), C = 1 or 3.
     num_layers: how many distortions.
     magnitude: 10 is the full range of each distortion.
+    variant: "pillow", see `data.distortions`; or "authors", as the public V-MoE
+      recipes ran, see `data.distortions_authors`.
     rng: of this example.
   """
+  table = list(VARIANTS[variant].values())
   image = np.ascontiguousarray(image)
-  names = list(DISTORTIONS)
-  for number in rng.integers(len(names), size=num_layers):
-    distort = DISTORTIONS[names[number]]
-    image = distort(image, magnitude / MAX_MAGNITUDE, rng)
+  for number in rng.integers(len(table), size=num_layers):
+    image = table[number](image, magnitude / FULL_MAGNITUDE, rng)
   return image

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
-from vmoe_study.data import randaugment as ra
+from vmoe_study.data import distortions as ra
+from vmoe_study.data.randaugment import randaug
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def test_shape_and_dtype_are_kept(height, width, channels, magnitude, seed):
   rng = np.random.default_rng(seed)
   image = rng.integers(0, 256, (height, width, channels), np.uint8)
   before = image.copy()
-  out = ra.randaug(image, 3, magnitude, rng=rng)
+  out = randaug(image, 3, magnitude, rng=rng)
   assert out.shape == image.shape and out.dtype == np.uint8
   np.testing.assert_array_equal(image, before)
   for distort in ra.DISTORTIONS.values():
