@@ -1,6 +1,7 @@
 """What the tests of commands share: a data set and a trained run."""
 
 import pytest
+from tensorflow_datasets.core import constants as tfds_constants
 
 from vmoe_study.cli.main import main
 
@@ -12,6 +13,7 @@ def _data(digits_folder):
   """Commands, and the processes they start, find the digits."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TFDS_DATA_DIR", str(digits_folder))
+    patch.setattr(tfds_constants, "DATA_DIR", str(digits_folder))
     yield
 
 

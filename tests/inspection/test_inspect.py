@@ -35,7 +35,7 @@ def test_a_dense_model_has_its_accuracy_and_no_pictures(tmp_path):
 
 
 def test_images_make_up_whole_groups():
-  images = EvaluationImages(make_model("group=8"))
+  images = EvaluationImages(make_model("group=8"), {})
   batches = list(images.batches(17))
   assert sum(batch["mask"].sum() for batch in batches) == 24
   assert len(batches) == 1 and len(batches[0]["mask"]) == 64

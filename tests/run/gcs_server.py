@@ -87,10 +87,18 @@ def _describe(name, content):
   }
 
 
+class _Server(http.server.ThreadingHTTPServer):
+  connections = 0
+
+  def process_request(self, *request):
+    self.connections += 1
+    super().process_request(*request)
+
+
 @contextlib.contextmanager
 def serve():
   """A server; its `url` is an `endpoint_url` of gcsfs."""
-  server = http.server.ThreadingHTTPServer(("localhost", 0), _Handler)
+  server = _Server(("localhost", 0), _Handler)
   server.objects, server.lock = {}, threading.Lock()
   server.url = f"http://localhost:{server.server_port}"
   thread = threading.Thread(target=server.serve_forever)

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from vmoe_study.cli import paths
+
 if TYPE_CHECKING:
   from vmoe_study.config import Config
   from vmoe_study.run.checkpoint import Checkpoint
@@ -26,6 +28,27 @@ def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
   )
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+  """Adds the options that `open_checkpoint` reads."""
+  parser.add_argument(
+    "--workdir",
+    type=paths.path,
+    required=True,
+    metavar="DIR",
+    help="workdir of the training run",
+  )
+  parser.add_argument(
+    "--step", type=int, help="step to read; by default the newest intact one"
+  )
+  add_config(parser, required=False)
+  parser.add_argument(
+    "--trust-data-dirs",
+    action="store_true",
+    help="read data from the folders that the checkpoint's own config names; "
+    "without it, only from those of --config and its fields, and TFDS's",
+  )
+
+
 def overrides(words: Iterable[str]) -> list[str]:
   """Strips the prefix: "FIELD=VALUE" of every "--config.FIELD=VALUE"."""
   return [word.removeprefix(PREFIX) for word in words]
@@ -39,12 +62,16 @@ def load(args: argparse.Namespace) -> Config:
 
 
 def open_checkpoint(args: argparse.Namespace) -> Checkpoint:
-  """Opens the checkpoint of `--workdir` and `--step`."""
+  """Opens the checkpoint that the options of `add_checkpoint` name."""
   from vmoe_study.run import checkpoint
   from vmoe_study.run.config_file import load_config
 
   config = args.config and load_config(args.config, args.overrides)
   overrides = () if config else args.overrides
   return checkpoint.open_checkpoint(
-    args.workdir, args.step, config=config, overrides=overrides
+    args.workdir,
+    args.step,
+    config=config,
+    overrides=overrides,
+    trust_data_dirs=args.trust_data_dirs,
   )

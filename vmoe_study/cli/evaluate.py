@@ -12,17 +12,7 @@ from vmoe_study.cli import config_flags, paths, process_flags
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
-  parser.add_argument(
-    "--workdir",
-    type=paths.path,
-    required=True,
-    metavar="DIR",
-    help="workdir of the training run",
-  )
-  parser.add_argument(
-    "--step", type=int, help="step to read; by default the newest intact one"
-  )
-  config_flags.add_config(parser, required=False)
+  config_flags.add_checkpoint(parser)
   parser.add_argument(
     "--out",
     type=paths.path,

@@ -12,13 +12,7 @@ from vmoe_study.cli import config_flags, paths
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
-  parser.add_argument(
-    "--workdir",
-    type=paths.path,
-    required=True,
-    metavar="DIR",
-    help="workdir of the training run",
-  )
+  config_flags.add_checkpoint(parser)
   parser.add_argument(
     "--out",
     type=paths.path,
@@ -26,10 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="DIR",
     help="folder for index.html, statistics.json and the pictures",
   )
-  parser.add_argument(
-    "--step", type=int, help="step to read; by default the newest intact one"
-  )
-  config_flags.add_config(parser, required=False)
   parser.add_argument(
     "--examples",
     type=_count,
@@ -92,7 +82,10 @@ def run(args: argparse.Namespace) -> int:
   from vmoe_study.run.checkpoint import open_checkpoint
 
   checkpoint = config_flags.open_checkpoint(args)
-  others = [open_checkpoint(workdir) for workdir in args.compare_with]
+  others = [
+    open_checkpoint(workdir, trust_data_dirs=args.trust_data_dirs)
+    for workdir in args.compare_with
+  ]
   inspect(
     checkpoint,
     num_images=args.examples,

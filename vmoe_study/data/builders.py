@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.read_only_builder import builder_from_files
 
 from vmoe_study.data.dataset_specs import find_spec, split_version
 from vmoe_study.data.tfds_folder import explain_missing, stored_names
+from vmoe_study.data.tfds_metadata import ForeignClassError, open_builder
 from vmoe_study.files.location import REMEDY, check_reachable
 from vmoe_study.options import did_you_mean
 
@@ -182,11 +182,13 @@ def open_prepared(
   Raises:
     MissingDataError: the data set is not prepared; names the command.
     OSError: the remote store cannot be read.
+    ValueError: the metadata cannot be read.
+    ForeignClassError: they name a class that is neither TFDS's nor imported.
   """
   where = str(data_dir or tfds.core.constants.DATA_DIR)
   check_reachable(where)
   try:
-    return builder_from_files(name, data_dir=data_dir)
+    return open_builder(name, data_dir)
   except tfds.core.DatasetNotFoundError as error:
     if _base(name) == AUTOMATIC:
       return _build_automatic(name, data_dir)
@@ -201,10 +203,15 @@ def open_prepared(
       f"data set {name!r}: is not prepared in {where}. Run\n"
       f"  python -m vmoe_study prepare {name}{option}"
     ) from error
-  except Exception as error:  # A store's own error types.
-    if "://" not in where:
-      raise
-    raise OSError(f"{where}: {error}. {REMEDY}") from error
+  except ForeignClassError:
+    raise
+  except Exception as error:  # TFDS and stores raise errors of many types.
+    if "://" in where:
+      raise OSError(f"{where}: {error}. {REMEDY}") from error
+    raise ValueError(
+      f"data set {name!r} in {where}: {error}. Correct its name, or prepare it "
+      "again."
+    ) from error
 
 
 def _build_automatic(
@@ -213,4 +220,4 @@ def _build_automatic(
   """Builds `digits`; several processes may try at the same time."""
   with contextlib.suppress(FileExistsError):  # Another process was faster.
     prepare(name, data_dir)
-  return builder_from_files(name, data_dir=data_dir)
+  return open_builder(name, data_dir)

@@ -39,6 +39,11 @@ class DataSpec:
     parse_ops(self.ops)
     if self.data_dir is not None:
       object.__setattr__(self, "data_dir", expand("data_dir", self.data_dir))
+    if self.split.startswith("/") or ".." in self.split.split("/"):
+      raise ValueError(
+        f"split={self.split!r}: must stay within data_dir. Give the name of a "
+        "split, or of a sub-folder of data_dir."
+      )
     if self.num_classes < 1:
       raise ValueError(
         f"num_classes={self.num_classes}: must be at least 1. Give the number "

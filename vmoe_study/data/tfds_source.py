@@ -19,6 +19,7 @@ from vmoe_study.data.records import (
   cache_dir,
   digest,
 )
+from vmoe_study.data.tfds_metadata import check_files
 from vmoe_study.files.atomic import write_atomically
 
 LABELS_BLOCK = 1000  # Records that one thread reads in turn.
@@ -123,7 +124,8 @@ def open_tfds(
   num_classes: int | None = None,
 ) -> TfdsSource:
   """Opens a split; arguments and errors are those of `sources.open_split`."""
-  info = builders.open_prepared(name, data_dir).info
+  builder = builders.open_prepared(name, data_dir)
+  info = builder.info
   if label_key is None:
     spec = find_spec(name)
     label_key = spec.label_key if spec else "label"
@@ -152,6 +154,7 @@ def open_tfds(
     raise ValueError(
       f"split={split!r}: is empty in data set {name!r}. Choose a larger part."
     )
+  check_files(name, str(builder.data_path), [s.filename for s in spans])
   features = tfds.features.FeaturesDict(
     {key: info.features[key] for key in ("image", label_key)}
   )

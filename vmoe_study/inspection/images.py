@@ -1,5 +1,6 @@
 """The images that an inspection looks at."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,22 +9,27 @@ from vmoe_study.data.pipeline import EvalInput, eval_input
 from vmoe_study.data.sources import open_source
 from vmoe_study.inspection.measure import Batch
 from vmoe_study.parallel import sharding
+from vmoe_study.run.data_dirs import check_confirmed
 from vmoe_study.run.experiment import Model
 
 
 class EvaluationImages:
-  """The first data set that a model's config evaluates.
+  """The first data set that a checkpoint's config evaluates.
 
   Attributes:
     name: name of the evaluation.
     class_names: name of each class.
   """
 
-  def __init__(self, model: Model):
+  def __init__(self, model: Model, unconfirmed: Mapping[str, str]):
     """Opens the data set.
 
+    Args:
+      model: of the checkpoint.
+      unconfirmed: of the checkpoint; the folders that must not be read.
+
     Raises:
-      ValueError: the config evaluates nothing.
+      ValueError: the config evaluates nothing, or the folder is unconfirmed.
       MissingDataError: the data set is not prepared; names the command.
     """
     if not model.config.evaluations:
@@ -33,6 +39,7 @@ class EvaluationImages:
       )
     self._model = model
     self.name, self._spec = next(iter(model.config.evaluations.items()))
+    check_confirmed(unconfirmed, f"evaluations.{self.name}.")
     self._source = open_source(self._spec.data)
     self.class_names = [str(label) for label in self._source.label_names]
 

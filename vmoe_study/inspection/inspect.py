@@ -65,8 +65,8 @@ def inspect(
     The numbers; `figures()` draws them.
 
   Raises:
-    ValueError: the config evaluates nothing, or the data set has fewer images
-      than a routing group.
+    ValueError: the config evaluates nothing, the data set has fewer images than
+      a routing group, or its folder is not confirmed (`open_checkpoint`).
     CheckpointError: there is no intact checkpoint.
     MissingDataError: the data set is not prepared; names the command.
 
@@ -81,7 +81,7 @@ def inspect(
   if not isinstance(checkpoint, Checkpoint):
     checkpoint = open_checkpoint(checkpoint)
   model, params = checkpoint.model, checkpoint.params
-  images = EvaluationImages(model)
+  images = EvaluationImages(model, checkpoint.unconfirmed)
   models, left_out = at_capacities(model, capacity_factors)
   logging.info("measuring up to %d images", num_images)
   measured = _measure(model, params, images, num_images, models)

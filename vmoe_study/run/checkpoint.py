@@ -14,6 +14,7 @@ from vmoe_study.config import Config, fit_to_devices, parse
 from vmoe_study.files.location import expand
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.parallel.sharding import to_global, to_local
+from vmoe_study.run import data_dirs
 from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.config_file import override_config
 from vmoe_study.run.experiment import Model
@@ -29,12 +30,15 @@ class Checkpoint:
     step: number of updates that the parameters have seen.
     params: the parameter tree.
     model: the module on its mesh, with compiled functions.
+    unconfirmed: field to folder of data sets that only the checkpoint's config
+      names; see `run.data_dirs`.
   """
 
   path: epath.Path
   step: int
   params: Any = dataclasses.field(repr=False)
   model: Model = dataclasses.field(repr=False)
+  unconfirmed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def config(self) -> Config:
@@ -94,17 +98,21 @@ def open_checkpoint(
   *,
   config: Config | None = None,
   overrides: Sequence[str] = (),
+  trust_data_dirs: bool = False,
 ) -> Checkpoint:
   """Opens a trained model on the devices of this process.
 
   The number of devices may differ from the training run's. The optimizer state
-  is not read.
+  is not read. No data are read, and `evaluate` and `inspect` read only those in
+  folders that the caller has named or confirmed.
 
   Args:
     path: workdir of a run, or of an imported checkpoint.
     step: which checkpoint; None for the newest intact one.
     config: in place of the checkpoint's own.
     overrides: changed fields of either config, "FIELD=VALUE".
+    trust_data_dirs: whether all folders that the checkpoint's config names may
+      be read.
 
   Raises:
     ValueError: the config is wrong, or does not fit the parameters.
@@ -118,13 +126,15 @@ def open_checkpoint(
   directory = workdir_lib.checkpoints(path)
   values, _ = load_metadata(directory, step)
   metadata = Metadata.from_dict(values)
+  is_trusted = trust_data_dirs or config is not None
   config = config or _own_config(path, metadata.config)
   config = override_config(config, overrides)
+  folders = {} if is_trusted else data_dirs.unconfirmed(config, overrides)
   config = fit_to_devices(config, jax.device_count())
   model = Model(config, metadata.image_shape)
   # By default the newest step: a run that is training may have saved another.
   params, _, found = load_params(directory, step, model.params_template())
-  return Checkpoint(epath.Path(path), found, params, model)
+  return Checkpoint(epath.Path(path), found, params, model, folders)
 
 
 def _own_config(path: epath.PathLike, values: Mapping[str, Any]) -> Config:

@@ -6,6 +6,7 @@ from etils import epath
 
 from vmoe_study.config import Config
 from vmoe_study.run.checkpoint import Checkpoint, open_checkpoint
+from vmoe_study.run.data_dirs import check_confirmed
 from vmoe_study.run.inputs import make_evaluators
 
 
@@ -14,6 +15,7 @@ def evaluate(
   *,
   config: Config | None = None,
   overrides: Sequence[str] = (),
+  trust_data_dirs: bool = False,
 ) -> dict[str, float]:
   """Runs all evaluations of a checkpoint's config.
 
@@ -21,13 +23,15 @@ def evaluate(
     checkpoint: of `open_checkpoint`, or the workdir of a run.
     config: in place of a workdir's own config.
     overrides: changed fields of a workdir's config, "FIELD=VALUE".
+    trust_data_dirs: whether data may be read from all folders that a workdir's
+      config names.
 
   Returns:
     Metrics by name, such as "test/accuracy", and the checkpoint's "step".
 
   Raises:
-    ValueError: the config evaluates nothing, is wrong, or does not fit the
-      parameters.
+    ValueError: the config evaluates nothing, is wrong, does not fit the
+      parameters, or names folders that are not confirmed.
     CheckpointError: there is no intact checkpoint.
 
   >>> metrics = evaluate("runs/digits")
@@ -35,7 +39,14 @@ def evaluate(
   (23, True)
   """
   if not isinstance(checkpoint, Checkpoint):
-    checkpoint = open_checkpoint(checkpoint, config=config, overrides=overrides)
+    checkpoint = open_checkpoint(
+      checkpoint,
+      config=config,
+      overrides=overrides,
+      trust_data_dirs=trust_data_dirs,
+    )
+  for kind in ("evaluations.", "fewshot."):
+    check_confirmed(checkpoint.unconfirmed, kind)
   evaluators = make_evaluators(checkpoint.model)
   if not evaluators:
     raise ValueError(

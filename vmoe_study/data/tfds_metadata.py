@@ -1,0 +1,67 @@
+"""Reads the metadata of prepared TFDS data sets, which are data and not code.
+
+TFDS imports the module of any feature class that `features.json` names, and
+`dataset_info.json` may name record files anywhere. Here the classes are those
+of TFDS, or imported already, and the files are those in the data set's folder.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.read_only_builder import builder_from_files
+
+_TFDS = "tensorflow_datasets."
+_LOCK = threading.Lock()
+_Feature = tfds.features.FeatureConnector
+
+
+class ForeignClassError(ValueError):
+  """A feature has a class that is neither TFDS's nor imported."""
+
+
+def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  """Like TFDS's `builder_from_files`, but imports no modules of others.
+
+  Raises:
+    tfds.core.DatasetNotFoundError: there is no such data set.
+    ForeignClassError: a feature has a class that is not known.
+  """
+  with _no_foreign_imports(name):
+    return builder_from_files(name, data_dir=data_dir)
+
+
+@contextlib.contextmanager
+def _no_foreign_imports(name: str) -> Iterator[None]:
+  """Lets TFDS look up only known feature classes in this context."""
+
+  def find(cls, class_name: str):
+    module = class_name.rpartition(".")[0]
+    if module not in sys.modules and not module.startswith(_TFDS):
+      raise ForeignClassError(
+        f"data set {name!r}: a feature has the class {class_name!r}, which is "
+        "not TFDS's own, and reading data imports no other modules. If you "
+        "trust this class, import its module in your config file."
+      )
+    return original(cls, class_name)
+
+  with _LOCK:
+    original = _Feature.cls_from_name.__func__
+    _Feature.cls_from_name = classmethod(find)
+    try:
+      yield
+    finally:
+      _Feature.cls_from_name = classmethod(original)
+
+
+def check_files(name: str, folder: str, files: Iterable[str]) -> None:
+  """Raises ValueError unless all record files are in the data set's folder."""
+  for file in files:
+    if os.path.normpath(os.path.dirname(file)) != os.path.normpath(folder):
+      raise ValueError(
+        f"data set {name!r}: its dataset_info.json names the file {file}, "
+        f"which is not in {folder}. Prepare the data set again."
+      )
