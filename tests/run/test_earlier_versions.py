@@ -15,7 +15,7 @@ from vmoe_study.config import InitializeSpec
 from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.experiment import Model
 from vmoe_study.run.initialize import initial_params
-from vmoe_study.run.saved_config import CONFIG_FILE
+from vmoe_study.run.saved_config import CONFIG_FILE, upgrade
 from vmoe_study.study import results
 
 pytestmark = pytest.mark.cli
@@ -79,6 +79,16 @@ def test_they_resume_to_the_same_metrics(run):
   # On another machine, some of the 359 images may be classified differently.
   for name in ("test/accuracy", "fewshot/digits/10shot"):
     assert metrics[name] == pytest.approx(expected[name], abs=0.01)
+
+
+def test_their_cool_down_is_kept():
+  """It had no name: the decay went on under it."""
+  for steps, expected in ((10, {"cooldown": "multiply"}), (0, {})):
+    schedule = {"name": "rsqrt", "cooldown_steps": steps}
+    config = {"train": {"schedule": dict(schedule)}}
+    assert upgrade(config)["train"]["schedule"] == schedule | expected
+    config["train"]["schedule"]["cooldown"] = "freeze"
+    assert upgrade(config)["train"]["schedule"]["cooldown"] == "freeze"
 
 
 def test_they_are_reported(run, capsys):

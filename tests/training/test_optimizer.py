@@ -88,12 +88,15 @@ def test_schedules(name):
 
 
 def test_cooldown_ends_at_zero():
-  spec = ScheduleSpec("rsqrt", 2.0, timescale=50, cooldown_steps=40)
-  schedule = make_schedule(spec, 100)
+  """The decay stops where it begins, or goes on under it."""
+  freeze = ScheduleSpec("rsqrt", 2.0, timescale=50, cooldown_steps=40)
+  multiply = dataclasses.replace(freeze, cooldown="multiply")
   full = make_schedule(ScheduleSpec("rsqrt", 2.0, timescale=50), 100)
-  assert float(schedule(100)) == 0.0
-  np.testing.assert_allclose(schedule(80), full(80) / 2, rtol=1e-6)
-  np.testing.assert_allclose(schedule(60), full(60), rtol=1e-6)
+  for spec, decayed in ((freeze, full(60)), (multiply, full(80))):
+    schedule = make_schedule(spec, 100)
+    assert float(schedule(100)) == 0.0
+    np.testing.assert_allclose(schedule(80), decayed / 2, rtol=1e-6)
+    np.testing.assert_allclose(schedule(60), full(60), rtol=1e-6)
 
 
 def test_edges_longer_than_the_run_are_an_error():

@@ -1,21 +1,25 @@
-"""Mixup (arXiv:1710.09412) on the device, within pairs of images."""
+"""Mixup (arXiv:1710.09412) on the device.
 
-from collections.abc import Mapping
+Every image is blended with a partner, x <- w x + (1 - w) x', and its labels
+likewise: w ~ Beta(alpha, alpha), replaced by max(w, 1 - w), so that each image
+contributes at least half to itself.
+"""
+
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
+Batch = Mapping[str, jax.Array]
 
-def mixup(
-  batch: Mapping[str, jax.Array], key: jax.Array, alpha: float
-) -> dict[str, jax.Array]:
-  """Blends every image with the other one of its pair: x <- w x + (1 - w) x'.
 
-  Images 2i and 2i + 1 are a pair, as their order is random already. The result
-  does not depend on the devices, and needs no communication if their number of
-  images is even. The whole batch has one w ~ Beta(alpha, alpha), replaced by
-  max(w, 1 - w), so that each image contributes at least half to itself. Labels
-  are blended with the same w, which conserves the label mass of every pair.
+def mixup(batch: Batch, key: jax.Array, alpha: float) -> dict[str, jax.Array]:
+  """Blends every image with the other one of its pair.
+
+  Images 2i and 2i + 1 are a pair, as their order is random already. The whole
+  batch has one w. The result does not depend on the devices, and needs no
+  communication if their number of images is even. The label mass of every pair
+  is conserved.
 
   Args:
     batch: "image" (B, H, W, C) and "label" (B, classes).
@@ -28,22 +32,68 @@ def mixup(
   Raises:
     ValueError: alpha is not positive, or B is odd.
   """
+  _check(batch, alpha, 2, "mixup takes pairs of images")
+  weight = _weights(key, alpha, ())
+  return _blended(batch, 2, weight, lambda pairs: jnp.flip(pairs, axis=1))
+
+
+def rolled_mixup(
+  batch: Batch, key: jax.Array, alpha: float, num_devices: int
+) -> dict[str, jax.Array]:
+  """Blends every image with the next one on its device.
+
+  The last one is blended with the first. Each device has its own w. This is
+  the mixup of the public V-MoE recipes; its result depends on the number of
+  devices.
+
+  Args:
+    batch: as for `mixup`, in equal consecutive shares of the devices.
+    key: a PRNG key.
+    alpha: parameter of the Beta distribution; larger values blend more.
+    num_devices: number of shares.
+
+  Returns:
+    As `mixup`.
+
+  Raises:
+    ValueError: alpha is not positive, or the devices do not divide B.
+  """
+  _check(batch, alpha, num_devices, f"there are {num_devices} devices")
+  size = len(batch["image"]) // num_devices
+  weights = _weights(key, alpha, (num_devices, 1))
+  return _blended(batch, size, weights, lambda x: jnp.roll(x, -1, axis=1))
+
+
+def _check(batch: Batch, alpha: float, unit: int, reason: str) -> None:
+  size = len(batch["image"])
   if alpha <= 0:
     raise ValueError(
       f"mixup={alpha}: must be positive. Leave mixup out instead."
     )
-  size = batch["image"].shape[0]
-  if size % 2:
+  if size % unit:
     raise ValueError(
-      f"batch_size={size}: must be even, as mixup takes pairs of images. "
-      "Change it, or leave mixup out."
+      f"batch_size={size}: must be a multiple of {unit}, as {reason}. Change "
+      "it, or leave mixup out."
     )
-  weight = jax.random.beta(key, alpha, alpha)
-  weight = jnp.maximum(weight, 1 - weight)
+
+
+def _weights(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
+  weights = jax.random.beta(key, alpha, alpha, shape)
+  return jnp.maximum(weights, 1 - weights)
+
+
+def _blended(
+  batch: Batch,
+  size: int,
+  weights: jax.Array,
+  partners: Callable[[jax.Array], jax.Array],
+) -> dict[str, jax.Array]:
+  """Blends consecutive parts of `size` images: (parts, size, ...)."""
 
   def blend(x: jax.Array) -> jax.Array:
-    pairs = x.reshape(size // 2, 2, *x.shape[1:])
-    mixed = weight * pairs + (1 - weight) * jnp.flip(pairs, axis=1)
+    parts = x.reshape(-1, size, *x.shape[1:])
+    w = weights.reshape(weights.shape + (1,) * (parts.ndim - weights.ndim))
+    mixed = w * parts + (1 - w) * partners(parts)
     return mixed.reshape(x.shape).astype(x.dtype)
 
   return {

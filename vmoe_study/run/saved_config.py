@@ -15,6 +15,7 @@ RENAMED = {"model.moe.experts_alike": "model.moe.shared_expert_init"}
 HARMLESS = (
   "mesh.",
   "train.num_workers",
+  "train.batches_ahead",
   "train.report_every",
   "train.evaluate_every",
   "train.save_every",
@@ -39,6 +40,9 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
     section = _section(config, parent)
     if name in section:
       section[new.rpartition(".")[2]] = section.pop(name)
+  schedule = _section(config, "train.schedule")
+  if schedule.get("cooldown_steps"):
+    schedule.setdefault("cooldown", "multiply")  # Before there was a choice.
   moe = _section(config, "model.moe")
   if moe.get("router") == "dense":
     moe["options"] = {}  # Earlier versions saved options that had no effect.

@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules."""
 
 import dataclasses
+import math
 import re
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ class ScheduleSpec:
     warmup_steps: steps of the linear warm-up from 0.
     timescale: of "rsqrt", in steps.
     cooldown_steps: steps of a linear decrease to 0 at the end of training.
+    cooldown: what the decay does then: it stops ("freeze", as in the code that
+      trained Soft MoE) or goes on ("multiply", as in big_vision).
 
   Raises:
     ValueError: for a number out of range.
@@ -36,6 +39,7 @@ class ScheduleSpec:
   warmup_steps: int = 0
   timescale: int = 10_000
   cooldown_steps: int = 0
+  cooldown: Literal["freeze", "multiply"] = "freeze"
 
   def __post_init__(self):
     for field in ("peak", "end", "warmup_steps", "cooldown_steps"):
@@ -111,6 +115,8 @@ def check_schedule(spec: ScheduleSpec, num_steps: int) -> None:
 def make_schedule(spec: ScheduleSpec, num_steps: int) -> optax.Schedule:
   """The learning rate as a function of the step, float32.
 
+  After the last step, where none is taken, a cool-down goes on below 0.
+
   Args:
     spec: of the schedule.
     num_steps: updates of the whole run.
@@ -120,10 +126,13 @@ def make_schedule(spec: ScheduleSpec, num_steps: int) -> optax.Schedule:
   """
   check_schedule(spec, num_steps)
   decay_steps = max(num_steps - spec.warmup_steps, 1)
+  freezes = spec.cooldown_steps and spec.cooldown == "freeze"
+  last_decay = num_steps - spec.cooldown_steps if freezes else math.inf
 
   def schedule(step):
     step = jnp.asarray(step, jnp.float32)
-    since_warmup = jnp.maximum(step - spec.warmup_steps, 0.0)
+    decaying = jnp.minimum(step, last_decay)
+    since_warmup = jnp.maximum(decaying - spec.warmup_steps, 0.0)
     progress = jnp.minimum(since_warmup / decay_steps, 1.0)
     decay = {
       "constant": 1.0,
@@ -136,7 +145,7 @@ def make_schedule(spec: ScheduleSpec, num_steps: int) -> optax.Schedule:
     warmup = jnp.minimum(step / max(spec.warmup_steps, 1), 1.0)
     warmup = warmup if spec.warmup_steps else 1.0
     remaining = (num_steps - step) / max(spec.cooldown_steps, 1)
-    cooldown = jnp.clip(remaining, 0.0, 1.0) if spec.cooldown_steps else 1.0
+    cooldown = jnp.minimum(remaining, 1.0) if spec.cooldown_steps else 1.0
     return rate * warmup * cooldown
 
   return schedule
