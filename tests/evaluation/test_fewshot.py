@@ -219,6 +219,31 @@ def test_evaluator_agrees_with_the_parts():
   assert dict(evaluator.run(2.0)) == dict(evaluator.run(2.0))
 
 
+def test_several_draws_are_averaged_with_their_spread():
+  tasks = [_task("first", 1)[0], _task("second", 2)[0]]
+
+  def run(seed, step=0, **draws):
+    make = fewshot.FewshotEvaluator
+    evaluator = make("f", lambda _, x: x, tasks, (2,), seed, **draws)
+    return dict(evaluator.run(None, step))
+
+  single = [run(seed) for seed in (3, 4, 5)]  # Rule "seed": seed + draw.
+  found = run(3, draws=3)
+  for name in ("f/first/2shot", "f/second/2shot"):
+    values = [metrics[name] for metrics in single]
+    assert len(set(values)) > 1
+    np.testing.assert_allclose(found.pop(name), np.mean(values))
+    np.testing.assert_allclose(found.pop(f"{name}_std"), np.std(values, ddof=1))
+  penalties = [metrics["f/2shot_penalty"] for metrics in single]
+  np.testing.assert_allclose(
+    found.pop("f/2shot_penalty"), np.prod(penalties) ** (1 / 3)
+  )
+  assert not found
+  steps = [run(0, step, draw_rule="vmoe_step") for step in (0, 1000)]
+  assert steps[0] != steps[1]
+  assert run(0, 0, draw_rule="vmoe") == run(0, 9, draw_rule="vmoe")
+
+
 def test_small_classes_are_reported(caplog):
   task, _ = _task("small", 3, classes=9, train_rows=20)
   evaluator = fewshot.FewshotEvaluator(
@@ -235,6 +260,7 @@ def test_small_classes_are_reported(caplog):
     ({"shots": ()}, "shots=.*at least 1"),
     ({"shots": (0, 5)}, "shots=.*at least 1"),
     ({"penalties": (1.0, -1.0)}, "penalties=.*above 0"),
+    ({"draws": 0}, "draws=0: must be at least 1"),
   ],
 )
 def test_bad_arguments_are_named(changes, message):

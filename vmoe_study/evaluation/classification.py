@@ -46,11 +46,12 @@ class ClassificationEvaluator:
 
     self._sums = sums
 
-  def run(self, params: Any) -> Iterator[tuple[str, float]]:
+  def run(self, params: Any, step: int = 0) -> Iterator[tuple[str, float]]:
     """Yields NAME/accuracy, NAME/loss and NAME/examples, their number.
 
     Args:
       params: for `predict`.
+      step: of the parameters; not used.
     """
     # Fetched batch by batch, so that few batches are in flight on the devices.
     batches = self._batches()

@@ -7,6 +7,7 @@ accuracy is measured on the test images, as in the V-MoE and Soft MoE papers
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
+
+from vmoe_study.evaluation.draws import DrawRule, generator_seed
+from vmoe_study.options import check_least
 
 PENALTIES = tuple(2.0**power for power in range(-10, 20))
 BIAS = 100.0  # Constant column; large, so that the bias is hardly penalised.
@@ -198,7 +202,11 @@ class FewshotTask:
 
 
 class FewshotEvaluator:
-  """Few-shot accuracy of a model's features on several data sets."""
+  """Few-shot accuracy of a model's features on several data sets.
+
+  With several draws, every one is an evaluation of its own, with a penalty of
+  its own; the metrics are their means, and the spread of the accuracies.
+  """
 
   def __init__(
     self,
@@ -208,6 +216,8 @@ class FewshotEvaluator:
     shots: Sequence[int] = (1, 5, 10, 25),
     seed: int = 0,
     penalties: Sequence[float] = PENALTIES,
+    draws: int = 1,
+    draw_rule: DrawRule = "seed",
   ):
     """Checks the tasks and logs a warning for classes with too few images.
 
@@ -218,54 +228,82 @@ class FewshotEvaluator:
       shots: numbers of training images per class.
       seed: of the selection of training images.
       penalties: candidates, ascending.
+      draws: selections of training images to average over.
+      draw_rule: how a draw's generator is seeded, see `evaluation.draws`.
 
     Raises:
-      ValueError: without tasks, for shots below 1, penalties that are not above
-        0, or labels out of range.
+      ValueError: without tasks or draws, for shots below 1, penalties that are
+        not above 0, or labels out of range.
     """
     _check(tasks, shots, penalties)
+    check_least("draws", draws, 1)
     self._name = name
     self._features_fn = features_fn
     self._tasks = tuple(tasks)
     self._shots = tuple(shots)
     self._seed = seed
     self._penalties = tuple(penalties)
+    self._draws, self._draw_rule = draws, draw_rule
     for task in self._tasks:
       _report_small_classes(task, max(self._shots))
 
-  def run(self, params: Any) -> Iterator[tuple[str, float]]:
+  def run(self, params: Any, step: int = 0) -> Iterator[tuple[str, float]]:
     """Yields accuracies NAME/TASK/Kshot and the penalties NAME/Kshot_penalty.
+
+    With several draws also NAME/TASK/Kshot_std, the standard deviation over
+    draws; the penalty is their geometric mean.
 
     Args:
       params: for `features_fn`.
+      step: of the parameters, for draws that depend on it.
     """
-    results = {
-      task.name: self._accuracies(params, task) for task in self._tasks
-    }
+    seeds = [
+      generator_seed(self._draw_rule, self._seed, draw, step)
+      for draw in range(self._draws)
+    ]
+    results = {t.name: self._accuracies(params, t, seeds) for t in self._tasks}
     for shots in self._shots:
-      by_task = {name: result[shots] for name, result in results.items()}
-      best = best_penalty(by_task)
-      for name, accuracies in by_task.items():
-        yield f"{self._name}/{name}/{shots}shot", float(accuracies[best])
-      yield f"{self._name}/{shots}shot_penalty", self._penalties[best]
+      chosen: dict[str, list[float]] = {name: [] for name in results}
+      best = []
+      for seed in seeds:
+        by_task = {name: found[seed, shots] for name, found in results.items()}
+        best.append(best_penalty(by_task))
+        for name, accuracies in by_task.items():
+          chosen[name].append(accuracies[best[-1]])
+      for name, accuracies in chosen.items():
+        yield f"{self._name}/{name}/{shots}shot", float(np.mean(accuracies))
+        if self._draws > 1:
+          spread = float(np.std(accuracies, ddof=1))
+          yield f"{self._name}/{name}/{shots}shot_std", spread
+      powers = np.log2([self._penalties[index] for index in best])
+      yield f"{self._name}/{shots}shot_penalty", float(2 ** np.mean(powers))
 
   def _accuracies(
-    self, params: Any, task: FewshotTask
-  ) -> dict[int, Float[np.ndarray, "penalties"]]:
-    """Accuracies by number of shots; applies the model once to every image."""
-    labels = np.asarray(task.train_labels)
-    pool = select_shots(labels, task.num_classes, max(self._shots), self._seed)
-    train, _ = self._features(params, task.make_batches(pool))
+    self, params: Any, task: FewshotTask, seeds: Sequence[int]
+  ) -> dict[tuple[int, int], Float[np.ndarray, "penalties"]]:
+    """Accuracies by (seed, shots); applies the model once to every image."""
+    labels, classes = np.asarray(task.train_labels), task.num_classes
+    chosen = {
+      (seed, shots): select_shots(labels, classes, shots, seed)
+      for seed in seeds
+      for shots in self._shots
+    }
+    # Fewer shots are a part of more shots.
+    most = [chosen[seed, max(self._shots)].tolist() for seed in seeds]
+    pool = list(dict.fromkeys(itertools.chain(*most)))
+    row_of = {image: row for row, image in enumerate(pool)}
+    train, _ = self._features(params, task.make_batches(np.array(pool)))
     test = self._features(params, task.test_batches)
-    row_of = dict(zip(pool.tolist(), range(len(pool)), strict=True))
-    results = {}
-    for shots in self._shots:
-      chosen = select_shots(labels, task.num_classes, shots, self._seed)
-      rows = [row_of[index] for index in chosen.tolist()]
-      results[shots] = fewshot_accuracies(
-        train[rows], labels[chosen], *test, task.num_classes, self._penalties
+    return {
+      key: fewshot_accuracies(
+        train[[row_of[image] for image in images.tolist()]],
+        labels[images],
+        *test,
+        classes,
+        self._penalties,
       )
-    return results
+      for key, images in chosen.items()
+    }
 
   def _features(
     self, params: Any, batches: Iterable[Batch]
