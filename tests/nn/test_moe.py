@@ -1,5 +1,7 @@
 """The mixture-of-experts layer against a loop over slots."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,14 +68,17 @@ def test_experts_may_share_their_initial_values(shared, x):
       assert np.array_equal(kernel[0], kernel[e]) == shared
 
 
-def test_experts_drop_different_units():
+@pytest.mark.parametrize(("shared", "share"), [(False, 1 / 8), (True, 1 / 2)])
+def test_experts_drop_different_units_unless_they_start_equal(shared, share):
   """Three equal experts get equal inputs; every output is their mean.
 
-  Half of the outputs would be zero if all experts dropped the same units, an
-  eighth otherwise.
+  Half of the outputs are zero if all experts drop the same units, an eighth
+  otherwise.
   """
   x = jax.random.normal(jax.random.key(0), (B, E, 64))
   layer = _layer("soft").clone(dropout_rate=0.5)
+  moe = dataclasses.replace(layer.moe, shared_expert_init=shared)
+  layer = layer.clone(moe=moe)
   params = _params(layer, x)
   params["Router"]["scale"] = jnp.zeros(())
   params["Mlp"] = jax.tree.map(
@@ -81,7 +86,7 @@ def test_experts_drop_different_units():
   )
   rngs = {"dropout": jax.random.key(1)}
   y, _ = layer.apply({"params": params}, x, False, rngs=rngs)
-  assert 0.05 < np.mean(y == 0) < 0.25
+  assert abs(np.mean(y == 0) - share) < 0.1
 
 
 def test_groups_are_consecutive_images():

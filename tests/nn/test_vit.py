@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -290,6 +291,67 @@ def test_bfloat16_tokens_are_pooled_in_float32(options, images):
 def test_unknown_strings(option, value, known):
   with pytest.raises(ValueError, match=rf"{option}='{value}'.*must be {known}"):
     VisionTransformer(**SIZES, **{option: value})
+
+
+def test_dropout_in_experts_only(images):
+  moe = dataclasses.replace(ROUTED, expert_dropout_rate=0.5)
+  model = VisionTransformer(**SIZES, moe=moe)
+  without = dataclasses.replace(moe, expert_dropout_rate=0.0)
+  layers = _dropout_rates(model.clone(moe=without, dropout_rate=0.5), images)
+  assert layers.pop("Encoder/encoderblock_1/Moe/Mlp/Dropout_0") == 0
+  assert set(layers.values()) == {0.5} and len(layers) == 4
+  layers = _dropout_rates(model, images)
+  assert layers.pop("Encoder/encoderblock_1/Moe/Mlp/Dropout_0") == 0.5
+  assert set(layers.values()) == {0.0}
+  with pytest.raises(ValueError, match="expert_dropout_rate=1.0: must be in"):
+    dataclasses.replace(ROUTED, expert_dropout_rate=1.0)
+
+
+def _dropout_rates(model, images):
+  """The rate of every dropout module, by path."""
+  rates = {}
+
+  def record(call, args, kwargs, context):
+    if isinstance(context.module, nn.Dropout):
+      rates["/".join(context.module.path)] = context.module.rate
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(record):
+    _shapes(model, images)
+  return rates
+
+
+def test_residual_dtype(images):
+  """Residual connections and what routers see; the rest computes in `dtype`."""
+  model = VisionTransformer(
+    **SIZES, moe=ROUTED, dtype="bfloat16", residual_dtype="float32"
+  )
+
+  def dtypes(model):
+    found = {}
+
+    def record(call, args, kwargs, context):
+      outputs = call(*args, **kwargs)
+      if context.method_name == "__call__":
+        first = outputs[0] if isinstance(outputs, tuple) else outputs
+        found["/".join(context.module.path)] = str(first.dtype)
+      return outputs
+
+    with nn.intercept_methods(record):
+      _shapes(model, images)
+    return found
+
+  found, single = dtypes(model), dtypes(model.clone(residual_dtype=None))
+  changed = {path for path in found if found[path] != single[path]}
+  assert changed == {
+    "Encoder/posembed_input",
+    "Encoder/Dropout_0",
+    "Encoder/encoderblock_0",
+    "Encoder/encoderblock_1",
+    "Encoder/encoderblock_1/LayerNorm_1",
+  }
+  assert {found[path] for path in changed} == {"float32"}
+  assert {single[path] for path in changed} == {"bfloat16"}
 
 
 def test_dropout(images):

@@ -27,10 +27,12 @@ class MoeOptions:
     options: options of the router, see `make_router`.
     blocks: which blocks are routed, see `nn.vit.moe_blocks`.
     group_images: images per routing group: their tokens compete for slots.
-    shared_expert_init: whether all experts start from the same values.
+    shared_expert_init: whether all experts start from the same values; their
+      dropout masks are then the same, too, as in the public V-MoE code.
+    expert_dropout_rate: inside the experts; None for the rate of the MLPs.
 
   Raises:
-    ValueError: if `group_images` is below 1.
+    ValueError: if `group_images` is below 1, or a rate is not in [0, 1).
 
   Example:
     >>> from vmoe_study import MoeOptions
@@ -46,9 +48,14 @@ class MoeOptions:
   blocks: str | tuple[int, ...] = "every 2"
   group_images: int = 1
   shared_expert_init: bool = False
+  expert_dropout_rate: float | None = None
 
   def __post_init__(self):
     check_least("group_images", self.group_images, 1)
+    if not 0 <= (self.expert_dropout_rate or 0) < 1:
+      raise ValueError(
+        f"expert_dropout_rate={self.expert_dropout_rate}: must be in [0, 1)."
+      )
 
   @property
   def is_routed(self) -> bool:
@@ -87,7 +94,8 @@ class Moe(nn.Module):
   Attributes:
     moe: router, groups and experts.
     mlp_dim: F, the hidden size of each expert.
-    dropout_rate: inside the experts; needs the RNG stream "dropout".
+    dropout_rate: inside the experts, unless `moe` has another; needs the RNG
+      stream "dropout".
     dtype: of the experts; routers compute in float32.
     exchange: sends tokens to the devices of their experts.
 
@@ -123,9 +131,10 @@ class Moe(nn.Module):
 
     tokens = tokens.astype(self.dtype)
     inputs, plan, aux = self.exchange.send(router.route, tokens, logits)
+    rate = self.moe.expert_dropout_rate
     experts = make_experts(
       self.mlp_dim,
-      self.dropout_rate,
+      self.dropout_rate if rate is None else rate,
       self.dtype,
       shared_init=self.moe.shared_expert_init,
       name=names.MLP,
@@ -149,7 +158,8 @@ def make_experts(
     mlp_dim: F, the hidden size of each expert.
     dropout_rate: inside the experts; needs the RNG stream "dropout".
     dtype: of the computation.
-    shared_init: whether all experts start from the same values.
+    shared_init: whether all experts start from the same values and draw the
+      same dropout masks.
     name: of the module.
 
   Returns:
@@ -158,7 +168,7 @@ def make_experts(
   experts = nn.vmap(
     Mlp,
     variable_axes={"params": 0},
-    split_rngs={"params": not shared_init, "dropout": True},
+    split_rngs={"params": not shared_init, "dropout": not shared_init},
     in_axes=(0, None),
   )
   return experts(mlp_dim, dropout_rate, dtype, name=name)

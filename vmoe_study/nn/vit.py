@@ -111,7 +111,8 @@ class EncoderBlock(nn.Module):
     moe: options of the MoE layer, except `blocks`; None for an MLP.
     dropout_rate: after attention and inside the MLP or the experts.
     qk_norm: whether queries and keys are normalised.
-    dtype: of the computation; parameters and routers are float32.
+    dtype: of the computation; parameters and routers are float32. The residual
+      connections have the dtype of the input.
     exchange: sends tokens to the devices of their experts.
   """
 
@@ -129,15 +130,19 @@ class EncoderBlock(nn.Module):
   ) -> tuple[Float[Array, "B L D"], dict[str, RoutingAux]]:
     y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
     y = _attention(self, self.dtype, names.ATTENTION)(y)
-    x = x + nn.Dropout(self.dropout_rate, deterministic=deterministic)(y)
+    y = nn.Dropout(self.dropout_rate, deterministic=deterministic)(y)
+    x = x + y.astype(x.dtype)
 
-    y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_1")(x)
+    dtype = self.dtype if self.moe is None else x.dtype  # Not rounded.
+    y = nn.LayerNorm(dtype=dtype, name="LayerNorm_1")(x)
     mlp = self.mlp_dim, self.dropout_rate, self.dtype
+    aux: dict[str, RoutingAux] = {}
     if self.moe is None:
-      return x + Mlp(*mlp, name=names.MLP)(y, deterministic), {}
-    moe = Moe(self.moe, *mlp, self.exchange, name=names.MOE)
-    y, aux = moe(y, deterministic)
-    return x + y, {str(self.name): aux}
+      y = Mlp(*mlp, name=names.MLP)(y, deterministic)
+    else:
+      moe = Moe(self.moe, *mlp, self.exchange, name=names.MOE)
+      y, aux[str(self.name)] = moe(y, deterministic)
+    return x + y.astype(x.dtype), aux
 
 
 class Encoder(nn.Module):
@@ -288,6 +293,8 @@ class VisionTransformer(CheckedModule):
     dropout_rate: after position embeddings, attention and MLP layers.
     dtype: of the blocks. Parameters, routers and all layers from the final norm
       to the head are float32.
+    residual_dtype: of the residual connections, from the patches to the final
+      norm, and of the tokens that routers see; None for `dtype`.
     remat: what the backward pass recomputes: nothing ("none"), all but matrix
       products with parameters ("dots"), or whole blocks ("full").
     exchange: sends tokens to the devices of their experts.
@@ -327,6 +334,7 @@ class VisionTransformer(CheckedModule):
   qk_norm: bool = False
   dropout_rate: float = 0.0
   dtype: Literal["float32", "bfloat16"] = "float32"
+  residual_dtype: Literal["float32", "bfloat16"] | None = None
   remat: Literal["none", "dots", "full"] = "none"
   exchange: Exchange = Exchange()
 
@@ -366,8 +374,9 @@ class VisionTransformer(CheckedModule):
       dtype=self.dtype,
       name=names.EMBEDDING,
     )
-    grid = height // patch, width // patch
-    return embed(images).reshape(len(images), -1, self.width), grid
+    x = embed(images).reshape(len(images), -1, self.width)
+    x = x.astype(self.residual_dtype or self.dtype)
+    return x, (height // patch, width // patch)
 
   def _encoder(self, grid: tuple[int, int]) -> nn.Module:
     if self.width % self.num_heads:
