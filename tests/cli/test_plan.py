@@ -36,6 +36,7 @@ UNFIT = ResourceEstimate(
   chips=16,
   mesh={"replica": 16, "expert": 1},
   plan_form=None,
+  capacity_factor=1.0,
   batch_size=1,
   parameters=1,
   active_parameters=1,

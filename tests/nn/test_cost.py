@@ -84,6 +84,24 @@ def test_a_token_that_meets_one_expert_meets_a_dense_model_and_routers():
   assert total == dense + routers + 6 * 31 * expert
 
 
+@pytest.mark.parametrize(
+  ("group", "options", "factor"),
+  [
+    (1, {"capacity_rounding": "round"}, 2 * 32 / 50),
+    (1, {"capacity_rounding": "ceil", "capacity_multiple_of": 4}, 4 * 32 / 50),
+    (8, {"num_selected_experts": 2}, 25 * 32 / 800),
+  ],
+)
+def test_the_actual_capacity_factor(group, options, factor):
+  """B/32 with a class token has 50 tokens: 1.5625 per expert at factor 1."""
+  options = {"num_experts": 32, "capacity_factor": 1.0, **options}
+  routed = MoeOptions("softmax_token_choice", options, group_images=group)
+  sizes = variant("B/32") | {"num_classes": 10, "pool": "token"}
+  found = cost.routing(VisionTransformer(**sizes, moe=routed), (224, 224, 3))
+  assert found.capacity_factor == pytest.approx(factor)
+  assert f"actual capacity factor {factor:.4g}" in found.describe()
+
+
 def test_expert_choice_counts_slots_per_token():
   options = {"num_experts": 32, "capacity_factor": 2.0}
   total, active = counts({"moe": MoeOptions("softmax_expert_choice", options)})

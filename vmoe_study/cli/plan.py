@@ -113,6 +113,7 @@ def estimate_table(estimate: ResourceEstimate) -> str:
     ("topology", f"{estimate.topology}, {estimate.chips} chips"),
     ("mesh", _mesh(estimate)),
     ("plan form", estimate.plan_form or "-"),
+    ("actual capacity factor", _factor(estimate.capacity_factor)),
     ("images per step", f"{estimate.batch_size:,}"),
     ("parameters", f"{estimate.parameters:,}"),
     ("active per token", f"{estimate.active_parameters:,}"),
@@ -175,6 +176,10 @@ def _recommendation(best: ResourceEstimate | None) -> str:
 
 def _mesh(estimate: ResourceEstimate) -> str:
   return " x ".join(f"{axis} {size}" for axis, size in estimate.mesh.items())
+
+
+def _factor(value: float | None) -> str:
+  return "-" if value is None else f"{value:.4g}"
 
 
 def _yes_no(value: bool) -> str:

@@ -26,6 +26,8 @@ class Routing:
     num_experts: E.
     slots_per_token: E * C / S, with the rounded capacity C.
     slots_per_group: E * C.
+    capacity_factor: E * C / (S * K), K = 1 without token choice: the factor in
+      effect, after rounding C.
     experts_per_token: mean number of experts that process a token when all
       slots are full: slots_per_token, and with token choice at most K. For Soft
       MoE, whose experts see all tokens, slots_per_token as well.
@@ -37,6 +39,7 @@ class Routing:
   num_experts: int
   slots_per_token: float
   slots_per_group: int
+  capacity_factor: float
   experts_per_token: float
   soft: bool
 
@@ -45,7 +48,8 @@ class Routing:
     return (
       f"{self.num_blocks} MoE blocks of {self.num_experts} experts, "
       f"{self.slots_per_group} slots per group, "
-      f"{self.slots_per_token:.4g} slots per token"
+      f"{self.slots_per_token:.4g} slots per token, actual capacity factor "
+      f"{self.capacity_factor:.4g}"
     )
 
 
@@ -70,14 +74,15 @@ def routing(
   slots = router.num_experts * router.capacity(group_size)
   per_token = slots / group_size
   soft = isinstance(router, SoftRouter)
-  limit = per_token
+  limit, chosen = per_token, 1
   if not soft and router.choice.tokens_choose:
-    limit = router.choice.num_selected_experts
+    limit = chosen = router.choice.num_selected_experts
   return Routing(
     num_blocks=len(moe_blocks(moe.blocks, module.depth)),
     num_experts=router.num_experts,
     slots_per_token=per_token,
     slots_per_group=slots,
+    capacity_factor=per_token / chosen,
     experts_per_token=min(per_token, limit),
     soft=soft,
   )

@@ -39,6 +39,7 @@ class ResourceEstimate:
     chips: number of chips.
     mesh: mesh axes and their sizes.
     plan_form: "index" or "dense" for a sparse router, else None.
+    capacity_factor: in effect, after rounding the slots; None without a router.
     batch_size: images per step, over all chips.
     parameters: number of parameters.
     active_parameters: number of parameters that one token passes.
@@ -60,6 +61,7 @@ class ResourceEstimate:
   chips: int
   mesh: dict[str, int]
   plan_form: str | None
+  capacity_factor: float | None
   batch_size: int
   parameters: int
   active_parameters: int
@@ -151,6 +153,7 @@ def _sizes(model: Model) -> dict[str, Any]:
     "chips": model.mesh.size,
     "mesh": dict(model.mesh.shape),
     "plan_form": plan_form(config),
+    "capacity_factor": moe.capacity_factor if moe else None,
     "batch_size": batch_size,
     "parameters": total,
     "active_parameters": active,

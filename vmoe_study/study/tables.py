@@ -120,6 +120,12 @@ class _Column(NamedTuple):
 _MEAN, _MEDIAN = statistics.fmean, statistics.median
 # Times are medians: other work on the machine slows single runs down.
 _COST = (
+  _Column(
+    "actual capacity",
+    lambda cell: cell.values("capacity_factor"),
+    _MEAN,
+    ".3g",
+  ),
   _Column("parameters", lambda cell: cell.values("parameters"), _MEAN, ",.0f"),
   _Column(
     "training GFLOP per image",
@@ -149,16 +155,20 @@ _COST = (
 
 
 def cost_table(cells: Sequence[Cell]) -> Table:
-  """Cost of each cell, and routing metrics at the end of training."""
+  """Cost of each cell, and routing metrics at the end of training.
+
+  Columns that no cell has are left out.
+  """
+  columns = [c for c in _COST if any(map(c.values, cells))]
   rows = []
   for cell in cells:
     row: list[str | Estimate] = [*setting_values(cell, cells), _count(cell)]
-    for column in _COST:
+    for column in columns:
       values = column.values(cell)
       row.append(format(column.summary(values), column.form) if values else "")
     rows.append(row)
-  columns = [column.name for column in _COST]
-  return Table([*setting_names(cells), "runs", *columns], rows)
+  names = [column.name for column in columns]
+  return Table([*setting_names(cells), "runs", *names], rows)
 
 
 def routing_metric(cell: Cell, name: str) -> list[float]:
