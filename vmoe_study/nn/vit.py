@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vmoe_study.nn import parameter_names as names
+from vmoe_study.nn.attention import Attention
 from vmoe_study.nn.checked import CheckedModule
 from vmoe_study.nn.mlp import Mlp
 from vmoe_study.nn.moe import Moe, MoeOptions
@@ -129,7 +130,8 @@ class EncoderBlock(nn.Module):
     self, x: Float[Array, "B L D"], deterministic: bool
   ) -> tuple[Float[Array, "B L D"], dict[str, RoutingAux]]:
     y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
-    y = _attention(self, self.dtype, names.ATTENTION)(y)
+    attention = self.num_heads, self.dtype, self.qk_norm, self.exchange
+    y = Attention(*attention, name=names.ATTENTION)(y)
     y = nn.Dropout(self.dropout_rate, deterministic=deterministic)(y)
     x = x + y.astype(x.dtype)
 
@@ -254,20 +256,14 @@ class MapHead(nn.Module):
     shape = 1, 1, x.shape[-1]
     probe = self.param("probe", nn.initializers.xavier_uniform(), shape)
     probe = jnp.tile(probe, (x.shape[0], 1, 1))
-    x = _attention(self, "float32", "MultiHeadDotProductAttention")(probe, x)
+    attention = Attention(
+      self.num_heads,
+      qk_norm=self.qk_norm,
+      name="MultiHeadDotProductAttention",
+    )
+    x = attention(x, queries=probe)
     y = nn.LayerNorm(dtype=jnp.float32, name="LayerNorm")(x)
     return (x + Mlp(self.mlp_dim, name=names.MLP)(y))[:, 0]
-
-
-def _attention(module: nn.Module, dtype: str, name: str) -> nn.Module:
-  return nn.MultiHeadDotProductAttention(
-    num_heads=module.num_heads,
-    dtype=dtype,
-    kernel_init=nn.initializers.xavier_uniform(),
-    normalize_qk=module.qk_norm,
-    force_fp32_for_softmax=True,
-    name=name,
-  )
 
 
 class VisionTransformer(CheckedModule):

@@ -34,6 +34,21 @@ class Exchange:
   group_axes: tuple[str, ...] = ("replica", "expert")
   expert_axis: str = "expert"
 
+  @property
+  def platform(self) -> str:
+    """JAX's name of the backend that programs run on: "cpu", "gpu" or "tpu"."""
+    if isinstance(self.mesh, Mesh):
+      return self.mesh.devices.flat[0].platform
+    return jax.default_backend()
+
+  def on_each_device(self, function: Callable) -> Callable:
+    """A function of arrays by group and of replicated ones, to arrays by group.
+
+    Each device calls it on its own groups, or images, without communication.
+    """
+    groups = PartitionSpec(self.group_axes)
+    return self._per_device(function, (groups, PartitionSpec()), groups)
+
   def send(
     self, route: Route, tokens: Float[Array, "G S D"], logits: Any
   ) -> tuple[Float[Array, "E G C D"], RoutingPlan, RoutingAux]:
