@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from vmoe_study import options
 from vmoe_study.data.spec import DataSpec
+from vmoe_study.evaluation.draws import DrawRule
 from vmoe_study.files.location import expand
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import SIZES, VisionTransformer, moe_blocks, variant
@@ -47,6 +48,7 @@ LARGEST = {
   "num_epochs": 10**7,
   "accumulation": 10**5,
   "num_workers": 1000,
+  "batches_ahead": 16,  # JAX's CPU collectives deadlock above 31 programs.
 }
 
 
@@ -163,7 +165,12 @@ class TrainSpec:
     schedule: see `ScheduleSpec`.
     accumulation: number of parts that each batch is computed in, in sequence.
     mixup: parameter of mixup's Beta distribution; 0 for no mixup.
+    mixup_within: which images are blended: the two of a "pair", with one weight
+      for the batch; or, as in V-MoE, each with the next one of its "device",
+      with one weight per device. See `data.mixup`.
     num_workers: worker processes per host that read data; 0 uses threads only.
+    batches_ahead: batches that may wait on the devices, beyond the one that is
+      trained on.
     report_every: steps between training metrics.
     evaluate_every: steps between evaluations; 0 evaluates at the end only.
     save_every: steps between checkpoints; 0 saves at the end only. There is
@@ -185,7 +192,9 @@ class TrainSpec:
   schedule: ScheduleSpec = dataclasses.field(default_factory=ScheduleSpec)
   accumulation: int = 1
   mixup: float = 0.0
+  mixup_within: Literal["pair", "device"] = "pair"
   num_workers: int = 0
+  batches_ahead: int = 2
   report_every: int = 100
   evaluate_every: int = 0
   save_every: int = 0
@@ -197,12 +206,14 @@ class TrainSpec:
   def __post_init__(self):
     for name in ["batch_size", "accumulation", "report_every", "keep"]:
       options.check_least(name, getattr(self, name), 1)
-    for name in ("mixup", "num_workers", "num_steps", "num_epochs"):
+    for name in ("mixup", "num_workers", "batches_ahead"):
+      options.check_least(name, getattr(self, name), 0)
+    for name in ("num_steps", "num_epochs"):
       options.check_least(name, getattr(self, name), 0)
     for name in ("evaluate_every", "save_every", "keep_every"):
       options.check_least(name, getattr(self, name), 0)
     _check_largest("train", vars(self))
-    if self.mixup and self.batch_size % 2:
+    if self.mixup and self.mixup_within == "pair" and self.batch_size % 2:
       raise ValueError(
         f"batch_size={self.batch_size}: must be even, as mixup={self.mixup} "
         "blends pairs of images. Add or remove one image."
@@ -236,6 +247,10 @@ class EvaluationSpec:
   data: DataSpec
   batch_size: int
 
+  def __post_init__(self):
+    options.check_least("batch_size", self.batch_size, 1)
+    _check_largest("evaluation", vars(self))
+
 
 @dataclasses.dataclass(frozen=True)
 class FewshotSpec:
@@ -250,6 +265,12 @@ class FewshotSpec:
   train: DataSpec
   test: DataSpec
   batch_size: int
+
+  def __post_init__(self):
+    options.check_least("batch_size", self.batch_size, 1)
+    _check_largest("fewshot", vars(self))
+    for name in ("train", "test"):
+      _check_largest(f"fewshot.{name}", vars(getattr(self, name)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,6 +288,9 @@ class Config:
     evaluations: by name; may be empty.
     fewshot: by name; all tasks share one penalty per number of shots.
     shots: images per class of the few-shot evaluations.
+    draws: selections of these images that the evaluations average over.
+    draw_seed: of these selections, whatever the seed of the run.
+    draw_rule: how they follow from it, see `evaluation.draws`.
     evaluation_capacity: capacity factor of sparse routers in all evaluations;
       0 for the factor of training.
     mesh: see `MeshSpec`.
@@ -284,6 +308,9 @@ class Config:
   )
   fewshot: Mapping[str, FewshotSpec] = dataclasses.field(default_factory=dict)
   shots: tuple[int, ...] = (1, 5, 10, 25)
+  draws: int = 1
+  draw_seed: int = 0
+  draw_rule: DrawRule = "seed"
   evaluation_capacity: float = 0.0
   mesh: MeshSpec = dataclasses.field(default_factory=MeshSpec)
 
@@ -291,9 +318,13 @@ class Config:
     """Yields messages: values out of range, fields that contradict others."""
     if not 0 <= self.seed < 2**32:
       yield f"seed={self.seed}: must be in [0, 2**32)."
+    if not 0 <= self.draw_seed < 2**32:
+      yield f"draw_seed={self.draw_seed}: must be in [0, 2**32)."
     for shots in self.shots:
       if shots < 1:
         yield f"shots={shots!r}: must be at least 1."
+    if not 1 <= self.draws <= 1000:
+      yield f"draws={self.draws}: must be from 1 to 1000."
     yield from self._name_problems()
     yield from self._class_problems()
     if self.train.num_steps:

@@ -49,7 +49,8 @@ def loss_at(workdir, factor):
   moe["options"]["capacity_factor"] = factor
   module = VisionTransformer(**model["fields"], moe=MoeOptions(**moe))
   data = DataSpec(**metadata["config"]["evaluations"]["test"]["data"])
-  [batch] = eval_input(data, batch_size=359)
+  images = eval_input(data, batch_size=359)
+  [batch] = map(images.device_ops, images)
   logits, _ = jax.jit(module.apply)({"params": params}, batch["image"])
   return optax.softmax_cross_entropy(logits, batch["label"]).mean()
 

@@ -2,11 +2,13 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vmoe_study.checkpoint.load import read_manifest
 from vmoe_study.cli.main import main
+from vmoe_study.data import device_ops
 from vmoe_study.data.pipeline import TrainInput
 from vmoe_study.training.metrics_file import FILE_NAME, read_metrics
 
@@ -110,16 +112,21 @@ def flip_a_byte(folder):
 
 
 def test_a_bad_batch_is_told_and_left_out(tmp_path, monkeypatch, capsys):
-  """One image of one batch is damaged on its way, then a checkpoint."""
-  iterate = TrainInput.iterate
+  """One image of one batch is not finite, then a checkpoint is damaged."""
+  iterate, value_range = TrainInput.iterate, device_ops.value_range
 
   def damaged(self, start_step=0):
     for step, batch in enumerate(iterate(self, start_step), start_step):
       if step == 5:
-        batch["image"][3, 0, 0] = np.inf
+        batch["image"][3] = 255
       yield batch
 
+  def infinite_if_white(images, low, high):
+    white = (images == 255).all(axis=(1, 2, 3), keepdims=True)
+    return jnp.where(white, jnp.inf, value_range(images, low, high))
+
   monkeypatch.setattr(TrainInput, "iterate", damaged)
+  monkeypatch.setattr(device_ops, "value_range", infinite_if_white)
   words = (
     "--config.train.health.on_nonfinite=skip",
     "--config.train.save_every=8",

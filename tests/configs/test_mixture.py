@@ -39,7 +39,7 @@ def test_examples_come_in_proportion_to_the_weights(tmp_path):
   data = open_train_input(parse(_config(tmp_path)))
   assert data.num_examples == 16
   means = [data[step]["image"].mean() for step in range(4)]
-  np.testing.assert_allclose(means, 0.75)
+  np.testing.assert_allclose(means, 0.75 * 255)
 
 
 def test_all_data_sets_fit_the_head(tmp_path):

@@ -1,4 +1,4 @@
-"""Double buffering: order, errors, waiting time, closing."""
+"""Preparing ahead: order, errors, waiting time, closing."""
 
 import itertools
 import threading
@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from vmoe_study.data.prefetch import prefetch_to_device
+from vmoe_study.data.prefetch import Prefetcher
 
 
 def test_items_arrive_in_order_and_put():
-  batches = prefetch_to_device(iter(range(50)), lambda x: -x)
+  batches = Prefetcher(iter(range(50)), lambda x: -x)
   assert list(batches) == [-x for x in range(50)]
   assert list(batches) == []
   batches.close()
@@ -21,7 +21,7 @@ def test_an_error_is_raised_where_the_batch_is_used():
     yield 1
     raise ValueError("broken record")
 
-  batches = prefetch_to_device(source(), lambda x: x)
+  batches = Prefetcher(source(), lambda x: x)
   assert next(batches) == 1
   for _ in range(2):
     with pytest.raises(ValueError, match="broken record"):
@@ -29,7 +29,7 @@ def test_an_error_is_raised_where_the_batch_is_used():
 
 
 def test_an_error_of_the_transfer_is_raised_too():
-  batches = prefetch_to_device(iter([0]), lambda x: 1 / x)
+  batches = Prefetcher(iter([0]), lambda x: 1 / x)
   with pytest.raises(ZeroDivisionError):
     next(batches)
 
@@ -42,12 +42,16 @@ def test_it_works_ahead_by_size_and_no_further():
       made.append(number)
       yield number
 
-  batches = prefetch_to_device(source(), lambda x: x, size=2)
+  put = []
+  batches = Prefetcher(source(), put.append, size=2)
   deadline = time.monotonic() + 5
   while len(made) < 3 and time.monotonic() < deadline:
     time.sleep(0.01)
   time.sleep(0.05)
   assert made == [0, 1, 2]  # Two wait; the third waits for room.
+  assert not put  # Nothing goes to the devices before it is asked for.
+  next(batches)
+  assert put == [0]
   batches.close()
 
 
@@ -57,10 +61,10 @@ def test_waiting_is_measured():
       time.sleep(0.05)
       yield number
 
-  batches = prefetch_to_device(slow(), lambda x: x)
+  batches = Prefetcher(slow(), lambda x: x)
   list(batches)
   assert 0.15 < batches.wait_seconds < 1.0
-  fast = prefetch_to_device(iter(range(4)), lambda x: x)
+  fast = Prefetcher(iter(range(4)), lambda x: x)
   time.sleep(0.05)
   list(fast)
   assert fast.wait_seconds < 0.05
@@ -76,7 +80,7 @@ def test_closing_ends_the_thread_and_the_source():
       closed.set()
 
   before = threading.active_count()
-  batches = prefetch_to_device(source(), lambda x: x)
+  batches = Prefetcher(source(), lambda x: x)
   assert next(batches) == 0
   batches.close()
   assert closed.is_set()

@@ -8,13 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from vmoe_study.training.ahead import STEPS_AHEAD, StepsAhead
+from vmoe_study.training.ahead import StepsAhead
 from vmoe_study.training.health import TrainingFailure
 from vmoe_study.training.state import TrainState
 from vmoe_study.training.step import make_gradient, make_train_step
 
 OPTIMIZER = optax.adam(0.1)
 STEPS = 25
+BATCHES_AHEAD = 8
 
 
 def loss_fn(params, batch, key):
@@ -42,7 +43,11 @@ def batch(step, bad):
 def run(bad, settle_at, on_failure):
   seen = []
   ahead = StepsAhead(
-    compiled(), start(), lambda n, _: seen.append(n), on_failure
+    compiled(),
+    start(),
+    lambda n, _: seen.append(n),
+    on_failure,
+    BATCHES_AHEAD,
   )
   for step in range(STEPS):
     ahead.run(step, batch(step, bad))
@@ -54,7 +59,7 @@ def run(bad, settle_at, on_failure):
 
 
 @pytest.mark.parametrize(
-  "bad", [(), (0,), (4,), (4, 5, 9), (3, 3 + STEPS_AHEAD), (STEPS - 1,)]
+  "bad", [(), (0,), (4,), (4, 5, 9), (3, 3 + BATCHES_AHEAD), (STEPS - 1,)]
 )
 @pytest.mark.parametrize("settle_at", [(), (5, 6, 20)])
 def test_a_skipped_step_is_left_out_and_no_other(bad, settle_at):

@@ -130,7 +130,6 @@ def rgb(image: Image) -> Image:
 
 
 def value_range(images: Image, low: float, high: float) -> np.ndarray:
-  """Maps uint8 0..255 linearly to float32 low..high, any shape."""
-  table = np.linspace(low, high, 256, dtype=np.float32)
-  rows = images.reshape(len(images), -1)
-  return cv2.LUT(rows, table).reshape(images.shape)
+  """Maps 0..255 linearly to float32 low..high; NumPy or JAX, any shape."""
+  # For whole numbers low and high, only the division rounds.
+  return (images.astype(np.float32) * (high - low) + 255 * low) / 255

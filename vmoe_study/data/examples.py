@@ -55,20 +55,6 @@ def collate(examples: Sequence[Example]) -> Batch:
   }
 
 
-def label_matrix(
-  batch: Batch, num_classes: int, smoothing: float
-) -> np.ndarray:
-  """Returns float32 (b, num_classes): one-hot or multi-hot rows, smoothed.
-
-  Smoothing s turns a row v into (1 - s) v + s / num_classes.
-  """
-  rows = np.zeros((len(batch["image"]), num_classes), np.float32)
-  rows[batch["owner"], batch["labels"]] = 1 - smoothing
-  if smoothing:
-    rows += np.float32(smoothing / num_classes)
-  return rows
-
-
 class ExampleReader:
   """Reads, decodes and augments single examples of a data set.
 

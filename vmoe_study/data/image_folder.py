@@ -18,9 +18,11 @@ class ImageFolderSource:
   Attributes:
     num_classes: number of class folders.
     label_names: names of the class folders, sorted.
+    many_labels: False.
     channels: 3, as grey images are converted to RGB.
   """
 
+  many_labels = False
   channels = 3
 
   def __init__(self, data_dir: str, split: str):

@@ -1,7 +1,8 @@
 """Image operations by name: "inception_crop(224)|flip_lr|value_range(-1, 1)".
 
-`value_range` comes last. It is applied to whole batches after they have left
-the worker processes, as bytes are four times smaller than floats.
+Operations on uint8 images run on the host, one image at a time. `value_range`
+comes last. It is applied to whole batches on the devices (`device_ops`), as
+bytes are four times smaller than floats on the way.
 """
 
 import ast
@@ -10,7 +11,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 
 from vmoe_study.data import augment
 from vmoe_study.data.augment import Image, Rng
@@ -53,7 +53,7 @@ class Ops:
 
   Attributes:
     steps: operations on one image, in order.
-    value_range: range of the float32 images of a finished batch.
+    value_range: range of the float32 images that the model gets.
   """
 
   steps: tuple[Op, ...]
@@ -73,10 +73,6 @@ class Ops:
     for step in self.steps:
       image = step(image, rng)
     return image
-
-  def finish(self, images: Image) -> np.ndarray:
-    """Turns uint8 (..., H, W, C) images into float32 in `value_range`."""
-    return augment.value_range(images, *self.value_range)
 
 
 def parse_ops(text: str) -> Ops:

@@ -7,6 +7,8 @@ Nothing depends on the number of hosts or of worker processes: host h takes the
 h-th contiguous slice of every global batch. So there is no state to save.
 
 Evaluation: every example once, in order; the last batch is padded and masked.
+
+Batches are bytes, which `device_ops` turns into what the model gets.
 """
 
 import functools
@@ -16,7 +18,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from vmoe_study.data.examples import Batch, ExampleReader, collate, label_matrix
+from vmoe_study.data.device_ops import DeviceOps, class_bits, class_numbers
+from vmoe_study.data.examples import Batch, ExampleReader, collate
 from vmoe_study.data.ops import parse_ops
 from vmoe_study.data.spec import DataSpec
 from vmoe_study.data.workers import iterate_batches
@@ -29,11 +32,9 @@ class _Input:
 
   Attributes:
     num_examples: examples in all data sets together, over all hosts.
-    num_classes: width of the label vectors.
     image_shape: (H, W, C).
-    value_range: of the images.
+    device_ops: turns a batch into float32 images and label vectors.
     label_names: of the classes; their numbers where mixed data sets differ.
-    label_smoothing: share of the label mass spread over all classes.
     skipped: damaged examples skipped or masked so far, on this host.
   """
 
@@ -47,22 +48,23 @@ class _Input:
     """Takes this host's collated batches and the readers of their examples."""
     first = readers[0]
     self.num_examples = num_examples
-    self.num_classes = first.spec.num_classes
     self.image_shape = first.image_shape
-    self.value_range = first.ops.value_range
+    self.device_ops = DeviceOps.of(first.spec)
     self.label_names = _label_names(readers)
-    self.label_smoothing = first.spec.label_smoothing
     self.skipped = 0
-    self._ops = first.ops
+    self._many_labels = any(reader.source.many_labels for reader in readers)
     self._batches = batches
     self._num_workers = num_workers
 
   def _finish(self, batch: Batch) -> Batch:
-    """Turns a collated batch into float32 images and label vectors."""
+    """Turns a collated batch into the form that travels to the devices."""
     self.skipped += int(batch["skipped"].sum())
+    labels = batch["labels"], batch["owner"], len(batch["image"])
     return {
-      "image": self._ops.finish(batch["image"]),
-      "label": label_matrix(batch, self.num_classes, self.label_smoothing),
+      "image": batch["image"],
+      "label": class_bits(*labels, self.device_ops.num_classes)
+      if self._many_labels
+      else class_numbers(*labels),
       "mask": batch["mask"],
     }
 
@@ -104,8 +106,9 @@ class TrainInput(_Input):
     """Returns this host's slice of the global batch of `step`.
 
     Returns:
-      {"image": float32 (b, H, W, C), "label": float32 (b, num_classes)}, with
-      b the global batch size divided by the number of hosts.
+      {"image": uint8 (b, H, W, C), "label": int32 (b,)}, with b the global
+      batch size divided by the number of hosts. If images may have several
+      labels, "label" is uint8 (b, ceil(classes / 8)), see `DeviceOps`.
     """
     return self._finish(self._batches[step])
 
@@ -145,7 +148,10 @@ class EvalInput(_Input):
     self._batches[0]
 
   def __iter__(self) -> Iterator[Batch]:
-    """Yields {"image", "label", "mask"}, all float32; mask is (b,)."""
+    """Yields "image" and "label" as `TrainInput` does, and a "mask".
+
+    The mask is float32 (b,), 0 for examples that do not count.
+    """
     return iterate_batches(self._batches, self._finish, self._num_workers)
 
 

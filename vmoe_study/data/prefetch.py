@@ -1,4 +1,4 @@
-"""Transfers batches to the device while the previous step runs."""
+"""Prepares batches ahead of the training loop, in a thread."""
 
 import queue
 import threading
@@ -11,17 +11,26 @@ _END = object()
 
 
 class Prefetcher(Iterator[T], Generic[T]):
-  """An iterator whose items a thread prepares ahead of the consumer.
+  """An iterator that a thread runs ahead of its consumer.
 
-  With batches as items, it is the `BatchStream` of the training loop.
+  With host batches as items, and their transfer to the devices as `put`, it is
+  the `BatchStream` of the training loop.
 
   Attributes:
     wait_seconds: total time that the consumer has waited for items.
   """
 
   def __init__(
-    self, iterator: Iterator[Any], put: Callable[[Any], T], size: int
+    self, iterator: Iterator[Any], put: Callable[[Any], T], size: int = 2
   ):
+    """Starts the thread.
+
+    Args:
+      iterator: of host batches. Its exceptions are raised by `next`.
+      put: applied to an item when the consumer asks for it, so that the items
+        that wait here take no memory of the devices.
+      size: number of items that may wait; 2 is double buffering.
+    """
     self.wait_seconds = 0.0
     self._iterator = iterator
     self._put = put
@@ -34,7 +43,7 @@ class Prefetcher(Iterator[T], Generic[T]):
   def _fill(self) -> None:
     try:
       for item in self._iterator:
-        if not self._offer(self._put(item)):
+        if not self._offer(item):
           return
     except BaseException as error:  # Re-raised by `__next__`.
       self._error = error
@@ -55,7 +64,7 @@ class Prefetcher(Iterator[T], Generic[T]):
     item = self._ready.get()
     self.wait_seconds += time.perf_counter() - start
     if item is not _END:
-      return item
+      return self._put(item)
     self._ready.put(_END)  # For further calls.
     if self._error is not None:
       raise self._error
@@ -67,20 +76,3 @@ class Prefetcher(Iterator[T], Generic[T]):
     self._thread.join()
     if hasattr(self._iterator, "close"):
       self._iterator.close()
-
-
-def prefetch_to_device(
-  iterator: Iterator[Any], put: Callable[[Any], T], size: int = 2
-) -> Prefetcher[T]:
-  """Runs `put` (the transfer to the device) up to `size` items ahead.
-
-  Args:
-    iterator: of host batches.
-    put: transfers one batch to the device.
-    size: number of items that may wait; 2 is double buffering.
-
-  Returns:
-    The iterator of device batches. It re-raises exceptions of `iterator` and
-    `put`. Close it to end its thread.
-  """
-  return Prefetcher(iterator, put, size)

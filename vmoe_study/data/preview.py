@@ -1,5 +1,6 @@
 """A contact sheet of training images with their labels."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import cv2
@@ -19,7 +20,8 @@ FONT, SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 def training_sheet(data: TrainInput) -> np.ndarray:
   """Draws the first training images, augmented as for the model.
 
-  Without mixup, which is computed on the device.
+  As the model gets them, but without the operations in float: value range,
+  label smoothing and mixup.
 
   Returns:
     uint8 (H, W, 3), RGB.
@@ -30,22 +32,12 @@ def training_sheet(data: TrainInput) -> np.ndarray:
     name: np.concatenate([b[name] for b in batches])[:count]
     for name in batches[0]
   }
-  images = to_bytes(batch["image"], data.value_range)
-  # Smoothing adds the same to all classes.
-  rows = batch["label"] > 0.5 * (1 - data.label_smoothing)
+  plain = dataclasses.replace(data.device_ops, label_smoothing=0.0)
   texts = [
     ", ".join(data.label_names[int(c)] for c in np.flatnonzero(row)) or "-"
-    for row in rows
+    for row in plain.label_vectors(batch["label"])
   ]
-  return sheet(images, texts)
-
-
-def to_bytes(
-  images: np.ndarray, value_range: tuple[float, float]
-) -> np.ndarray:
-  """Undoes `augment.value_range`: uint8 0..255."""
-  low, high = value_range
-  return np.rint((images - low) * (255 / (high - low))).astype(np.uint8)
+  return sheet(batch["image"], texts)
 
 
 def sheet(images: Iterable[np.ndarray], texts: Sequence[str]) -> np.ndarray:

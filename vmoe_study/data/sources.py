@@ -23,6 +23,10 @@ class Source(Protocol):
     """Names of the classes, in order."""
 
   @property
+  def many_labels(self) -> bool:
+    """Whether an image may have several labels, or none."""
+
+  @property
   def channels(self) -> int:
     """Of the images: 1 (grey) or 3 (RGB)."""
 

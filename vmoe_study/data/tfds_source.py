@@ -58,6 +58,10 @@ class TfdsSource:
     return names or [str(number) for number in range(self.num_classes)]
 
   @property
+  def many_labels(self) -> bool:
+    return isinstance(self.features[self.label_key], tfds.features.Sequence)
+
+  @property
   def channels(self) -> int:
     return 1 if self.features["image"].shape[-1] == 1 else 3
 
@@ -95,7 +99,7 @@ class TfdsSource:
       ValueError: the data set has several labels per image.
       RecordError: a record is damaged.
     """
-    if isinstance(self.features[self.label_key], tfds.features.Sequence):
+    if self.many_labels:
       raise ValueError(
         f"label_key={self.label_key!r}: has several labels per image, but one "
         "is needed. Choose a single-label data set."

@@ -165,6 +165,7 @@ def check_batch(
   batch, problems = attempt("training batch", data.__getitem__, 0)
   if problems:
     return data, problems
+  batch = data.device_ops(batch)
   labels = batch["label"]
   return data, [_describe_batch(batch), *_check_loss(config.train, labels)]
 

@@ -64,9 +64,10 @@ def make_gallery(
   Raises:
     ValueError: the data set has fewer images than a group.
   """
-  batch = next(iter(images.batches(num_images)))
+  batch = images.to_devices(next(iter(images.batches(num_images))))
   measure = measure_layer_routing(model.evaluation_module)
-  routing = measure(params, images.to_devices(batch)["image"])
+  routing = measure(params, batch["image"])
+  batch = jax.device_get(batch)
   classes = batch["label"].argmax(axis=1)
   return Gallery(
     images=batch["image"],

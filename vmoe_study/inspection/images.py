@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from vmoe_study.data.device_ops import DeviceOps
 from vmoe_study.data.pipeline import EvalInput, eval_input
 from vmoe_study.data.sources import open_source
 from vmoe_study.inspection.measure import Batch
-from vmoe_study.parallel import sharding
 from vmoe_study.run.data_dirs import check_confirmed
 from vmoe_study.run.experiment import Model
+from vmoe_study.run.inputs import to_devices
 
 
 class EvaluationImages:
@@ -70,5 +71,6 @@ class EvaluationImages:
     )
 
   def to_devices(self, batch: Batch) -> Any:
-    """Places a batch on the model's devices."""
-    return sharding.to_global(self._model.mesh, batch)
+    """Places a batch on the model's devices, as the model takes it."""
+    device_ops = DeviceOps.of(self._spec.data)
+    return to_devices(self._model.mesh, device_ops, batch)

@@ -14,7 +14,7 @@ from vmoe_study.nn.cost import training_flops
 from vmoe_study.parallel import sharding
 from vmoe_study.performance.timing import interleaved_seconds, paired_ratio
 from vmoe_study.run.experiment import Model, Training
-from vmoe_study.run.inputs import open_train_input
+from vmoe_study.run.inputs import open_train_input, to_devices
 
 MATMUL_SIZE = 2048
 
@@ -54,8 +54,9 @@ def bench_step(config: Config, rounds: int) -> dict[str, float]:
     state, metrics = step(state, batch)
     return metrics
 
+  prepared = to_devices(model.mesh, data.device_ops, data[0])
   seconds = interleaved_seconds(
-    {**_parts(model, params, batch), "step": run_step}, rounds
+    {**_parts(model, params, prepared), "step": run_step}, rounds
   )
   median = {name: float(np.median(s)) for name, s in seconds.items()}
   size = config.train.batch_size

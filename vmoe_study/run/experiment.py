@@ -9,7 +9,8 @@ import optax
 from jax.sharding import Mesh
 
 from vmoe_study.config import Config, check_batches
-from vmoe_study.data.mixup import mixup
+from vmoe_study.data.device_ops import DeviceOps
+from vmoe_study.data.mixup import mixup, rolled_mixup
 from vmoe_study.nn.parameter_names import EXPERT_PATTERN
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.parallel import sharding
@@ -151,7 +152,10 @@ class Model:
 
 
 class Training:
-  """A model with its optimizer: state and compiled step."""
+  """A model with its optimizer: state and compiled step.
+
+  The step takes batches of bytes, as `data.pipeline` makes them.
+  """
 
   def __init__(self, model: Model, num_examples: int):
     """Prepares a run over `num_examples` training images.
@@ -171,11 +175,21 @@ class Training:
     self.gradient = make_gradient(
       model.loss,
       seed=model.config.seed,
-      augment=_mixup(spec.mixup),
+      augment=self._augment,
       accumulation=spec.accumulation,
       chunk=model.config.group_images,
     )
     self.step = self._compiled_step()
+
+  def _augment(self, batch: Any, key: jax.Array) -> Any:
+    """Makes of a batch of bytes what the model is trained on."""
+    batch = DeviceOps.of(self.model.config.data)(batch)
+    spec = self.model.config.train
+    if not spec.mixup:
+      return batch
+    if spec.mixup_within == "pair":
+      return mixup(batch, key, spec.mixup)
+    return rolled_mixup(batch, key, spec.mixup, self.model.mesh.size)
 
   def _opt_sharding(self) -> Any:
     """Moments are sharded like their parameters; the rest is replicated."""
@@ -239,12 +253,6 @@ class Training:
       step=jax.device_put(state.step, scalar),
       failed=jax.device_put(state.failed, scalar),
     )
-
-
-def _mixup(alpha: float):
-  if not alpha:
-    return lambda batch, key: batch
-  return functools.partial(mixup, alpha=alpha)
 
 
 def _size(shape: tuple[int, int, int]) -> str:

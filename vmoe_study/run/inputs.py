@@ -1,12 +1,16 @@
 """The data of a run: training batches, and evaluators with their data sets."""
 
+import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from vmoe_study.config import Config, FewshotSpec
+from vmoe_study.data.device_ops import DeviceOps
+from vmoe_study.data.examples import Batch
 from vmoe_study.data.pipeline import (
   EvalInput,
   TrainInput,
@@ -56,7 +60,7 @@ def make_evaluators(model: Model) -> list:
       name,
       model.predict,
       functools.partial(
-        _global_batches,
+        DeviceBatches,
         model.mesh,
         _open(model, f"evaluations.{name}.data", spec.data, spec.batch_size),
       ),
@@ -70,7 +74,6 @@ def make_evaluators(model: Model) -> list:
     ]
 
     def features(params, images):
-      images = sharding.to_global(model.mesh, images)
       return sharding.to_local(model.features(params, images))
 
     evaluators.append(
@@ -82,11 +85,12 @@ def make_evaluators(model: Model) -> list:
 def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
   train = model, f"fewshot.{name}.train", spec.train, spec.batch_size
   _open(*train)  # Its images are chosen later.
+  test = _open(model, f"fewshot.{name}.test", spec.test, spec.batch_size)
   return FewshotTask(
     name,
     open_source(spec.train).labels(),
-    functools.partial(_open, *train),
-    _open(model, f"fewshot.{name}.test", spec.test, spec.batch_size),
+    lambda indices: _LocalLabels(model.mesh, _open(*train, indices)),
+    _LocalLabels(model.mesh, test),
     spec.train.num_classes,
   )
 
@@ -112,5 +116,47 @@ def _open(
   return batches
 
 
-def _global_batches(mesh: Mesh, batches: Iterable) -> Iterator:
-  return (sharding.to_global(mesh, batch) for batch in batches)
+def to_devices(mesh: Mesh, device_ops: DeviceOps, batch: Batch) -> Any:
+  """Sends a batch of bytes to the devices, and prepares it there.
+
+  Args:
+    mesh: of the devices.
+    device_ops: of the batch's data set.
+    batch: this host's rows.
+
+  Returns:
+    Global arrays, sharded by batch: float32 images and label vectors.
+  """
+  return _apply(device_ops, sharding.to_global(mesh, batch))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(device_ops: DeviceOps, batch: Any) -> Any:
+  return device_ops(batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceBatches:
+  """The batches of an evaluation on the devices; can be iterated repeatedly."""
+
+  mesh: Mesh
+  data: EvalInput
+
+  def __iter__(self) -> Iterator[Any]:
+    for batch in self.data:
+      yield to_devices(self.mesh, self.data.device_ops, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LocalLabels:
+  """Like `DeviceBatches`; labels and masks are this host's, as NumPy arrays."""
+
+  mesh: Mesh
+  data: EvalInput
+
+  def __iter__(self) -> Iterator[Batch]:
+    ops = self.data.device_ops
+    for batch in self.data:
+      images = to_devices(self.mesh, ops, batch)["image"]
+      label = ops.label_vectors(batch["label"])
+      yield {"image": images, "label": label, "mask": batch["mask"]}

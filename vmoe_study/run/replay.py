@@ -21,6 +21,7 @@ from vmoe_study.checkpoint.load import (
 )
 from vmoe_study.checkpoint.tree import flatten
 from vmoe_study.config import parse
+from vmoe_study.data.device_ops import DeviceOps
 from vmoe_study.parallel.sharding import to_global
 from vmoe_study.run.config_file import override_config
 from vmoe_study.run.experiment import Model, Training
@@ -65,7 +66,8 @@ def replay(
   found = compute(
     training, items["params"], items["opt_state"], batch, jnp.int32(step)
   )
-  given = {"batch": items["batch"], "params": items["params"]}
+  prepared = DeviceOps.of(config.data)(items["batch"])
+  given = {"batch": prepared, "params": items["params"]}
   trees = {**given, **found}
   return {kind: jax.device_get(trees[kind]) for kind in KINDS}
 

@@ -17,7 +17,7 @@ from vmoe_study.checkpoint.load import absolute, complete_steps
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.config import Config
 from vmoe_study.data.pipeline import TrainInput
-from vmoe_study.data.prefetch import prefetch_to_device
+from vmoe_study.data.prefetch import Prefetcher
 from vmoe_study.files.location import expand
 from vmoe_study.nn.cost import routing, training_flops
 from vmoe_study.parallel import hosts
@@ -212,13 +212,14 @@ class _Run:
     if not described:
       writer.write_scalars(start_step, self._sizes(state))
     put = functools.partial(to_global, self._model.mesh)
-    batches = prefetch_to_device(self._data.iterate(start_step), put)
+    batches = Prefetcher(self._data.iterate(start_step), put)
     stack.callback(batches.close)
     steps = StepsAhead(
       self._training.step,
       state,
       RouterWatch(spec.health),
       Failures(self._workdir, self._metadata, self._training, self._data),
+      spec.batches_ahead,
       self._metadata.skipped_steps,
     )
     timetable = loop.Timetable(

@@ -3,6 +3,9 @@
 A failed step freezes the state (`training.step`), so the steps after it change
 nothing. A failure can therefore be noticed a few steps late: it is handled, and
 the steps after it are run again.
+
+A step that waits for the devices has its batch there. So the number of steps
+ahead is also the number of batches that wait in the memory of the devices.
 """
 
 import collections
@@ -16,17 +19,12 @@ import numpy as np
 from vmoe_study.training.health import is_finite, is_watched
 from vmoe_study.training.state import TrainState
 
-# Steps that may wait for the devices: enough to keep them busy, few enough for
-# memory (each holds a batch) and for JAX's CPU collectives, which deadlock when
-# more than 31 programs wait.
-STEPS_AHEAD = 8
-
 Metrics = Mapping[str, Any]
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 class StepsAhead:
-  """Runs the training step, at most `STEPS_AHEAD` ahead of its outcome.
+  """Runs the training step, a few steps ahead of its outcome.
 
   Attributes:
     state: after all steps started; final only after `settle`.
@@ -41,6 +39,7 @@ class StepsAhead:
     state: TrainState,
     watch: Callable[[int, Metrics], None],
     on_failure: Callable[[int, TrainState, Any, Metrics], None],
+    batches_ahead: int,
     skipped: int = 0,
   ):
     """Prepares to run steps, starting from `state`.
@@ -52,6 +51,8 @@ class StepsAhead:
       on_failure: called with number, state before the step, batch and metrics
         of a step that was not finite. Raises to stop the run; otherwise the
         step is skipped.
+      batches_ahead: steps that may wait with their batches for the one that
+        runs.
       skipped: steps skipped before the start.
     """
     self.state = state
@@ -59,12 +60,13 @@ class StepsAhead:
     self.skipped = skipped
     self._train_step = train_step
     self.watch, self._on_failure = watch, on_failure
+    self._batches_ahead = batches_ahead
     self._waiting: collections.deque = collections.deque()
 
   def run(self, step: int, batch: Any) -> None:
     """Starts step `step` (from 0); waits for the oldest if too many wait."""
     self._start(step, batch)
-    if len(self._waiting) > STEPS_AHEAD:
+    if len(self._waiting) > self._batches_ahead:
       self._finish()
 
   def settle(self) -> None:

@@ -121,9 +121,7 @@ def train(
         stopping = not _evaluate(hooks, steps.state.params, step)
     if stopping or step == timetable.num_steps:
       break
-    batch = next(batches)
-    reporter.count(batch)
-    steps.run(step, batch)
+    steps.run(step, reporter.counted(next(batches)))
     if timetable.is_due(step + 1, timetable.report):
       steps.settle()
       more = {"skipped_steps": steps.skipped, **steps.watch.metrics()}
@@ -170,9 +168,10 @@ class _Reporter:
     yield
     self._resumed = time.perf_counter()
 
-  def count(self, batch: Any) -> None:
-    """Counts the images of a training batch."""
+  def counted(self, batch: Any) -> Any:
+    """Counts the images of a training batch, and returns it."""
     self._images += len(jax.tree.leaves(batch)[0])
+    return batch
 
   def report(self, step: int, metrics: dict[str, Any]) -> None:
     scalars = {k: v for k, v in metrics.items() if np.ndim(v) == 0}

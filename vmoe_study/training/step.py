@@ -36,7 +36,8 @@ def make_gradient(
     loss_fn: (params, batch, key) to a mean loss over the batch and metrics,
       "loss" among them.
     seed: of all randomness in the step.
-    augment: (batch, key) to the batch that is trained on.
+    augment: (batch, key) to the batch that is trained on; compiled with the
+      step, so that the batch before it may be smaller.
     accumulation: number of parts that the batch is split into and computed one
       after another. The result is that of the whole batch, except that each
       part draws its own router noise and dropout.
