@@ -1,0 +1,220 @@
+"""The order in which training reads a data set: position -> example.
+
+An order is an endless sequence. Epoch e is its positions [e N, (e + 1) N), a
+permutation of the N examples that depends on the seed and e alone.
+
+`FullOrder` permutes single examples. From an object store every example is then
+one request.
+
+`BlockOrder` reads blocks of neighbouring examples with one request each:
+
+1. The blocks of the data set are permuted, which puts its examples in a row.
+2. The row is cut into one segment per lane. Position p belongs to lane p mod L,
+   so every batch has equally many examples of each lane, and a host or worker
+   that computes some lanes reads no block that another one reads, but for the
+   blocks that a cut divides.
+3. A lane shuffles its segment in windows of a few blocks.
+
+L does not depend on the number of hosts or workers, so neither does the order.
+All lanes together hold `WINDOW_BLOCKS` blocks in memory, which is the size of
+the buffer that examples are shuffled in.
+"""
+
+import dataclasses
+import itertools
+import math
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+import grain
+import numpy as np
+
+WINDOW_BLOCKS = 128
+LONGEST_RUN = 64  # Examples, where there are no blocks.
+Run = tuple[int, int]  # Examples [start, stop), read with one request.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Window:
+  """Examples that are shuffled, and so held in memory, together.
+
+  Attributes:
+    examples: in their order.
+    runs: the same examples as read.
+  """
+
+  examples: np.ndarray
+  runs: Sequence[Run]
+
+  @classmethod
+  def of(cls, examples: Sequence[int]) -> "Window":
+    """A window of examples that are read in this order."""
+    runs: list[Run] = []
+    for example in map(int, examples):
+      if (
+        runs and runs[-1][1] == example and example - runs[-1][0] < LONGEST_RUN
+      ):
+        runs[-1] = runs[-1][0], example + 1
+      else:
+        runs.append((example, example + 1))
+    return cls(np.asarray(examples, np.int64), runs)
+
+
+class Order(Protocol):
+  """See the module's docstring; can be pickled for worker processes."""
+
+  def __len__(self) -> int:
+    """sys.maxsize, as there is no end."""
+
+  def __getitem__(self, position: int) -> int:
+    """The example at a position."""
+
+  def window(self, position: int) -> Window:
+    """The window that the example at a position belongs to."""
+
+
+class FullOrder:
+  """Every example may follow any other."""
+
+  def __init__(self, num_examples: int, seed: int):
+    """Takes the number of examples, and a seed in [0, 2**32)."""
+    self.examples: grain.MapDataset = (
+      grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat()
+    )
+
+  def __len__(self) -> int:
+    return len(self.examples)
+
+  def __getitem__(self, position: int) -> int:
+    return int(self.examples[position])
+
+  def window(self, position: int) -> Window:
+    return Window.of([self[position]])
+
+
+class BlockOrder:
+  """Blocks in random order, and the examples of a few blocks among each other.
+
+  Attributes:
+    examples: the order as a Grain data set.
+  """
+
+  def __init__(self, blocks: np.ndarray, seed: int, lanes: int):
+    """Prepares the order.
+
+    Args:
+      blocks: int64 (M + 1,), the first example of every block, and N.
+      seed: in [0, 2**32).
+      lanes: L, at most `WINDOW_BLOCKS`.
+    """
+    self._blocks, self._seed, self._lanes = blocks, seed, lanes
+    self._size = int(blocks[-1])
+    self._window_blocks = max(1, WINDOW_BLOCKS // lanes)
+
+  @property
+  def examples(self) -> grain.MapDataset:
+    return grain.MapDataset.source(self).seed(self._seed)
+
+  def __len__(self) -> int:
+    return sys.maxsize
+
+  def __getitem__(self, position: int) -> int:
+    window, offset = self._find(position)
+    return int(window.examples[offset])
+
+  def window(self, position: int) -> Window:
+    return self._find(position)[0]
+
+  def __getstate__(self) -> dict:
+    return {k: v for k, v in vars(self).items() if not k.startswith("_cached")}
+
+  def _find(self, position: int) -> tuple[Window, int]:
+    """The window of a position, and the place in it."""
+    epoch, lane = position // self._size, position % self._lanes
+    first = self._first(epoch, lane)
+    row = self._row(epoch)
+    start = row.segments[lane] + (position - first) // self._lanes
+    # The block at this place of the row, counted from the segment's first.
+    block = int(np.searchsorted(row.ends, start, side="right"))
+    base = int(np.searchsorted(row.ends, row.segments[lane], side="right"))
+    number = (block - base) // self._window_blocks
+    window, begin = self._window(epoch, lane, base, number)
+    return window, start - begin
+
+  def _first(self, epoch: int, lane: int) -> int:
+    """The first position of a lane in an epoch."""
+    begin = epoch * self._size
+    return begin + (lane - begin) % self._lanes
+
+  def _row(self, epoch: int) -> "_Row":
+    """The permuted blocks of an epoch; the last two are kept."""
+    rows = self.__dict__.setdefault("_cached_rows", {})
+    if epoch not in rows:
+      while len(rows) > 1:
+        rows.pop(min(rows))
+      rows[epoch] = self._make_row(epoch)
+    return rows[epoch]
+
+  def _make_row(self, epoch: int) -> "_Row":
+    rng = np.random.default_rng([self._seed, epoch])
+    blocks = rng.permutation(len(self._blocks) - 1)
+    ends = np.cumsum(np.diff(self._blocks)[blocks])
+    end = (epoch + 1) * self._size
+    firsts = [self._first(epoch, lane) for lane in range(self._lanes)]
+    counts = [max(0, -(-(end - first) // self._lanes)) for first in firsts]
+    segments = [0, *itertools.accumulate(counts)]
+    return _Row(blocks, ends, segments)
+
+  def _window(
+    self, epoch: int, lane: int, base: int, number: int
+  ) -> tuple[Window, int]:
+    """A window of a lane's segment, and where it begins in the row."""
+    windows = self.__dict__.setdefault("_cached_windows", {})
+    key = epoch, lane, number
+    if key not in windows:
+      while len(windows) >= 4 * self._lanes:
+        windows.pop(next(iter(windows)))
+      windows[key] = self._make_window(epoch, lane, base, number)
+    return windows[key]
+
+  def _make_window(
+    self, epoch: int, lane: int, base: int, number: int
+  ) -> tuple[Window, int]:
+    row = self._row(epoch)
+    begin, end = row.segments[lane], row.segments[lane + 1]
+    first = base + number * self._window_blocks
+    runs, starts = [], []
+    for place in range(first, min(first + self._window_blocks, len(row.ends))):
+      block = row.blocks[place]
+      stop = int(row.ends[place])
+      size = int(self._blocks[block + 1] - self._blocks[block])
+      start = stop - size
+      low, high = max(start, begin), min(stop, end)  # Cuts divide blocks.
+      if low < high:
+        shift = int(self._blocks[block]) - start
+        runs.append((low + shift, high + shift))
+        starts.append(low)
+    examples = np.concatenate([np.arange(*run) for run in runs])
+    rng = np.random.default_rng([self._seed, epoch, lane, number])
+    return Window(rng.permutation(examples), runs), starts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+  """All examples of an epoch in the order of the permuted blocks.
+
+  Attributes:
+    blocks: numbers of the blocks.
+    ends: where each of them ends in the row.
+    segments: where the segment of each lane begins, and N.
+  """
+
+  blocks: np.ndarray
+  ends: np.ndarray
+  segments: Sequence[int]
+
+
+def num_lanes(batch_size: int) -> int:
+  """Lanes of a batch: a power of two that divides it, at most one per block."""
+  return math.gcd(batch_size, WINDOW_BLOCKS)
