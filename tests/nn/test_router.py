@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from vmoe_study.nn.router import RouterLogits, SoftRouter, SparseRouter
 from vmoe_study.nn.zoo import ROUTERS, make_router, sparse
@@ -40,16 +41,37 @@ def _logits(router, kernel, x, seed=None):
   return router.apply(params, x, seed is None, rngs=rngs, method="logits")
 
 
-def test_names_of_the_study():
-  assert set(ROUTERS) == {
-    "softmax_token_choice",
-    "sinkhorn_token_choice",
-    "sparsity_constrained_token_choice",
-    "softmax_expert_choice",
-    "sinkhorn_expert_choice",
-    "sparsity_constrained_expert_choice",
-    "soft",
-  }
+STUDY = [
+  "softmax_token_choice",
+  "sinkhorn_token_choice",
+  "sparsity_constrained_token_choice",
+  "softmax_expert_choice",
+  "sinkhorn_expert_choice",
+  "sparsity_constrained_expert_choice",
+  "soft",
+]
+
+
+def test_the_routers_of_the_study_come_first():
+  assert list(ROUTERS)[: len(STUDY)] == STUDY
+
+
+SLOTS = {"mu": (D, E, S // E), "scale": ()}
+COSINE = {
+  "cosine/experts": (E, E // 2),
+  "cosine/projection/kernel": (D, E // 2),
+  "cosine/temperature": (),
+}
+PARAMETERS = {
+  "soft": SLOTS,
+  "soft_uniform": SLOTS,
+  "uniform_soft": SLOTS,
+  "uniform": {},
+  "random": {},
+  "hash": {},
+  "identity": {},
+  "cosine_token_choice": COSINE,
+}
 
 
 def test_parameters(x):
@@ -60,14 +82,9 @@ def test_parameters(x):
       ),
       x,
     ).get("params", {})
-    if name == "soft":
-      assert {k: p.shape for k, p in shapes.items()} == {
-        "mu": (D, E, S // E),
-        "scale": (),
-      }
-    else:
-      assert shapes["dense"]["kernel"].shape == (D, E)
-      assert list(shapes) == ["dense"]
+    leaves = flatten_dict(shapes, sep="/").items()
+    expected = PARAMETERS.get(name, {"dense/kernel": (D, E)})
+    assert {path: leaf.shape for path, leaf in leaves} == expected
 
 
 def test_unknown_router_lists_the_known():
@@ -109,7 +126,7 @@ def test_unknown_option_lists_the_known(name):
     ("router_z_loss_weight", -0.1, "at least 0"),
     ("capacity_rounding", "floor", "'round' or 'ceil'"),
     ("batch_priority", 1, "must be bool"),
-    ("weights", "plan", "'softmax' or 'transport'"),
+    ("weights", "plan", "'softmax' or .* or 'transport'"),
     ("plan_form", "sparse", "'index' or 'dense' or 'auto'"),
   ],
 )
@@ -154,7 +171,7 @@ def test_numbers_of_numpy():
 @pytest.mark.parametrize(
   "router, option, value, known",
   [
-    (SparseRouter, "weights", "plan", "'softmax' or 'transport'"),
+    (SparseRouter, "weights", "plan", "'softmax' or .* or 'transport'"),
     (SparseRouter, "plan_form", "sparse", "'index' or 'dense' or 'auto'"),
     (SparseRouter, "capacity_rounding", "floor", "'round' or 'ceil'"),
     (SoftRouter, "capacity_rounding", "floor", "'round' or 'ceil'"),
@@ -263,7 +280,7 @@ def test_transport_weighs_outputs(name, x, kernel):
   router = make_router(name, num_experts=E, weights="transport")
   logits = _logits(router, kernel, x, seed=0)
   plan, _ = router.route(logits)
-  scores = router.affinity(logits.noisy, plan.combine_tensor().shape[3])
+  scores = router.affinity(logits.noisy, router.capacity(S))
   expected = plan.dispatch_tensor() * scores[..., None]
   np.testing.assert_allclose(plan.combine_tensor(), expected, rtol=1e-5)
 
@@ -294,7 +311,7 @@ class _Chooses:
   tokens_choose: ClassVar[bool]
   num_selected_experts: int = 2
 
-  def __call__(self, scores, weights, *, capacity):
+  def __call__(self, scores, weights, *, capacity, deterministic):
     return TokenChoice(2)(scores, weights, capacity=capacity)
 
 
@@ -321,7 +338,7 @@ def test_load_loss_is_for_all_choices_by_tokens(choice, x, kernel):
 
 def test_sparse_token_choice_follows_its_plan(x, kernel):
   """No token is served by an expert that its transport plan leaves out."""
-  name = "sparsity_constrained_token_choice"
+  name = "column_sparse_token_choice"
   router = make_router(name, num_experts=E, num_selected_experts=2)
   logits = _logits(router, 0.1 * kernel, x)
   scores = router.affinity(logits.clean, router.capacity(S))

@@ -1,4 +1,8 @@
-"""A small mixture-of-experts layer with any router, for the tests."""
+"""A small mixture-of-experts layer with any router, and its outcomes.
+
+All outcomes of a router come from one compiled function, applied to a batch of
+cases: random tokens, variants of them, and extreme ones.
+"""
 
 import dataclasses
 import functools
@@ -12,6 +16,9 @@ from vmoe_study.nn.router import RouterLogits
 from vmoe_study.nn.zoo import ROUTERS, make_router
 
 WIDTH = 8
+SEEDS = range(6)
+STDS = (0.1, 1.0, 4.0)  # Of the logits, in turn.
+EXTREMES = ("huge", "larger", "equal tokens", "zero tokens", "empty expert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +67,20 @@ class Data:
   noise: np.ndarray
 
 
+@functools.cache
+def _shapes(name, setting):
+  shape = setting.groups, setting.tokens, WIDTH
+
+  def logits(x):
+    return router_of(name, setting).init_with_output(
+      jax.random.key(0), x, True, method="logits"
+    )
+
+  x = jax.ShapeDtypeStruct(shape, jnp.float32)
+  found, variables = jax.eval_shape(logits, x)
+  return variables.get("params", {}), found.clean.shape
+
+
 def draw(name, setting, seed=0, logit_std=1.0) -> Data:
   """Random data; sparse logits have about the given standard deviation."""
   rng = np.random.default_rng(seed)
@@ -67,68 +88,122 @@ def draw(name, setting, seed=0, logit_std=1.0) -> Data:
   def normal(shape, std=1.0):
     return (std * rng.normal(size=shape)).astype(np.float32)
 
-  shape = setting.groups, setting.tokens, WIDTH
-  variables, logits = jax.eval_shape(
-    functools.partial(_logits, router_of(name, setting)),
-    jax.ShapeDtypeStruct(shape, jnp.float32),
+  variables, logits_shape = _shapes(name, setting)
+  router = jax.tree.map(  # Scalars are factors.
+    lambda p: (
+      normal(p.shape, logit_std / WIDTH**0.5) if p.ndim else np.ones((), "f")
+    ),
+    variables,
   )
-  router = jax.tree.map(
-    lambda p: normal(p.shape, logit_std / WIDTH**0.5), variables
-  )
-  num_experts = logits.shape[2]
+  num_experts = logits_shape[2]
   experts = normal((num_experts, WIDTH, WIDTH), WIDTH**-0.5)
-  noise = normal(logits.shape, 1 / num_experts)
-  x = normal(shape).astype(setting.dtype)
+  noise = normal(logits_shape, 1 / num_experts)
+  x = normal((setting.groups, setting.tokens, WIDTH))
   return Data({"router": router, "experts": experts}, x, noise)
 
 
-def _logits(router, x):
-  logits, variables = router.init_with_output(
-    jax.random.key(0), x, True, method="logits"
+def token_order(setting, seed):
+  """By which `permuted` cases differ from their `plain` ones."""
+  return np.random.default_rng(seed).permutation(setting.tokens)
+
+
+def _variants(name, setting, seed):
+  """A plain case, one with other groups after the first, a permuted one."""
+  plain = draw(name, setting, seed, STDS[seed % len(STDS)])
+  other = draw(name, setting, seed + 1000)
+  other.x[0], other.noise[0] = plain.x[0], plain.noise[0]
+  order = token_order(setting, seed)
+  yield ("plain", seed), plain
+  yield ("other groups", seed), dataclasses.replace(other, params=plain.params)
+  yield (
+    ("permuted", seed),
+    dataclasses.replace(
+      plain, x=plain.x[:, order], noise=plain.noise[:, order]
+    ),
   )
-  return variables.get("params", {}), logits.clean
 
 
-def forward(router, params, x, noise):
-  """Routes, applies a different nonlinear map per expert, and combines."""
-  logits = router.apply({"params": params["router"]}, x, True, method="logits")
-  plan, aux = router.route(RouterLogits(logits.clean, noise))
+def _extreme(name, setting, kind):
+  data = draw(name, setting, 0, {"huge": 1e2, "larger": 1e4}.get(kind, 1.0))
+  if kind == "equal tokens":
+    data.x[:] = data.x[:1, :1]
+  if kind == "zero tokens":
+    data.x[:] = 0
+  if kind in ("equal tokens", "zero tokens"):
+    data.noise[:] = 0
+  if kind == "empty expert":
+    data.x[..., 0] = 1
+    for kernel in jax.tree.leaves(data.params["router"]):
+      if kernel.shape == (WIDTH, setting.experts):
+        kernel[0, 1] = -100
+  return (kind, 0), data
+
+
+def layer(params, x, plan):
+  """Dispatches, applies a different nonlinear map per expert, combines."""
   experts = params["experts"].astype(x.dtype)
   outputs = jnp.einsum("EGCD,EDF->EGCF", plan.dispatch(x), experts)
-  return plan.combine(jnp.tanh(outputs)), plan, aux
+  return plan.combine(jnp.tanh(outputs))
 
 
-def loss(router, params, x, noise):
+def route(router, params, x, noise):
+  """The plan of a training step, and its aux."""
+  logits = router.apply({"params": params["router"]}, x, True, method="logits")
+  noisy = RouterLogits(logits.clean, noise)
+  return router.route(noisy, deterministic=False)
+
+
+def loss(y, aux):
   """Depends on the output of every token and on all auxiliary losses."""
-  y, plan, aux = forward(router, params, x, noise)
   target = jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
   error = jnp.mean((y.astype(jnp.float32) - target) ** 2)
-  return error + aux.auxiliary_loss.sum(), (y, plan, aux)
+  return error + aux.auxiliary_loss.sum()
+
+
+def _run(name, setting, params, x, noise):
+  """Outcomes by plan form; routes once."""
+  x = x.astype(setting.dtype)
+
+  def losses(params, x):
+    plan, aux = route(router_of(name, setting), params, x, noise)
+    plans = [plan, plan.to_dense()] if len(plan_forms(name)) > 1 else [plan]
+    outputs = [layer(params, x, plan) for plan in plans]
+    return [loss(y, aux) for y in outputs], (plans, outputs, aux)
+
+  values, gradient, (plans, outputs, aux) = jax.vjp(
+    losses, params, x, has_aux=True
+  )
+  return {
+    form: {
+      "dispatch": plan.dispatch_tensor(),
+      "combine": plan.combine_tensor(),
+      "tokens_per_expert": plan.tokens_per_expert(),
+      "experts_per_token": plan.experts_per_token(),
+      "y": y,
+      "aux": vars(aux),  # Not a `RoutingAux`: its shapes are checked.
+      "grads": gradient([jnp.float32(i == n) for n in range(len(values))]),
+    }
+    for i, (form, plan, y) in enumerate(
+      zip(plan_forms(name), plans, outputs, strict=True)
+    )
+  }
 
 
 @functools.cache
-def _compiled(name, setting):
-  def run(params, x, noise):
-    outcomes = {}
-    for form in plan_forms(name):
-      router = router_of(name, setting, plan_form=form)
-      function = functools.partial(loss, router)
-      grad = jax.grad(function, argnums=(0, 1), has_aux=True)
-      grads, (y, plan, aux) = grad(params, x, noise)
-      outcomes[form] = {
-        "dispatch": plan.dispatch_tensor(),
-        "combine": plan.combine_tensor(),
-        "tokens_per_expert": plan.tokens_per_expert(),
-        "experts_per_token": plan.experts_per_token(),
-        "y": y,
-        "aux": aux,
-        "grads": grads,
-      }
-    return outcomes
+def outcomes(name, setting) -> list[tuple[str, int, Data, str, dict[str, Any]]]:
+  """(kind of case, seed, data, plan form, outcome) of all cases.
 
-  return jax.jit(run)
-
-
-def run(name, setting, data: Data) -> dict[str, dict[str, Any]]:
-  """Both routing tensors, load, output, aux and gradients, by plan form."""
-  return _compiled(name, setting)(data.params, data.x, data.noise)
+  An outcome has both routing tensors, load, output, aux and gradients.
+  """
+  cases = [case for seed in SEEDS for case in _variants(name, setting, seed)]
+  cases += [_extreme(name, setting, kind) for kind in EXTREMES]
+  arguments = [(d.params, d.x, d.noise) for _, d in cases]
+  stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *arguments)
+  run = functools.partial(_run, name, setting)
+  found = jax.jit(lambda *a: jax.lax.map(lambda case: run(*case), a))(*stacked)
+  found = jax.device_get(found)
+  return [
+    (kind, seed, data, form, jax.tree.map(lambda leaf, i=i: leaf[i], outcome))
+    for form, outcome in found.items()
+    for i, ((kind, seed), data) in enumerate(cases)
+  ]

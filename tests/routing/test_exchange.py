@@ -30,8 +30,9 @@ def x():
 
 def _layer(name, exchange):
   options = {"num_experts": 8, "noise_std": 1.0, "capacity_factor": 2.0}
-  if name != "soft":
-    options["importance_loss_weight"] = 0.1
+  options["importance_loss_weight"] = 0.1
+  valid = ROUTERS[name].options()
+  options = {k: v for k, v in options.items() if k in valid}
   moe = MoeOptions(name, options, group_images=2)
   return Moe(moe, mlp_dim=12, exchange=exchange)
 
@@ -75,7 +76,7 @@ def _shard(mesh, params, x):
 
   placed = {
     "Mlp": jax.device_put(params["Mlp"], sharding("expert")),
-    "Router": jax.device_put(params["Router"], sharding()),
+    "Router": jax.device_put(params.get("Router", {}), sharding()),
   }
   return placed, jax.device_put(x, sharding(AXES))
 

@@ -3,6 +3,7 @@
 tests/data/reference/README.txt explains the arrays.
 """
 
+import functools
 import pathlib
 import re
 
@@ -13,13 +14,17 @@ import pytest
 
 from vmoe_study.nn.router import RouterLogits
 from vmoe_study.nn.zoo import make_router
-from vmoe_study.routing.affinity import SparseTransport
+from vmoe_study.routing.affinity import RowSparseTransport, SparseTransport
 from vmoe_study.routing.sinkhorn import sinkhorn
 from vmoe_study.routing.soft import slot_logits
 from vmoe_study.routing.sparse_transport import SOLVERS, transport_at
 
 FOLDER = pathlib.Path(__file__).parents[1] / "data" / "reference"
-FILES = {f.stem: np.load(f) for f in sorted(FOLDER.glob("router_*.npz"))}
+FILES = {
+  file.stem: np.load(file)
+  for pattern in ("router_*.npz", "rowsparse_tc_*.npz")
+  for file in sorted(FOLDER.glob(pattern))
+}
 ROUTERS = {
   "softmax_tc": "softmax_token_choice",
   "sinkhorn_tc": "sinkhorn_token_choice",
@@ -137,7 +142,7 @@ def test_losses(file, case):
     np.testing.assert_allclose(losses[name], expected, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [f for f in FILES if "router" in f])
 def test_sinkhorn(file):
   reference = FILES[file]
   transport_plan = sinkhorn(jnp.asarray(reference["logits"]))
@@ -193,6 +198,56 @@ def test_plans_by_sparse_transport(file, case):
   plan, _ = _apply(reference, router)
   dispatch = reference[f"sparsity_ec/{tag}/maxiter{steps}/dispatch"]
   _assert_same(plan, dispatch, reference[case.string])
+
+
+@pytest.mark.parametrize("file, case", _cases(r"k(\d)/alpha_iter(\d+)"))
+def test_adam_takes_the_authors_steps_for_experts(file, case):
+  """The dual variable of at most K experts per token, one entry per expert."""
+  reference, (K, steps) = FILES[file], map(int, case.groups())
+  affinity = jnp.asarray(reference["softmax"]).swapaxes(1, 2)
+  row_mass = affinity.shape[2] / affinity.shape[1]
+  solver = jax.jit(SOLVERS["adam"], static_argnums=(1, 2, 3))
+  alpha = solver(affinity, K, steps, row_mass)
+  np.testing.assert_allclose(alpha, reference[case.string], atol=1e-5)
+  if steps == 20:
+    transport_plan = RowSparseTransport()(reference["logits"], 1, K)
+    expected = reference[f"k{K}/plan20"]
+    np.testing.assert_allclose(transport_plan, expected, atol=1e-5)
+    found = transport_at(reference[case.string], affinity, K, row_mass)
+    np.testing.assert_allclose(found.swapaxes(1, 2), expected, atol=1e-5)
+
+
+def _row_sparse(reference, tag, kernel):
+  """Plans that weigh by softmax and by transport, and the loss of the first."""
+  params = {"params": {"dense": {"kernel": kernel}}}
+  plans = [
+    make_router(
+      "sparsity_constrained_token_choice",
+      **_options(reference, tag),
+      weights=weights,
+    ).apply(params, reference["X"])[0]
+    for weights in ("softmax", "transport")
+  ]
+  combined = plans[0].combine_tensor().sum(axis=3)
+  return jnp.sum(reference["cotangent"] * combined), plans
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "file, case", _cases(r"(k\d_bpr\d_C\d_\w+\d)/dispatch")
+)
+def test_sparsity_constrained_token_choice(file, case):
+  reference, tag = FILES[file], case[1]
+  loss = functools.partial(_row_sparse, dict(reference), tag)
+  kernel = jnp.asarray(reference["W"])
+  gradient, plans = jax.grad(loss, has_aux=True)(kernel)
+  for plan, kind in zip(
+    plans, ("combine", "combine_plan_weights"), strict=True
+  ):
+    combine = reference[f"{tag}/{kind}"]
+    _assert_same(plan, reference[case.string], combine)
+  expected = reference[f"{tag}/grad_W"]
+  np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("file, case", _cases(r"soft/(C\d_\w+\d)/mu"))

@@ -12,7 +12,7 @@ from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.routing.choice import expert_choice, token_choice
 from vmoe_study.routing.plan import IndexPlan
 
-from .layer import Setting, draw, loss, router_of
+from .layer import Setting, draw, layer, loss, route, router_of
 
 # Many tokens of small width: the routing tensors are the largest arrays.
 SETTING = Setting(groups=2, tokens=64, experts=4)
@@ -43,8 +43,14 @@ def _largest(name, **options):
   router = router_of(name, SETTING, **options)
 
   def outcome(params, x, noise):
-    value, (y, plan, aux) = loss(router, params, x, noise)
-    return value, (y, plan.tokens_per_expert(), plan.experts_per_token(), aux)
+    plan, aux = route(router, params, x, noise)
+    y = layer(params, x, plan)
+    return loss(y, aux), (
+      y,
+      plan.tokens_per_expert(),
+      plan.experts_per_token(),
+      aux,
+    )
 
   run = jax.value_and_grad(outcome, argnums=(0, 1), has_aux=True)
   jaxpr = jax.make_jaxpr(run)(data.params, data.x, data.noise)

@@ -1,6 +1,7 @@
 """The mixture-of-experts layer: routes, dispatches, runs experts, combines."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -129,8 +130,9 @@ class Moe(nn.Module):
     router = router.clone(name=names.ROUTER, parent=self)
     logits = router.logits(tokens, deterministic)
 
+    route = functools.partial(router.route, deterministic=deterministic)
     tokens = tokens.astype(self.dtype)
-    inputs, plan, aux = self.exchange.send(router.route, tokens, logits)
+    inputs, plan, aux = self.exchange.send(route, tokens, logits)
     rate = self.moe.expert_dropout_rate
     experts = make_experts(
       self.mlp_dim,

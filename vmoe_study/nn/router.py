@@ -2,12 +2,13 @@
 
 A router has two methods. `logits` computes router logits and holds all
 parameters. `route` is a pure function from these logits to a plan, so that it
-can run inside `jax.shard_map`. A sparse router combines an affinity with a
-choice; `nn.zoo` lists all routers.
+can run inside `jax.shard_map`. A sparse router combines a rule
+for the logits, an affinity and a choice; `nn.zoo` lists all routers.
 """
 
 import abc
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,11 +16,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vmoe_study.nn.checked import CheckedModule
+from vmoe_study.nn.logits import LinearLogits, LogitsRule
 from vmoe_study.nn.parameter_names import SLOT_EMBEDDING
 from vmoe_study.routing import balance
 from vmoe_study.routing.affinity import Affinity, Softmax
 from vmoe_study.routing.capacity import expert_capacity
 from vmoe_study.routing.choice import Choice, ExpertChoice
+from vmoe_study.routing.guarantees import Guarantees
 from vmoe_study.routing.plan import RoutingPlan, best_plan_form
 from vmoe_study.routing.soft import slot_logits, soft_choice
 
@@ -66,17 +69,18 @@ class Router(CheckedModule, abc.ABC):
 
   @abc.abstractmethod
   def route(
-    self, logits: RouterLogits
+    self, logits: RouterLogits, deterministic: bool = True
   ) -> tuple[RoutingPlan, balance.RoutingAux]:
-    """Makes a plan of the logits, in float32.
+    """Makes a plan of the logits, in float32; the same way in training or not.
 
-    Pure: uses no parameters and no random numbers.
+    Pure: uses no parameters and no random numbers. Only balanced assignment
+    differs in training, where `deterministic` is False.
     """
 
   def __call__(
     self, x: Float[Array, "G S D"], deterministic: bool = True
   ) -> tuple[RoutingPlan, balance.RoutingAux]:
-    return self.route(self.logits(x, deterministic))
+    return self.route(self.logits(x, deterministic), deterministic)
 
   def _noise(self, shape: tuple[int, ...], std: float, deterministic: bool):
     if deterministic or not std:
@@ -85,19 +89,29 @@ class Router(CheckedModule, abc.ABC):
     return noise * std
 
 
+# Weights of the expert outputs as functions of the logits.
+WEIGHTS: dict[str, Callable[[Array], Array]] = {
+  "softmax": jax.nn.softmax,
+  "sigmoid": jax.nn.sigmoid,
+  "relu": jax.nn.relu,
+  "uniform": jnp.ones_like,
+}
+
+
 class SparseRouter(Router):
   """Affinity x choice: the affinity scores tokens, the choice selects by them.
 
   Attributes:
+    logits_rule: maps tokens to logits.
     affinity: maps logits to scores.
     choice: maps scores and weights to an index plan.
     capacity_factor: slots per choice of a token, see `expert_capacity`.
     capacity_rounding: "round" (half to even) or "ceil".
     capacity_multiple_of: C is rounded up to a multiple of this.
-    weights: what scales the expert outputs: "softmax", the softmax
-      probabilities of the logits, not renormalised over the chosen experts; or
-      "transport", the scores of the affinity, which include the noise.
-    noisy_weights: whether the softmax probabilities include the noise.
+    weights: what scales the expert outputs: a function of the logits, that is
+      "softmax", "sigmoid", "relu", or "uniform" for 1; or "transport", the
+      scores of the affinity, which include the noise.
+    noisy_weights: whether the logits of the weights include the noise.
     plan_form: "index" copies rows, "dense" multiplies by the routing tensors,
       "auto" takes the faster one, see `routing.plan.best_plan_form`.
     importance_loss_weight: of `balance.importance_loss`.
@@ -107,12 +121,15 @@ class SparseRouter(Router):
     router_z_loss_weight: of `balance.router_z_loss`.
   """
 
+  logits_rule: LogitsRule = LinearLogits()
   affinity: Affinity = Softmax()
   choice: Choice = ExpertChoice()
   capacity_factor: float = 1.0
   capacity_rounding: Literal["round", "ceil"] = "round"
   capacity_multiple_of: int = 1
-  weights: Literal["softmax", "transport"] = "softmax"
+  weights: Literal["softmax", "sigmoid", "relu", "uniform", "transport"] = (
+    "softmax"
+  )
   noisy_weights: bool = True
   plan_form: Literal["index", "dense", "auto"] = "index"
   importance_loss_weight: float = 0.0
@@ -124,30 +141,27 @@ class SparseRouter(Router):
   def logits(
     self, x: Float[Array, "G S D"], deterministic: bool
   ) -> RouterLogits:
-    clean = nn.Dense(
-      self.num_experts,
-      use_bias=False,
-      dtype=jnp.float32,
-      precision=jax.lax.Precision.HIGHEST,
-      name="dense",  # Named as in V-MoE's checkpoints.
-    )(x)
+    clean = self.logits_rule(x, self.num_experts, deterministic)
     std = self.noise_std / self.num_experts
     return RouterLogits(clean, self._noise(clean.shape, std, deterministic))
 
   @nn.nowrap
   def route(
-    self, logits: RouterLogits
+    self, logits: RouterLogits, deterministic: bool = True
   ) -> tuple[RoutingPlan, balance.RoutingAux]:
     logits = logits.as_float32()
     capacity = self.capacity(logits.clean.shape[1])
+    sizes = capacity, self.choice.num_selected_experts
     if self.weights == "transport":
-      weights = scores = self.affinity(logits.noisy, capacity)
+      weights = scores = self.affinity(logits.noisy, *sizes)
     else:
       # Scores carry no gradient here: nothing is stored for the backward pass.
-      scores = self.affinity(jax.lax.stop_gradient(logits.noisy), capacity)
+      scores = self.affinity(jax.lax.stop_gradient(logits.noisy), *sizes)
       seen = logits.noisy if self.noisy_weights else logits.clean
-      weights = jax.nn.softmax(seen)
-    plan = self.choice(scores, weights, capacity=capacity)
+      weights = WEIGHTS[self.weights](seen)
+    plan = self.choice(
+      scores, weights, capacity=capacity, deterministic=deterministic
+    )
     aux = balance.routing_aux(plan, self._losses(logits), self._loss_weights())
     form = self.plan_form
     if form == "auto":
@@ -207,18 +221,28 @@ class SoftRouter(Router):
     capacity_multiple_of: C is rounded up to a multiple of this.
     slots_per_expert: C, instead of deriving it from the number of tokens. Slots
       have parameters: fix C to use a model at several resolutions.
+    uniform_dispatch: whether every slot is the mean of all tokens.
+    uniform_combine: whether every token is the mean of all slots. With both
+      there are no parameters.
   """
 
+  guarantees: ClassVar[Guarantees] = Guarantees(
+    load=("C", "C"), experts=("E", "E"), processed="always", slots="a mean"
+  )
   capacity_factor: float = 1.0
   capacity_rounding: Literal["round", "ceil"] = "round"
   capacity_multiple_of: int = 1
   slots_per_expert: int | None = None
+  uniform_dispatch: bool = False
+  uniform_combine: bool = False
 
   @nn.compact
   def logits(
     self, x: Float[Array, "G S D"], deterministic: bool
   ) -> RouterLogits:
     shape = x.shape[-1], self.num_experts, self.capacity(x.shape[1])
+    if self.uniform_dispatch and self.uniform_combine:
+      return RouterLogits(jnp.zeros((*x.shape[:2], *shape[1:])))
     mu = self.param(
       SLOT_EMBEDDING, nn.initializers.lecun_normal(), shape, jnp.float32
     )
@@ -229,9 +253,14 @@ class SoftRouter(Router):
 
   @nn.nowrap
   def route(
-    self, logits: RouterLogits
+    self, logits: RouterLogits, deterministic: bool = True
   ) -> tuple[RoutingPlan, balance.RoutingAux]:
-    plan = soft_choice(logits.as_float32().noisy)
+    del deterministic
+    plan = soft_choice(
+      logits.as_float32().noisy,
+      uniform_dispatch=self.uniform_dispatch,
+      uniform_combine=self.uniform_combine,
+    )
     return plan, balance.routing_aux(plan, {}, {})
 
   @nn.nowrap

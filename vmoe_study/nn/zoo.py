@@ -14,10 +14,43 @@ from typing import Any
 
 import numpy as np
 
+from vmoe_study.nn.logits import (
+  CosineLogits,
+  LinearLogits,
+  PositionLogits,
+  RandomLogits,
+)
 from vmoe_study.nn.router import Router, SoftRouter, SparseRouter
 from vmoe_study.options import check_least, check_names, check_type, defaults
-from vmoe_study.routing.affinity import Sinkhorn, Softmax, SparseTransport
+from vmoe_study.routing.affinity import (
+  Linear,
+  RowSparseTransport,
+  Sigmoid,
+  Sinkhorn,
+  Softmax,
+  SparseTransport,
+)
+from vmoe_study.routing.assignment import BalancedAssignment
+from vmoe_study.routing.capped import CappedExpertChoice
 from vmoe_study.routing.choice import ExpertChoice, TokenChoice
+from vmoe_study.routing.guarantees import Guarantees
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+  """A router in words.
+
+  Attributes:
+    scores: what ranks tokens and experts.
+    dispatch: which scores send a token to an expert, or how slots weigh tokens.
+    combine: what scales the outputs of experts.
+    source: number of the paper at arXiv.
+  """
+
+  scores: str = ""
+  dispatch: str = ""
+  combine: str = ""
+  source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +63,8 @@ class RouterSpec:
     router: the class.
     parts: classes whose instances become fields of the router, by field name.
     defaults: option values that differ from the defaults of the classes.
+    guarantees: what its plans satisfy, whatever the logits.
+    about: for the page of all routers.
 
   Raises:
     ValueError: if two of the classes have an option of the same name.
@@ -38,6 +73,8 @@ class RouterSpec:
   router: type[Router]
   parts: dict[str, type] = dataclasses.field(default_factory=dict)
   defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+  guarantees: Guarantees = SoftRouter.guarantees
+  about: About = About()
 
   def __post_init__(self):
     names = [field.name for field in self._fields()]
@@ -75,12 +112,23 @@ class RouterSpec:
     return self.router(**parts, **options)
 
 
-def sparse(affinity: type, choice: type, **defaults) -> RouterSpec:
+def sparse(
+  affinity: type,
+  choice: type,
+  logits: type = LinearLogits,
+  *,
+  guarantees: Guarantees | None = None,
+  about: About = About(),
+  **defaults,
+) -> RouterSpec:
   """The row of a sparse router.
 
   Args:
     affinity: its class, a dataclass like those in `routing.affinity`.
     choice: its class, a dataclass like those in `routing.choice`.
+    logits: its class, a dataclass like those in `nn.logits`.
+    guarantees: where they differ from those of the choice.
+    about: for the page of all routers.
     **defaults: option values that differ from the defaults of the classes.
 
   Example:
@@ -89,37 +137,194 @@ def sparse(affinity: type, choice: type, **defaults) -> RouterSpec:
     >>> from vmoe_study.nn.zoo import sparse
     >>> from vmoe_study.routing.choice import ExpertChoice
     >>> @dataclasses.dataclass(frozen=True)
-    ... class Sigmoid:
+    ... class Temperature:
     ...   temperature: float = 1.0
     ...
-    ...   def __call__(self, logits, capacity):
-    ...     return jax.nn.sigmoid(logits / self.temperature)
-    >>> spec = sparse(Sigmoid, ExpertChoice, noise_std=1.0)
+    ...   def __call__(self, logits, capacity, num_selected_experts):
+    ...     return jax.nn.softmax(logits / self.temperature)
+    >>> spec = sparse(Temperature, ExpertChoice, noise_std=1.0)
     >>> router = spec.make({"num_experts": 4, "temperature": 0.5})
     >>> router.affinity, router.noise_std
-    (Sigmoid(temperature=0.5), 1.0)
+    (Temperature(temperature=0.5), 1.0)
   """
-  parts = {"affinity": affinity, "choice": choice}
-  return RouterSpec(SparseRouter, parts, defaults)
+  parts = {"logits_rule": logits, "affinity": affinity, "choice": choice}
+  return RouterSpec(
+    SparseRouter, parts, defaults, guarantees or choice.guarantees, about
+  )
 
+
+_TOP_K = "the K largest of each token"
+_TOP_C = "the C largest of each expert"
+_SOFTMAX = "softmax over experts"
+_POSITION = Guarantees(
+  load=("0", "C"), experts=("K", "K"), processed="if E C >= K S"
+)
+_SOFT_MOE = "2308.00951"
 
 # In the public implementation, Sinkhorn token choice alone scales outputs by
 # the probabilities of the logits without noise: hence its `noisy_weights`.
-# Sparsity-constrained token choice is an addition of this project. Its tokens
-# go only where their transport plan sends them: otherwise ties of zero scores
-# would send most of them to expert 0.
+# In `column_sparse_token_choice` tokens go only where their transport plan
+# sends them: otherwise ties of zero scores would send most of them to expert 0.
 ROUTERS: dict[str, RouterSpec] = {
-  "softmax_token_choice": sparse(Softmax, TokenChoice, noise_std=1.0),
+  # The routers of the study.
+  "softmax_token_choice": sparse(
+    Softmax,
+    TokenChoice,
+    about=About(_SOFTMAX, _TOP_K, _SOFTMAX, "2106.05974"),
+    noise_std=1.0,
+  ),
   "sinkhorn_token_choice": sparse(
-    Sinkhorn, TokenChoice, noise_std=1.0, noisy_weights=False
+    Sinkhorn,
+    TokenChoice,
+    about=About("Sinkhorn transport plan", _TOP_K, _SOFTMAX, "2202.01169"),
+    noise_std=1.0,
+    noisy_weights=False,
   ),
   "sparsity_constrained_token_choice": sparse(
-    SparseTransport, TokenChoice, fill_zero_scores=False
+    RowSparseTransport,
+    TokenChoice,
+    about=About(
+      "transport plan with K nonzeros per token", _TOP_K, _SOFTMAX, "2209.15466"
+    ),
   ),
-  "softmax_expert_choice": sparse(Softmax, ExpertChoice, noise_std=1.0),
-  "sinkhorn_expert_choice": sparse(Sinkhorn, ExpertChoice, noise_std=1.0),
-  "sparsity_constrained_expert_choice": sparse(SparseTransport, ExpertChoice),
-  "soft": RouterSpec(SoftRouter),
+  "softmax_expert_choice": sparse(
+    Softmax,
+    ExpertChoice,
+    about=About(_SOFTMAX, _TOP_C, _SOFTMAX, "2202.09368"),
+    noise_std=1.0,
+  ),
+  "sinkhorn_expert_choice": sparse(
+    Sinkhorn,
+    ExpertChoice,
+    about=About("Sinkhorn transport plan", _TOP_C, _SOFTMAX, "2401.15969"),
+    noise_std=1.0,
+  ),
+  "sparsity_constrained_expert_choice": sparse(
+    SparseTransport,
+    ExpertChoice,
+    about=About(
+      "transport plan with C nonzeros per expert",
+      _TOP_C,
+      _SOFTMAX,
+      "2209.15466",
+    ),
+  ),
+  "soft": RouterSpec(
+    SoftRouter,
+    about=About(
+      "scaled cosine of token and slot",
+      "softmax over tokens",
+      "softmax over slots",
+      _SOFT_MOE,
+    ),
+  ),
+  # Gates.
+  "selected_softmax_token_choice": sparse(
+    Softmax,
+    TokenChoice,
+    about=About(
+      _SOFTMAX, _TOP_K, "softmax over the K chosen experts", "1701.06538"
+    ),
+    noise_std=1.0,
+    num_selected_experts=2,
+    renormalize=True,
+  ),
+  "sigmoid_token_choice": sparse(
+    Sigmoid,
+    TokenChoice,
+    about=About(
+      "sigmoid", _TOP_K, "sigmoid, divided by the sum over the K", "2412.19437"
+    ),
+    num_selected_experts=2,
+    weights="sigmoid",
+    renormalize=True,
+  ),
+  "cosine_token_choice": sparse(
+    Softmax,
+    TokenChoice,
+    CosineLogits,
+    about=About(
+      f"{_SOFTMAX} of cosines", _TOP_K, f"{_SOFTMAX} of cosines", "2204.09179"
+    ),
+  ),
+  # Other choices.
+  "column_sparse_token_choice": sparse(
+    SparseTransport,
+    TokenChoice,
+    guarantees=Guarantees(load=("0", "C"), experts=("0", "K")),
+    about=About(
+      "transport plan with C nonzeros per expert",
+      f"{_TOP_K}, if above 0",
+      _SOFTMAX,
+      "this project",
+    ),
+    fill_zero_scores=False,
+  ),
+  "capped_expert_choice": sparse(
+    Softmax,
+    CappedExpertChoice,
+    about=About(
+      _SOFTMAX,
+      "the C largest of each expert, of which a token accepts M",
+      _SOFTMAX,
+      "2202.09368, by deferred acceptance",
+    ),
+    noise_std=1.0,
+  ),
+  "base": sparse(
+    Linear,
+    BalancedAssignment,
+    about=About(
+      "the logits",
+      "the best balanced assignment; in evaluation, the largest of each token",
+      "sigmoid",
+      "2103.16716",
+    ),
+    weights="sigmoid",
+  ),
+  # Controls: routing that is not learned, wholly or in part.
+  "random": sparse(
+    Softmax,
+    TokenChoice,
+    RandomLogits,
+    about=About("random numbers", _TOP_K, "1 / K", "control"),
+    weights="uniform",
+    renormalize=True,
+  ),
+  "hash": sparse(
+    Linear,
+    TokenChoice,
+    PositionLogits,
+    guarantees=_POSITION,
+    about=About("hash of the position", _TOP_K, "1 / K", "2106.04426"),
+    weights="uniform",
+    renormalize=True,
+    shuffled=True,
+  ),
+  "identity": sparse(
+    Linear,
+    TokenChoice,
+    PositionLogits,
+    guarantees=_POSITION,
+    about=About("position modulo E", _TOP_K, "1 / K", _SOFT_MOE),
+    weights="uniform",
+    renormalize=True,
+  ),
+  "soft_uniform": RouterSpec(
+    SoftRouter,
+    defaults={"uniform_combine": True},
+    about=About("as soft", "softmax over tokens", "1 / (E C)", _SOFT_MOE),
+  ),
+  "uniform_soft": RouterSpec(
+    SoftRouter,
+    defaults={"uniform_dispatch": True},
+    about=About("as soft", "1 / S", "softmax over slots", _SOFT_MOE),
+  ),
+  "uniform": RouterSpec(
+    SoftRouter,
+    defaults={"uniform_dispatch": True, "uniform_combine": True},
+    about=About("none", "1 / S", "1 / (E C)", _SOFT_MOE),
+  ),
 }
 
 
@@ -128,6 +333,9 @@ _AT_LEAST = {
   "num_selected_experts": 1,
   "num_iterations": 1,
   "slots_per_expert": 1,
+  "max_experts_per_token": 1,
+  "num_rounds": 1,
+  "projection_dim": 0,
   "capacity_multiple_of": 1,
   "noise_std": 0,
   "importance_loss_weight": 0,
@@ -137,10 +345,13 @@ _AT_LEAST = {
 }
 
 
+_ABOVE_ZERO = {"capacity_factor", "epsilon", "initial_temperature"}
+
+
 def _check_range(where: str, option: str, value: Any) -> None:
   if option in _AT_LEAST and value is not None:
     check_least(where, value, _AT_LEAST[option])
-  if option == "capacity_factor" and value <= 0:
+  if option in _ABOVE_ZERO and value <= 0:
     raise ValueError(f"{where}={value!r}: must be above 0.")
 
 

@@ -232,7 +232,9 @@ def _parts(case: Case, group_size: int) -> dict[str, Callable]:
   slots = router.capacity(group_size)
   parts: dict[str, Callable] = {
     "router": lambda x: router.apply(router_params, x, True, method="logits"),
-    "solver": lambda x: router.affinity(x.clean, slots),
+    "solver": lambda x: router.affinity(
+      x.clean, slots, router.choice.num_selected_experts
+    ),
     "plan": lambda x: router.route(x)[0],
     "dispatch": lambda plan, x: plan.dispatch(x),
     "experts": lambda x: experts.apply({"params": params[names.MLP]}, x, True),

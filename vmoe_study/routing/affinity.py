@@ -1,8 +1,9 @@
 """Affinities: from router logits to the scores that a choice ranks.
 
-An affinity maps router logits (G, S, E), of any float dtype, and the capacity C
-to float32 scores of the same shape. Its dataclass fields are options of the
-routers that use it.
+An affinity maps router logits (G, S, E), of any float dtype, to float32 scores
+of the same shape. It is told the capacity C and K, the experts per token, as
+the scores of sparse transport depend on them. Its dataclass fields are options
+of the routers that use it.
 """
 
 import dataclasses
@@ -14,14 +15,20 @@ from jaxtyping import Array, Float
 
 from vmoe_study.routing.arguments import as_float32
 from vmoe_study.routing.sinkhorn import sinkhorn
-from vmoe_study.routing.sparse_transport import sparse_transport
+from vmoe_study.routing.sparse_transport import (
+  row_sparse_transport,
+  sparse_transport,
+)
 
 
 class Affinity(Protocol):
   """Scores every pair of a token and an expert."""
 
   def __call__(
-    self, logits: Float[ArrayLike, "G S E"], capacity: int
+    self,
+    logits: Float[ArrayLike, "G S E"],
+    capacity: int,
+    num_selected_experts: int = 1,
   ) -> Float[Array, "G S E"]: ...
 
 
@@ -41,10 +48,85 @@ class Softmax:
   """
 
   def __call__(
-    self, logits: Float[ArrayLike, "G S E"], capacity: int
+    self,
+    logits: Float[ArrayLike, "G S E"],
+    capacity: int,
+    num_selected_experts: int = 1,
   ) -> Float[Array, "G S E"]:
-    del capacity
+    del capacity, num_selected_experts
     return jax.nn.softmax(as_float32("logits", logits))
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+  """The logits themselves.
+
+  Raises:
+    ValueError: when called with logits that do not have three axes.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from vmoe_study.routing.affinity import Linear
+    >>> Linear()(jnp.array([[[-1.0, 2.0]]]), capacity=1).tolist()
+    [[[-1.0, 2.0]]]
+  """
+
+  def __call__(
+    self,
+    logits: Float[ArrayLike, "G S E"],
+    capacity: int,
+    num_selected_experts: int = 1,
+  ) -> Float[Array, "G S E"]:
+    del capacity, num_selected_experts
+    return as_float32("logits", logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid:
+  """The sigmoid of each logit: experts do not compete (arXiv:2412.19437).
+
+  Raises:
+    ValueError: when called with logits that do not have three axes.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from vmoe_study.routing.affinity import Sigmoid
+    >>> Sigmoid()(jnp.array([[[0.0, 0.0]]]), capacity=1).tolist()
+    [[[0.5, 0.5]]]
+  """
+
+  def __call__(
+    self,
+    logits: Float[ArrayLike, "G S E"],
+    capacity: int,
+    num_selected_experts: int = 1,
+  ) -> Float[Array, "G S E"]:
+    del capacity, num_selected_experts
+    return jax.nn.sigmoid(as_float32("logits", logits))
+
+
+@dataclasses.dataclass(frozen=True)
+class Relu:
+  """The positive part of each logit (arXiv:2412.14711).
+
+  Raises:
+    ValueError: when called with logits that do not have three axes.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from vmoe_study.routing.affinity import Relu
+    >>> Relu()(jnp.array([[[-1.0, 2.0]]]), capacity=1).tolist()
+    [[[0.0, 2.0]]]
+  """
+
+  def __call__(
+    self,
+    logits: Float[ArrayLike, "G S E"],
+    capacity: int,
+    num_selected_experts: int = 1,
+  ) -> Float[Array, "G S E"]:
+    del capacity, num_selected_experts
+    return jax.nn.relu(as_float32("logits", logits))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +154,12 @@ class Sinkhorn:
   num_iterations: int = 20
 
   def __call__(
-    self, logits: Float[ArrayLike, "G S E"], capacity: int
+    self,
+    logits: Float[ArrayLike, "G S E"],
+    capacity: int,
+    num_selected_experts: int = 1,
   ) -> Float[Array, "G S E"]:
-    del capacity
+    del capacity, num_selected_experts
     return sinkhorn(logits, self.num_iterations)
 
 
@@ -108,11 +193,58 @@ class SparseTransport:
   solver: Literal["adam", "entropic_start"] = "adam"
 
   def __call__(
-    self, logits: Float[ArrayLike, "G S E"], capacity: int
+    self,
+    logits: Float[ArrayLike, "G S E"],
+    capacity: int,
+    num_selected_experts: int = 1,
   ) -> Float[Array, "G S E"]:
+    del num_selected_experts
     return sparse_transport(
       jax.nn.softmax(as_float32("logits", logits)),
       capacity,
+      solver=self.solver,
+      num_iterations=self.num_iterations,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSparseTransport:
+  """The transport plan of `row_sparse_transport`, of softmax probabilities.
+
+  At most K experts per token have a score above 0 (arXiv:2209.15466).
+
+  Attributes:
+    num_iterations: iterations of the solver.
+    solver: as of `SparseTransport`.
+
+  Raises:
+    ValueError: when called with logits that do not have three axes, or with K
+      below 1.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from vmoe_study.routing.affinity import RowSparseTransport
+    >>> logits = jnp.arange(12.0).reshape(1, 4, 3) % 5
+    >>> scores = RowSparseTransport()(logits, 3, num_selected_experts=2)
+    >>> (scores > 0).sum(axis=2).max().item()
+    2
+    >>> scores.sum(axis=2).round(3).tolist()
+    [[1.0, 1.0, 1.0, 1.0]]
+  """
+
+  num_iterations: int = 20
+  solver: Literal["adam", "entropic_start"] = "adam"
+
+  def __call__(
+    self,
+    logits: Float[ArrayLike, "G S E"],
+    capacity: int,
+    num_selected_experts: int = 1,
+  ) -> Float[Array, "G S E"]:
+    del capacity
+    return row_sparse_transport(
+      jax.nn.softmax(as_float32("logits", logits)),
+      num_selected_experts,
       solver=self.solver,
       num_iterations=self.num_iterations,
     )

@@ -18,7 +18,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from vmoe_study.routing.arguments import as_float32, check_positive
+from vmoe_study.routing.guarantees import Guarantees
 from vmoe_study.routing.plan import IndexPlan
+
+_SMALLEST_TOTAL = 1e-9  # Of a token's weights that are divided by their sum.
 
 
 def token_choice(
@@ -29,6 +32,7 @@ def token_choice(
   capacity: int,
   batch_priority: bool = False,
   fill_zero_scores: bool = True,
+  renormalize: bool = False,
 ) -> IndexPlan:
   """Each token chooses the K experts with its highest scores.
 
@@ -46,6 +50,8 @@ def token_choice(
     fill_zero_scores: whether tokens may choose experts with score 0. A sparse
       transport plan scores most experts 0; as ties go to the lower index, most
       of these choices would go to expert 0. If False, such a choice is dropped.
+    renormalize: whether the weights of a token are divided by their sum over
+      its K choices, dropped ones included. With K = 1 they are all 1.
 
   Returns:
     A plan that knows the slots of each token; its weights are float32.
@@ -69,7 +75,7 @@ def token_choice(
     >>> plan.experts_per_token().tolist()
     [[0.0, 1.0]]
   """
-  scores_GSE, weights_GSE = _validate(scores, weights, capacity)
+  scores_GSE, weights_GSE = validate(scores, weights, capacity)
   num_tokens, num_experts = scores_GSE.shape[1:]
   if not 1 <= num_selected_experts <= num_experts:
     raise ValueError(
@@ -79,6 +85,11 @@ def token_choice(
   best_GSK, experts_GSK = jax.lax.top_k(scores_GSE, num_selected_experts)
   if not fill_zero_scores:
     experts_GSK = jnp.where(best_GSK > 0, experts_GSK, num_experts)
+  if renormalize:
+    chosen_GSKE = jax.nn.one_hot(experts_GSK, num_experts, dtype="float32")
+    chosen_GSE = chosen_GSKE.sum(axis=2)
+    total_GS1 = jnp.sum(chosen_GSE * weights_GSE, axis=2, keepdims=True)
+    weights_GSE = weights_GSE / jnp.maximum(total_GS1, _SMALLEST_TOTAL)
   priority_GS = best_GSK[..., 0] if batch_priority else None
   # Expert e serves the entries start[e], ..., start[e] + length[e] - 1.
   queue_GN = _service_order(experts_GSK, priority_GS)
@@ -99,7 +110,7 @@ def token_choice(
   slots_GSK = experts_GSK * capacity + slot_GSK
   kept_GSK = (slot_GSK < capacity) & (experts_GSK < num_experts)
   slots_GSK = jnp.where(kept_GSK, slots_GSK, num_experts * capacity)
-  slot_weights_GEC = _slot_weights(weights_GSE, tokens_GEC)
+  slot_weights_GEC = slot_weights(weights_GSE, tokens_GEC)
   return IndexPlan(tokens_GEC, slot_weights_GEC, num_tokens, slots_GSK)
 
 
@@ -140,19 +151,30 @@ def expert_choice(
     >>> plan.experts_per_token().tolist()
     [[1.0, 1.0, 0.0]]
   """
-  scores_GSE, weights_GSE = _validate(scores, weights, capacity)
+  scores_GSE, weights_GSE = validate(scores, weights, capacity)
+  return fill_slots(
+    scores_GSE, weights_GSE, capacity, above=-jnp.inf if fill_zero_scores else 0
+  )
+
+
+def fill_slots(
+  scores_GSE: Float[Array, "G S E"],
+  weights_GSE: Float[Array, "G S E"],
+  capacity: int,
+  above: float,
+) -> IndexPlan:
+  """Gives each expert's slots to its best tokens with scores above a bound."""
   num_tokens = scores_GSE.shape[1]
   num_ranked = min(capacity, num_tokens)
   best_GEC, tokens_GEC = jax.lax.top_k(scores_GSE.swapaxes(1, 2), num_ranked)
-  if not fill_zero_scores:
-    tokens_GEC = jnp.where(best_GEC > 0, tokens_GEC, num_tokens)
+  tokens_GEC = jnp.where(best_GEC > above, tokens_GEC, num_tokens)
   empty = ((0, 0), (0, 0), (0, capacity - num_ranked))
   tokens_GEC = jnp.pad(tokens_GEC, empty, constant_values=num_tokens)
-  slot_weights_GEC = _slot_weights(weights_GSE, tokens_GEC)
+  slot_weights_GEC = slot_weights(weights_GSE, tokens_GEC)
   return IndexPlan(tokens_GEC, slot_weights_GEC, num_tokens)
 
 
-def _validate(
+def validate(
   scores: ArrayLike, weights: ArrayLike, capacity: int
 ) -> tuple[Array, Array]:
   """Casts scores and weights to float32; scores without gradient.
@@ -202,7 +224,7 @@ def _take(
   return taken.reshape(index.shape)
 
 
-def _slot_weights(
+def slot_weights(
   weights_GSE: Float[Array, "G S E"], tokens_GEC: Int[Array, "G E C"]
 ) -> Float[Array, "G E C"]:
   """The weight between each slot's expert and token; 0 for an empty slot."""
@@ -218,6 +240,7 @@ class Choice(Protocol):
     num_selected_experts: K in the formula of `expert_capacity`.
     tokens_choose: whether each token takes its top K experts; the load loss is
       defined only then.
+    guarantees: what its plans satisfy.
   """
 
   @property
@@ -226,12 +249,16 @@ class Choice(Protocol):
   @property
   def tokens_choose(self) -> bool: ...
 
+  @property
+  def guarantees(self) -> Guarantees: ...
+
   def __call__(
     self,
     scores: Float[ArrayLike, "G S E"],
     weights: Float[ArrayLike, "G S E"],
     *,
     capacity: int,
+    deterministic: bool = True,
   ) -> IndexPlan: ...
 
 
@@ -243,12 +270,17 @@ class TokenChoice:
     num_selected_experts: K.
     batch_priority: whether confident tokens are served first.
     fill_zero_scores: whether tokens may choose experts with score 0.
+    renormalize: whether the weights of a token's K choices sum to 1.
   """
 
   tokens_choose: ClassVar[bool] = True
+  guarantees: ClassVar[Guarantees] = Guarantees(
+    load=("0", "C"), experts=("K", "K"), processed="if C >= S"
+  )
   num_selected_experts: int = 1
   batch_priority: bool = False
   fill_zero_scores: bool = True
+  renormalize: bool = False
 
   def __call__(
     self,
@@ -256,7 +288,9 @@ class TokenChoice:
     weights: Float[ArrayLike, "G S E"],
     *,
     capacity: int,
+    deterministic: bool = True,
   ) -> IndexPlan:
+    del deterministic
     return token_choice(
       scores,
       weights,
@@ -264,6 +298,7 @@ class TokenChoice:
       capacity=capacity,
       batch_priority=self.batch_priority,
       fill_zero_scores=self.fill_zero_scores,
+      renormalize=self.renormalize,
     )
 
 
@@ -277,6 +312,9 @@ class ExpertChoice:
 
   tokens_choose: ClassVar[bool] = False
   num_selected_experts: ClassVar[int] = 1
+  guarantees: ClassVar[Guarantees] = Guarantees(
+    load=("min(C, S)", "C"), experts=("0", "E")
+  )
   fill_zero_scores: bool = True
 
   def __call__(
@@ -285,7 +323,9 @@ class ExpertChoice:
     weights: Float[ArrayLike, "G S E"],
     *,
     capacity: int,
+    deterministic: bool = True,
   ) -> IndexPlan:
+    del deterministic
     return expert_choice(
       scores,
       weights,

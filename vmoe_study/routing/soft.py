@@ -36,11 +36,19 @@ def slot_logits(
   )
 
 
-def soft_choice(logits: Float[ArrayLike, "G S E C"]) -> DensePlan:
+def soft_choice(
+  logits: Float[ArrayLike, "G S E C"],
+  *,
+  uniform_dispatch: bool = False,
+  uniform_combine: bool = False,
+) -> DensePlan:
   """Dispatches by softmax over tokens, combines by softmax over all slots.
 
   Args:
     logits: of every token and slot (arXiv:2308.00951), any float dtype.
+    uniform_dispatch: whether every slot is the mean of all tokens instead. This
+      and the next are ablations of the paper (Appendix A).
+    uniform_combine: whether every token is the mean of all slots instead.
 
   Raises:
     ValueError: if the logits do not have four axes.
@@ -56,8 +64,12 @@ def soft_choice(logits: Float[ArrayLike, "G S E C"]) -> DensePlan:
   """
   logits_GSEC = as_float32("logits", logits, "G S E C")
   logits_GSN = logits_GSEC.reshape(*logits_GSEC.shape[:2], -1)  # N = E * C
-  dispatch_GSEC = jax.nn.softmax(logits_GSEC, axis=1)
-  combine_GSN = jax.nn.softmax(logits_GSN, axis=2)
+  dispatch_GSEC = jax.nn.softmax(
+    jnp.zeros_like(logits_GSEC) if uniform_dispatch else logits_GSEC, axis=1
+  )
+  combine_GSN = jax.nn.softmax(
+    jnp.zeros_like(logits_GSN) if uniform_combine else logits_GSN, axis=2
+  )
   return DensePlan(dispatch_GSEC, combine_GSN.reshape(logits_GSEC.shape))
 
 

@@ -1,16 +1,20 @@
-"""Optimal transport in which each expert takes from at most k tokens.
+"""Optimal transport with at most k nonzeros in every column, or in every row.
 
-The problem (arXiv:2209.15466): given affinities A (S x E) of tokens and experts
-and the column mass b = S/E, maximise <T, A> - |T|^2 / 2 over T >= 0 with row
-sums 1, column sums b and at most k nonzeros in every column.
+The problem (arXiv:2209.15466): given affinities A (S x E) of tokens and
+experts, the row mass a and the column mass b = a S/E, maximise <T, A> - |T|^2/2
+over T >= 0 with row sums a, column sums b and at most k nonzeros per column.
+
+Where experts take from at most k tokens, a = 1. Where tokens go to at most k
+experts, the roles are exchanged: the transpose of the problem with experts as
+rows of mass S/E and tokens as columns of mass 1 (`row_sparse_transport`).
 
 Lemma. Up to a constant, the Lagrangian dual in the row sums is to minimise
 
-  F(alpha) = sum_e b * M(alpha + A[:, e]) - sum_s alpha_s  over alpha in R^S,
+  F(alpha) = sum_e b * M(alpha + A[:, e]) - a sum_s alpha_s  over alpha in R^S,
   M(x) = max <p, x> - (b/2) (|p|^2 - 1)  over k-sparse p in the simplex.
 
 The maximiser p is the projection of x/b onto the k-sparse simplex, and with
-column e of T(alpha) being b * p, F has the subgradient (row sums of T) - 1.
+column e of T(alpha) being b * p, F has the subgradient (row sums of T) - a.
 
 1. Let column e of T be b * p_e and alpha the multipliers of the row sums. The
    Lagrangian is the sum over columns of b <p_e, alpha + A[:, e]> - (b^2/2)
@@ -19,7 +23,7 @@ column e of T(alpha) being b * p, F has the subgradient (row sums of T) - 1.
    projection. It is found by projecting the k largest entries of x/b onto the
    simplex and setting the others to 0 (arXiv:1206.1529).
 3. M is a maximum of affine functions of x, so its maximiser p is a subgradient.
-   By the chain rule the sum of the columns b * p, less 1, is one of F.
+   By the chain rule the sum of the columns b * p, less a, is one of F.
 """
 
 import functools
@@ -34,16 +38,18 @@ from vmoe_study.routing.arguments import as_float32, check_positive
 
 
 @functools.partial(
-  jax.jit, static_argnames=("max_nonzeros", "solver", "num_iterations")
+  jax.jit,
+  static_argnames=("max_nonzeros", "row_mass", "solver", "num_iterations"),
 )
 def sparse_transport(
   affinity: Float[ArrayLike, "G S E"],
   max_nonzeros: int,
   *,
+  row_mass: float = 1.0,
   solver: str = "adam",
   num_iterations: int = 20,
 ) -> Float[Array, "G S E"]:
-  """The k-sparse transport plan: columns sum to S/E, rows to about 1.
+  """The k-sparse transport plan: columns sum to a S/E, rows to about a.
 
   Differentiable in `affinity` for fixed alpha and support: gradients do not
   flow through the solver.
@@ -52,6 +58,7 @@ def sparse_transport(
     affinity: of tokens and experts, any real dtype; routers pass softmax
       probabilities.
     max_nonzeros: k, tokens that an expert may take from; S if larger.
+    row_mass: a, the mass of a token.
     solver: a key of `SOLVERS`.
     num_iterations: iterations of the solver.
 
@@ -78,19 +85,61 @@ def sparse_transport(
     raise ValueError(f"solver={solver!r}: must be one of {list(SOLVERS)}.")
   max_nonzeros = min(max_nonzeros, affinity.shape[1])
   alpha = SOLVERS[solver](
-    jax.lax.stop_gradient(affinity), max_nonzeros, num_iterations
+    jax.lax.stop_gradient(affinity), max_nonzeros, num_iterations, row_mass
   )
-  return transport_at(jax.lax.stop_gradient(alpha), affinity, max_nonzeros)
+  alpha = jax.lax.stop_gradient(alpha)
+  return transport_at(alpha, affinity, max_nonzeros, row_mass)
+
+
+def row_sparse_transport(
+  affinity: Float[ArrayLike, "G S E"],
+  max_nonzeros: int,
+  *,
+  solver: str = "adam",
+  num_iterations: int = 20,
+) -> Float[Array, "G S E"]:
+  """The plan with k nonzeros per token: rows sum to 1, columns to about S/E.
+
+  Args:
+    affinity: as of `sparse_transport`.
+    max_nonzeros: k, experts that a token may go to; E if larger.
+    solver: a key of `SOLVERS`; its dual variable has one entry per expert.
+    num_iterations: iterations of the solver.
+
+  Returns:
+    The transport plan, float32, differentiable as that of `sparse_transport`.
+
+  Raises:
+    ValueError: as `sparse_transport`.
+
+  Example:
+    >>> import jax
+    >>> from vmoe_study.routing.sparse_transport import row_sparse_transport
+    >>> affinity = jax.nn.softmax(jax.numpy.arange(8.0).reshape(1, 4, 2) % 3)
+    >>> transport_plan = row_sparse_transport(affinity, max_nonzeros=1)
+    >>> transport_plan[0].tolist()
+    [[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+  """
+  affinity = as_float32("affinity", affinity)
+  num_tokens, num_experts = affinity.shape[1:]
+  return sparse_transport(
+    affinity.swapaxes(1, 2),
+    max_nonzeros,
+    row_mass=num_tokens / num_experts,
+    solver=solver,
+    num_iterations=num_iterations,
+  ).swapaxes(1, 2)
 
 
 def transport_at(
   alpha: Float[ArrayLike, "G S"],
   affinity: Float[ArrayLike, "G S E"],
   max_nonzeros: int,
+  row_mass: float = 1.0,
 ) -> Float[Array, "G S E"]:
   """T(alpha), the maximiser of every column of the dual at `alpha`, float32."""
   alpha, affinity = _validate(alpha, affinity)
-  mass_GEK, tokens_GEK = _columns(alpha, affinity, max_nonzeros)
+  mass_GEK, tokens_GEK = _columns(alpha, affinity, max_nonzeros, row_mass)
   group_G11, expert_E1 = _leading_indices(tokens_GEK)
   zeros_GES = jnp.zeros_like(affinity.swapaxes(1, 2))
   transport_GES = zeros_GES.at[group_G11, expert_E1, tokens_GEK].set(
@@ -103,25 +152,30 @@ def semi_dual(
   alpha: Float[ArrayLike, "G S"],
   affinity: Float[ArrayLike, "G S E"],
   max_nonzeros: int,
+  row_mass: float = 1.0,
 ) -> Float[Array, "G"]:
   """F(alpha), the objective that the solvers minimise, float32."""
   alpha, affinity = _validate(alpha, affinity)
-  num_tokens, num_experts = affinity.shape[1:]
-  column_mass = num_tokens / num_experts
-  transport_GSE = transport_at(alpha, affinity, max_nonzeros)
+  num_experts = affinity.shape[2]
+  column_mass = _column_mass(affinity, row_mass)
+  transport_GSE = transport_at(alpha, affinity, max_nonzeros, row_mass)
   profit_G = jnp.sum(transport_GSE * (alpha[..., None] + affinity), axis=(1, 2))
   squares_G = jnp.sum(transport_GSE**2, axis=(1, 2))
   constant = num_experts * column_mass**2
-  return profit_G - (squares_G - constant) / 2 - alpha.sum(axis=1)
+  return profit_G - (squares_G - constant) / 2 - row_mass * alpha.sum(axis=1)
 
 
 def _validate(alpha: ArrayLike, affinity: ArrayLike) -> tuple[Array, Array]:
   return as_float32("alpha", alpha, "G S"), as_float32("affinity", affinity)
 
 
-def _columns(alpha_GS, affinity_GSE, max_nonzeros):
+def _column_mass(affinity_GSE, row_mass) -> float:
+  return row_mass * affinity_GSE.shape[1] / affinity_GSE.shape[2]
+
+
+def _columns(alpha_GS, affinity_GSE, max_nonzeros, row_mass):
   """Nonzeros of T(alpha): their masses and tokens, both (G, E, K), K = k."""
-  column_mass = affinity_GSE.shape[1] / affinity_GSE.shape[2]
+  column_mass = _column_mass(affinity_GSE, row_mass)
   x_GES = (alpha_GS[:, None, :] + affinity_GSE.swapaxes(1, 2)) / column_mass
   largest_GEK, tokens_GEK = jax.lax.top_k(x_GES, max_nonzeros)
   return column_mass * project_onto_simplex(largest_GEK), tokens_GEK
@@ -149,11 +203,16 @@ def project_onto_simplex(
   return jnp.maximum(descending - tau, 0)
 
 
-def _subgradient(alpha_GS, affinity_GSE, max_nonzeros) -> Float[Array, "G S"]:
-  """The subgradient of F at alpha: row sums of T(alpha) minus 1."""
-  mass_GEK, tokens_GEK = _columns(alpha_GS, affinity_GSE, max_nonzeros)
+def _subgradient(
+  alpha_GS, affinity_GSE, max_nonzeros, row_mass
+) -> Float[Array, "G S"]:
+  """The subgradient of F at alpha: row sums of T(alpha) minus a."""
+  mass_GEK, tokens_GEK = _columns(
+    alpha_GS, affinity_GSE, max_nonzeros, row_mass
+  )
   group_G11, _ = _leading_indices(tokens_GEK)
-  return jnp.full_like(alpha_GS, -1.0).at[group_G11, tokens_GEK].add(mass_GEK)
+  missing_GS = jnp.full_like(alpha_GS, -row_mass)
+  return missing_GS.at[group_G11, tokens_GEK].add(mass_GEK)
 
 
 def _leading_indices(tokens_GEK: Int[Array, "G E K"]):
@@ -162,7 +221,9 @@ def _leading_indices(tokens_GEK: Int[Array, "G E K"]):
   return group_G11, expert_E1
 
 
-def _adam(affinity, max_nonzeros, num_iterations) -> Float[Array, "G S"]:
+def _adam(
+  affinity, max_nonzeros, num_iterations, row_mass=1.0
+) -> Float[Array, "G S"]:
   """The solver of the original routers: Adam from alpha = 0.
 
   A group stops when the norm of its subgradient is at most the tolerance.
@@ -171,7 +232,7 @@ def _adam(affinity, max_nonzeros, num_iterations) -> Float[Array, "G S"]:
 
   def step(i, carry):
     alpha, first, second, error = carry
-    gradient = _subgradient(alpha, affinity, max_nonzeros)
+    gradient = _subgradient(alpha, affinity, max_nonzeros, row_mass)
     running = error > tolerance
     first_new = decay_1 * first + (1 - decay_1) * gradient
     second_new = decay_2 * second + (1 - decay_2) * gradient**2
@@ -197,10 +258,10 @@ def _norm(x: Float[Array, "G S"]) -> Float[Array, "G 1"]:
 # 1. On its support, a column of T is alpha + A[:, e] less a constant and has
 #    the mean b/k. Where alpha + A varies little over the support, T is close to
 #    b/k there, and the problem close to a linear program: maximise <T, A> with
-#    0 <= T <= b/k, row sums 1 and column sums b.
+#    0 <= T <= b/k, row sums a and column sums b.
 # 2. Smoothed by an entropy of weight eps, the program has the solution
 #    T = min(b/k, u * exp(A/eps) * v). Updating u and v in turn approaches it.
-#    For k <= b the bound is at least 1, which no entry of a row exceeds: this
+#    For k a <= b the bound is at least a, which no entry of a row exceeds: this
 #    is Sinkhorn's algorithm.
 # 3. eps * log(u) is the dual variable of the row sums: alpha starts there.
 # 4. The remaining error is at the kinks of F, where the k-th token of an expert
@@ -210,32 +271,33 @@ _SCALING_RANGE = 40.0  # Of A/eps; safe in float32, see sinkhorn.py.
 
 
 def _entropic_start(
-  affinity, max_nonzeros, num_iterations
+  affinity, max_nonzeros, num_iterations, row_mass=1.0
 ) -> Float[Array, "G S"]:
   """Entropic scaling, then n subgradient steps, two per five iterations.
 
   Steps decrease from 1/2 to 1/(2n) standard deviations of the affinity.
   """
-  alpha = _entropic_dual(affinity, max_nonzeros, num_iterations)
+  alpha = _entropic_dual(affinity, max_nonzeros, num_iterations, row_mass)
   count = max(2 * num_iterations // 5, 1)
   return descend(
     alpha,
     affinity,
     max_nonzeros,
     jnp.geomspace(_FIRST_STEP, _FIRST_STEP / count, count),
+    row_mass,
   )
 
 
 def _entropic_dual(
-  affinity_GSE, max_nonzeros, num_iterations
+  affinity_GSE, max_nonzeros, num_iterations, row_mass
 ) -> Float[Array, "G S"]:
   """The row sums' dual variable of the entropic problem with T <= b/k."""
   affinity_GES = affinity_GSE.swapaxes(1, 2)
-  num_experts, num_tokens = affinity_GES.shape[1:]
-  column_mass = num_tokens / num_experts
-  # S stands for no bound: infinity compiles to slower code.
-  has_bound = max_nonzeros > column_mass
-  bound = column_mass / max_nonzeros if has_bound else num_tokens
+  column_mass = _column_mass(affinity_GSE, row_mass)
+  # The total mass stands for no bound: infinity compiles to slower code.
+  has_bound = max_nonzeros * row_mass > column_mass
+  total = row_mass * affinity_GSE.shape[1]
+  bound = column_mass / max_nonzeros if has_bound else total
   top_G11 = affinity_GES.max(axis=(1, 2), keepdims=True)
   range_G11 = top_G11 - affinity_GES.min(axis=(1, 2), keepdims=True)
   deviation_G11 = _deviation(affinity_GES)[..., None]
@@ -250,7 +312,7 @@ def _entropic_dual(
 
   def iterate(_, scaling):
     u_GS, v_GE = scaling
-    u_GS = u_GS / transport_plan(u_GS, v_GE).sum(axis=1)
+    u_GS = u_GS * row_mass / transport_plan(u_GS, v_GE).sum(axis=1)
     v_GE = v_GE * column_mass / transport_plan(u_GS, v_GE).sum(axis=2)
     return u_GS, v_GE
 
@@ -264,6 +326,7 @@ def descend(
   affinity: Float[ArrayLike, "G S E"],
   max_nonzeros: int,
   steps: Float[ArrayLike, "n"],
+  row_mass: float = 1.0,
 ) -> Float[Array, "G S"]:
   """Takes subgradient steps from alpha.
 
@@ -272,6 +335,7 @@ def descend(
     affinity: see `sparse_transport`.
     max_nonzeros: k.
     steps: step sizes, in standard deviations of the affinity.
+    row_mass: a.
 
   Returns:
     The last alpha, float32.
@@ -281,7 +345,8 @@ def descend(
 
   def step(i, alpha):
     size_G1 = steps[i] * unit_G1
-    return alpha - size_G1 * _subgradient(alpha, affinity, max_nonzeros)
+    gradient = _subgradient(alpha, affinity, max_nonzeros, row_mass)
+    return alpha - size_G1 * gradient
 
   return jax.lax.fori_loop(0, len(steps), step, alpha)
 

@@ -10,6 +10,7 @@ from typing import Any
 CONFIG_FILE = "config.json"
 # Fields by the names that they have in configs of earlier versions.
 RENAMED = {"model.moe.experts_alike": "model.moe.shared_expert_init"}
+_SPARSE_TOKEN_CHOICE = "sparsity_constrained_token_choice"
 # Fields that a resumed run may change with `--allow-change`: where and how it
 # runs and how often it reports, but nothing that changes the numbers.
 HARMLESS = (
@@ -44,6 +45,10 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
   if schedule.get("cooldown_steps"):
     schedule.setdefault("cooldown", "multiply")  # Before there was a choice.
   moe = _section(config, "model.moe")
+  name, options = moe.get("router"), _section(moe, "options")
+  if name == _SPARSE_TOKEN_CHOICE and "renormalize" not in options:
+    # Its plan had C nonzeros per expert, before there was one with K per token.
+    moe["router"] = "column_sparse_token_choice"
   if moe.get("router") == "dense":
     moe["options"] = {}  # Earlier versions saved options that had no effect.
   return config
