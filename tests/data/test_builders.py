@@ -45,7 +45,7 @@ def test_fashion_mnist_from_idx_files(fashion_files, tmp_path):
   for split, key in (("train", "train"), ("test", "t10k")):
     images, labels = arrays[key]
     source = open_split("fashion_mnist", split, data_dir)
-    assert source.label_names[9] == "Ankle boot"
+    assert source.class_names[9] == "Ankle boot"
     expected = {
       image.tobytes(): int(label)
       for image, label in zip(images, labels, strict=True)

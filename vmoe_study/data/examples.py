@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from absl import logging
 
+from vmoe_study.data.classes import ClassNames, number_classes
 from vmoe_study.data.decoding import decode
 from vmoe_study.data.image_header import ImageError
 from vmoe_study.data.ops import Ops, parse_ops
@@ -65,20 +66,43 @@ class ExampleReader:
     spec: of the data set.
     source: the undecoded examples.
     ops: the operations of the spec.
+    class_names: of the labels.
+    notes: what the user should know of this data set.
     image_shape: (H, W, C) of every image after the operations.
   """
 
-  def __init__(self, spec: DataSpec):
+  def __init__(
+    self,
+    spec: DataSpec,
+    class_names: ClassNames | None = None,
+    source: Source | None = None,
+  ):
     """Opens the data set and reads one example to find the image shape.
+
+    Args:
+      spec: of the data set.
+      class_names: of the run, whose numbers the labels become; None to keep
+        those of the data set.
+      source: of the spec, if it is open already.
 
     Raises:
       MissingDataError: the data set is not prepared; names the command.
-      ValueError: there is no such split or label feature, or it is empty.
+      ValueError: there is no such split or label feature, or it is empty, or
+        the run does not have one of its classes.
       RecordError: the first example cannot be used.
     """
     self.spec = spec
     self.ops: Ops = parse_ops(spec.ops)
-    self.source: Source = open_source(spec)
+    self.source: Source = source or open_source(spec)
+    own = self.source.class_names
+    self.class_names = own if class_names is None else class_names
+    try:
+      self._numbers, notes = number_classes(
+        own, self.class_names, spec.num_classes
+      )
+    except ValueError as error:
+      raise ValueError(f"{spec.name}[{spec.split}]: {error}") from error
+    self.notes = [*self.source.notes, *notes]
     self.image_shape: tuple[int, ...] | None = None
     first = self.read_or_next(0, np.random.default_rng(0))
     self.image_shape = first["image"].shape
@@ -94,10 +118,16 @@ class ExampleReader:
       image = decode(example["image"], channels, self.spec.max_pixels)
       image = self.ops(image, rng)
       self._check_shape(image)
-      labels = check_labels(example["label"], self.spec.num_classes)
+      labels = self._number(example["label"])
     except (ImageError, LabelError, cv2.error) as error:
       raise RecordError(f"{self.source.where(index)}: {error}") from error
     return {"image": image, "labels": labels, "mask": 1.0, "skipped": 0}
+
+  def _number(self, label: int | Sequence[int]) -> np.ndarray:
+    """The class numbers of an example in the run."""
+    if self._numbers is None:
+      return check_labels(label, self.spec.num_classes)
+    return self._numbers[check_labels(label, len(self._numbers))]
 
   def _check_shape(self, image: np.ndarray) -> None:
     if self.image_shape not in (None, image.shape):

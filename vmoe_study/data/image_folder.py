@@ -1,23 +1,30 @@
 """`image_folder`: image files in one folder per class, read in place."""
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+from vmoe_study.data.classes import ClassNames
+from vmoe_study.data.records import RecordError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+MAX_SHOWN = 3
 
 
 class ImageFolderSource:
-  """The images DATA_DIR/SPLIT/CLASS/*.jpg (.jpeg, .png), in sorted order.
+  """The images DATA_DIR/SPLIT/CLASS/*.jpg (see `SUFFIXES`), in sorted order.
 
-  Implements `sources.Source`.
+  Names that begin with a dot are ignored. Implements `sources.Source`.
 
   Attributes:
-    num_classes: number of class folders.
-    label_names: names of the class folders, sorted.
+    num_classes: number of class folders with images.
+    class_names: names of these folders, sorted.
+    empty_folders: paths of the class folders without images.
+    notes: what was passed over.
     many_labels: False.
     channels: 3, as grey images are converted to RGB.
   """
@@ -29,26 +36,49 @@ class ImageFolderSource:
     """Lists the files.
 
     Raises:
-      ValueError: the folder does not exist, or has no class folders, or one of
-        them has no images.
+      ValueError: the folder does not exist, cannot be listed, or has no class
+        folder with images.
     """
     self._root = Path(data_dir).expanduser() / split
-    self.label_names: Sequence[str] = _class_names(self._root)
-    self.num_classes = len(self.label_names)
-    files = [_image_files(self._root / name) for name in self.label_names]
-    _check_none_empty(self._root, self.label_names, files)
-    self._files = [file for group in files for file in group]
-    self._labels = np.repeat(np.arange(len(files)), [len(g) for g in files])
+    names, beside = _list(self._root)
+    folders = [_ClassFolder.read(self._root, name) for name in names]
+    classes = [folder for folder in folders if folder.images]
+    self.empty_folders = [
+      str(self._root / folder.name) for folder in folders if not folder.images
+    ]
+    self.notes = list(_notes(self._root, folders, beside))
+    if not classes:
+      raise ValueError(
+        f"{self._root}: has no class folder with images. image_folder reads "
+        f"DATA_DIR/SPLIT/CLASS/*, files of {', '.join(SUFFIXES)}. "
+        + "; ".join(self.notes)
+      )
+    self.num_classes = len(classes)
+    self.class_names: ClassNames = tuple(folder.name for folder in classes)
+    self._files = [file for folder in classes for file in folder.images]
+    counts = [len(folder.images) for folder in classes]
+    self._labels = np.repeat(np.arange(len(classes)), counts)
 
   def __len__(self) -> int:
     return len(self._files)
 
   def where(self, index: int) -> str:
-    name = self.label_names[self._labels[index]]
+    name = self.class_names[self._labels[index]]
     return str(self._root / name / self._files[index])
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    image = Path(self.where(index)).read_bytes()
+    """Reads the file of an image.
+
+    Raises:
+      RecordError: it cannot be read.
+    """
+    path = self.where(index)
+    try:
+      image = Path(path).read_bytes()
+    except OSError as error:
+      raise RecordError(
+        f"{path}: cannot be read: {error.strerror}. Repair or remove the file."
+      ) from error
     return {"image": image, "label": int(self._labels[index])}
 
   def file_ends(self) -> np.ndarray:
@@ -58,32 +88,70 @@ class ImageFolderSource:
     return self._labels.astype(np.int64)
 
 
-def _class_names(root: Path) -> list[str]:
-  if not root.is_dir():
+@dataclasses.dataclass(frozen=True)
+class _ClassFolder:
+  """Names of the images, the other files and the folders in a class folder."""
+
+  name: str
+  images: Sequence[str]
+  others: Sequence[str]
+  folders: Sequence[str]
+
+  @classmethod
+  def read(cls, root: Path, name: str) -> "_ClassFolder":
+    folders, files = _list(root / name)
+    images = [file for file in files if file.lower().endswith(SUFFIXES)]
+    return cls(name, images, sorted({*files} - {*images}), folders)
+
+
+def _list(folder: Path) -> tuple[list[str], list[str]]:
+  """Sorted names of the folders and the files in a folder, without hidden ones.
+
+  Raises:
+    ValueError: it cannot be listed.
+  """
+  folders, files = [], []
+  try:
+    with os.scandir(folder) as entries:
+      for entry in entries:
+        if not entry.name.startswith("."):
+          (folders if entry.is_dir() else files).append(entry.name)
+  except FileNotFoundError as error:
     raise ValueError(
-      f"{root}: there is no such folder. image_folder reads "
+      f"{folder}: there is no such folder. image_folder reads "
       "DATA_DIR/SPLIT/CLASS/*.jpg."
-    )
-  names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-  if not names:
+    ) from error
+  except OSError as error:
     raise ValueError(
-      f"{root}: has no sub-folders. image_folder needs one folder per class."
+      f"{folder}: cannot be listed: {error.strerror}. Change its permissions, "
+      "or remove it."
+    ) from error
+  return sorted(folders), sorted(files)
+
+
+def _notes(
+  root: Path, folders: Sequence[_ClassFolder], beside: Sequence[str]
+) -> Iterator[str]:
+  """Counts and names what is passed over."""
+  others = [f"{f.name}/{file}" for f in folders for file in f.others]
+  if others := [*beside, *others]:
+    yield f"files passed over, no images in class folders: {_some(others)}"
+  if empty := [folder.name for folder in folders if not folder.images]:
+    yield f"folders passed over, without images: {_some(empty)}"
+  nested = [f"{f.name}/{name}" for f in folders for name in f.folders]
+  if nested:
+    count = sum(_count_files(root / path) for path in nested)
+    yield (
+      f"folders passed over, inside class folders: {_some(nested)}, with "
+      f"{count:,} files. To read them, move the folders up if they are "
+      "classes, and the files if they are not"
     )
-  return names
 
 
-def _image_files(folder: Path) -> list[str]:
-  names = [entry.name for entry in os.scandir(folder)]
-  return sorted(n for n in names if n.lower().endswith(SUFFIXES))
+def _count_files(folder: Path) -> int:
+  return sum(len(files) for _, _, files in os.walk(folder))
 
 
-def _check_none_empty(
-  root: Path, names: Sequence[str], files: Sequence[list[str]]
-) -> None:
-  pairs = zip(names, files, strict=True)
-  empty = [str(root / name) for name, images in pairs if not images]
-  if empty:
-    raise ValueError(
-      f"{', '.join(empty)}: no {', '.join(SUFFIXES)} file in this class "
-      "folder. Add images, or remove the folder."
-    )
+def _some(names: Sequence[str]) -> str:
+  more = ", ..." if len(names) > MAX_SHOWN else ""
+  return f"{len(names):,} ({', '.join(names[:MAX_SHOWN])}{more})"

@@ -18,9 +18,11 @@ from typing import Any
 import grain
 import numpy as np
 
+from vmoe_study.data.classes import ClassNames, training_classes
 from vmoe_study.data.device_ops import DeviceOps, class_bits, class_numbers
 from vmoe_study.data.examples import Batch, ExampleReader, collate
 from vmoe_study.data.ops import parse_ops
+from vmoe_study.data.sources import open_source
 from vmoe_study.data.spec import DataSpec
 from vmoe_study.data.workers import iterate_batches
 
@@ -34,7 +36,8 @@ class _Input:
     num_examples: examples in all data sets together, over all hosts.
     image_shape: (H, W, C).
     device_ops: turns a batch into float32 images and label vectors.
-    label_names: of the classes; their numbers where mixed data sets differ.
+    class_names: by class number; empty if the classes have only numbers.
+    notes: what the user should know of the data sets.
     skipped: damaged examples skipped or masked so far, on this host.
   """
 
@@ -50,7 +53,12 @@ class _Input:
     self.num_examples = num_examples
     self.image_shape = first.image_shape
     self.device_ops = DeviceOps.of(first.spec)
-    self.label_names = _label_names(readers)
+    self.class_names = first.class_names
+    self.notes = [
+      f"{reader.spec.name}[{reader.spec.split}]: {note}"
+      for reader in readers
+      for note in reader.notes
+    ]
     self.skipped = 0
     self._many_labels = any(reader.source.many_labels for reader in readers)
     self._batches = batches
@@ -67,13 +75,6 @@ class _Input:
       else class_numbers(*labels),
       "mask": batch["mask"],
     }
-
-
-def _label_names(readers: Sequence[ExampleReader]) -> Sequence[str]:
-  names = {tuple(reader.source.label_names) for reader in readers}
-  numbers = [str(number) for number in range(readers[0].spec.num_classes)]
-  own = list(names.pop()) if len(names) == 1 else []
-  return own + numbers[len(own) :]
 
 
 class TrainInput(_Input):
@@ -160,6 +161,7 @@ def train_input(
   *,
   batch_size: int,
   seed: int,
+  class_names: ClassNames | None = None,
   process_index: int = 0,
   process_count: int = 1,
   num_workers: int = 0,
@@ -171,20 +173,29 @@ def train_input(
       proportion to its weight.
     batch_size: global batch size.
     seed: determines order and augmentation; in [0, 2**32).
+    class_names: of the run, which number its classes; None for those of the
+      data sets, in order.
     process_index: number of this host.
     process_count: number of hosts.
     num_workers: worker processes; 0 uses threads of this process.
 
   Raises:
     MissingDataError: a data set is not prepared; names the command.
-    ValueError: batch size, seed or mixture are invalid.
+    ValueError: batch size, seed or mixture are invalid, or the head or the run
+      does not have one of the classes.
   """
   mixture = [(spec, 1.0)] if isinstance(spec, DataSpec) else list(spec)
   _check_weights(mixture)
   if not 0 <= seed < 2**32:
     raise ValueError(f"seed={seed}: must be in [0, 2**32).")
   host_batch = _host_batch_size(batch_size, process_count)
-  readers = [ExampleReader(spec) for spec, _ in mixture]
+  sources = [open_source(spec) for spec, _ in mixture]
+  if class_names is None:
+    class_names = training_classes(sources, mixture[0][0].num_classes)
+  readers = [
+    ExampleReader(spec, class_names, source)
+    for (spec, _), source in zip(mixture, sources, strict=True)
+  ]
   _check_agreement(readers)
   orders = [
     grain.MapDataset.range(len(reader.source))
@@ -258,6 +269,7 @@ def eval_input(
   spec: DataSpec,
   *,
   batch_size: int,
+  class_names: ClassNames | None = None,
   process_index: int = 0,
   process_count: int = 1,
   indices: Sequence[int] | np.ndarray | None = None,
@@ -268,6 +280,8 @@ def eval_input(
   Args:
     spec: the data set; its operations must not be random.
     batch_size: global batch size.
+    class_names: of the run, whose numbers the labels become; None to keep those
+      of the data set.
     process_index: number of this host.
     process_count: number of hosts.
     indices: the examples to take, in this order; all of them when None.
@@ -275,7 +289,8 @@ def eval_input(
 
   Raises:
     MissingDataError: the data set is not prepared; names the command.
-    ValueError: operations are random, or the batch size is invalid.
+    ValueError: operations are random, the batch size is invalid, or the run
+      does not have one of the classes.
   """
   if parse_ops(spec.ops).is_random:
     raise ValueError(
@@ -283,7 +298,7 @@ def eval_input(
       "deterministic operations such as resize_small and central_crop."
     )
   host_batch = _host_batch_size(batch_size, process_count)
-  reader = ExampleReader(spec)
+  reader = ExampleReader(spec, class_names)
   if indices is None:
     indices = np.arange(len(reader.source))
   num_batches = -(-len(indices) // batch_size)

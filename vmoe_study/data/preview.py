@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
+from vmoe_study.data.classes import class_label
 from vmoe_study.data.examples import Batch
 from vmoe_study.data.pipeline import TrainInput
 
@@ -34,7 +35,8 @@ def training_sheet(data: TrainInput) -> np.ndarray:
   }
   plain = dataclasses.replace(data.device_ops, label_smoothing=0.0)
   texts = [
-    ", ".join(data.label_names[int(c)] for c in np.flatnonzero(row)) or "-"
+    ", ".join(class_label(data.class_names, c) for c in np.flatnonzero(row))
+    or "-"
     for row in plain.label_vectors(batch["label"])
   ]
   return sheet(batch["image"], texts)

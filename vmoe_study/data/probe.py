@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from vmoe_study.data.classes import ClassNames
 from vmoe_study.data.examples import Example, ExampleReader
 from vmoe_study.data.records import RecordError
 from vmoe_study.data.spec import DataSpec
@@ -27,6 +29,9 @@ class Probe:
     label_range: smallest and largest label of the sample; None if it has none.
     num_labels_seen: number of different labels in the sample.
     most_labels: largest number of labels of an image.
+    class_names: by number; empty if the classes have only numbers.
+    empty_folders: paths of class folders without images.
+    notes: what was passed over.
   """
 
   num_examples: int
@@ -37,6 +42,9 @@ class Probe:
   label_range: tuple[int, int] | None
   num_labels_seen: int
   most_labels: int
+  class_names: ClassNames = ()
+  empty_folders: Sequence[str] = ()
+  notes: Sequence[str] = ()
 
 
 def probe(spec: DataSpec) -> Probe:
@@ -68,6 +76,9 @@ def probe(spec: DataSpec) -> Probe:
     label_range=(int(every.min()), int(every.max())) if every.size else None,
     num_labels_seen=len(np.unique(every)),
     most_labels=max(map(len, labels)),
+    class_names=reader.source.class_names,
+    empty_folders=reader.source.empty_folders,
+    notes=reader.source.notes,
   )
 
 

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vmoe_study.data.classes import ClassNames
 from vmoe_study.data.image_folder import ImageFolderSource
 from vmoe_study.data.spec import DataSpec
 
@@ -19,8 +20,16 @@ class Source(Protocol):
     """Number of classes."""
 
   @property
-  def label_names(self) -> Sequence[str]:
-    """Names of the classes, in order."""
+  def class_names(self) -> ClassNames:
+    """Names of the classes by number; empty if they have only numbers."""
+
+  @property
+  def empty_folders(self) -> Sequence[str]:
+    """Paths of class folders without images, which are not among the names."""
+
+  @property
+  def notes(self) -> Sequence[str]:
+    """What was passed over, for the user."""
 
   @property
   def many_labels(self) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vmoe_study.data import builders
+from vmoe_study.data.classes import ClassNames
 from vmoe_study.data.dataset_specs import find_spec
 from vmoe_study.data.records import (
   FILE_THREADS,
@@ -34,6 +35,8 @@ class TfdsSource:
   features: tfds.features.FeaturesDict
   label_key: str
   given_classes: int | None = None
+  empty_folders: Sequence[str] = ()
+  notes: Sequence[str] = ()
 
   @property
   def num_classes(self) -> int:
@@ -52,10 +55,12 @@ class TfdsSource:
     return classes
 
   @property
-  def label_names(self) -> Sequence[str]:
+  def class_names(self) -> ClassNames:
     label = _single_label(self.features[self.label_key])
-    names = getattr(label, "names", None)
-    return names or [str(number) for number in range(self.num_classes)]
+    names = tuple(getattr(label, "names", None) or ())
+    # TFDS names classes by their numbers if they have no names.
+    is_named = any(name != str(i) for i, name in enumerate(names))
+    return names if is_named else ()
 
   @property
   def many_labels(self) -> bool:

@@ -82,6 +82,8 @@ def check_data(
     yield dataclasses.replace(problem, subject=field.where)
   if found:
     yield Finding(OK, field.where, _describe(field.spec, found))
+    for note in found.notes:
+      yield Finding(NOTE, field.where, note)
     yield from _check_damage(field, found)
     yield from _check_classes(field, found)
   if not field.is_for_training and parse_ops(field.spec.ops).is_random:
@@ -132,7 +134,7 @@ def _check_classes(field: DataField, found: Probe) -> Iterator[Finding]:
       f"num_classes={given}: must be at least {declared}, the number of classes"
       f" of the data set. Set num_classes={declared}{head}.",
     )
-  elif declared < given:
+  elif declared < given and field.is_for_training:
     yield Finding(
       NOTE,
       field.where,

@@ -13,9 +13,11 @@ from etils import epath
 
 from vmoe_study import options
 from vmoe_study.config import Config, InitializeSpec
+from vmoe_study.data.classes import ClassNames
 from vmoe_study.data.pipeline import TrainInput
 from vmoe_study.data.preview import training_sheet
 from vmoe_study.data.spec import DataSpec
+from vmoe_study.doctor import classes as class_checks
 from vmoe_study.doctor import data as data_checks
 from vmoe_study.doctor import model as model_checks
 from vmoe_study.doctor import workdir as workdir_checks
@@ -68,6 +70,7 @@ class Examination:
     default_factory=dict, init=False
   )
   data: TrainInput | None = dataclasses.field(default=None, init=False)
+  class_names: ClassNames | None = dataclasses.field(default=None, init=False)
   model: Model | None = dataclasses.field(default=None, init=False)
 
   def run(self) -> Iterator[Finding]:
@@ -75,6 +78,7 @@ class Examination:
     checks = (
       self._check_config,
       self._check_data,
+      self._check_classes,
       self._check_batch,
       self._draw_preview,
       self._check_model,
@@ -102,6 +106,20 @@ class Examination:
       is_readable = not self.probes[field.spec][1]
       if is_readable and re.fullmatch(r"fewshot\..*\.train", field.where):
         yield from data_checks.check_shots(field.where, field.spec, shots)
+
+  def _check_classes(self) -> Iterator[Finding]:
+    fields = data_checks.find_data_fields(self.values)
+    probes = {
+      field.where: self.probes[field.spec][0]
+      for field in fields
+      if self.probes[field.spec][0]
+    }
+    self.class_names, found = class_checks.find_classes(
+      self.config, self.workdir, fields, probes
+    )
+    yield from found
+    if self.class_names is not None:
+      yield from class_checks.check_classes(self.class_names, fields, probes)
 
   def _check_batch(self) -> Iterator[Finding]:
     self.data, found = data_checks.check_batch(self.config)
@@ -152,7 +170,9 @@ class Examination:
       reason = "not needed, because the run resumes from its own checkpoint"
       yield Finding(OK, where, reason)
     else:
-      yield from model_checks.check_initial_params(spec, self.model)
+      yield from model_checks.check_initial_params(
+        spec, self.model, self.class_names
+      )
 
   def _check_workdir(self) -> Iterator[Finding]:
     if self.workdir is None:

@@ -12,6 +12,7 @@ from vmoe_study.config import (
   check_batches,
   fit_to_devices,
 )
+from vmoe_study.data.classes import ClassNames
 from vmoe_study.doctor.finding import NOTE, OK, SKIPPED, Finding, attempt
 from vmoe_study.nn import cost
 from vmoe_study.parallel.mesh import make_abstract_mesh
@@ -86,9 +87,17 @@ def optimizer_shapes(
 
 
 def check_initial_params(
-  spec: InitializeSpec, model: Model | None
+  spec: InitializeSpec,
+  model: Model | None,
+  class_names: ClassNames | None = None,
 ) -> list[Finding]:
-  """Checks that the initial parameters can be read and fit the model."""
+  """Checks that the initial parameters can be read and fit the model.
+
+  Args:
+    spec: names the source.
+    model: of the run, if there is one.
+    class_names: of the run, if they are known.
+  """
   where = "initialize"
   if spec.kind == "random":
     return [Finding(OK, where, "random")]
@@ -100,7 +109,13 @@ def check_initial_params(
     return [Finding(SKIPPED, where, reason), *_read(spec, found)]
   grid = initialize.grid_of(model.image_shape, model.module.patch_size)
   matched, problems = attempt(
-    where, initialize.match_source, spec, found, model.params_shape, grid
+    where,
+    initialize.match_source,
+    spec,
+    found,
+    model.params_shape,
+    grid,
+    class_names,
   )
   if not problems:
     _, report = matched

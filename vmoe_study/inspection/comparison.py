@@ -42,7 +42,7 @@ def compare(
   for found in checkpoints:
     if not isinstance(found, Checkpoint):
       found = open_checkpoint(found)
-    images = EvaluationImages(found.model, found.unconfirmed)
+    images = EvaluationImages(found.model, found.unconfirmed, found.class_names)
     gallery = make_gallery(found.model, found.params, images, num_images)
     _check(found, gallery, galleries)
     galleries.append((found.config.evaluation_moe.router, gallery))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from vmoe_study.data.classes import ClassNames, class_label
 from vmoe_study.data.device_ops import DeviceOps
 from vmoe_study.data.pipeline import EvalInput, eval_input
 from vmoe_study.data.sources import open_source
@@ -22,12 +23,18 @@ class EvaluationImages:
     class_names: name of each class.
   """
 
-  def __init__(self, model: Model, unconfirmed: Mapping[str, str]):
+  def __init__(
+    self,
+    model: Model,
+    unconfirmed: Mapping[str, str],
+    class_names: ClassNames | None = None,
+  ):
     """Opens the data set.
 
     Args:
       model: of the checkpoint.
       unconfirmed: of the checkpoint; the folders that must not be read.
+      class_names: of the checkpoint; None if they are not known.
 
     Raises:
       ValueError: the config evaluates nothing, or the folder is unconfirmed.
@@ -42,7 +49,12 @@ class EvaluationImages:
     self.name, self._spec = next(iter(model.config.evaluations.items()))
     check_confirmed(unconfirmed, f"evaluations.{self.name}.")
     self._source = open_source(self._spec.data)
-    self.class_names = [str(label) for label in self._source.label_names]
+    own = self._source.class_names
+    self._class_names = class_names
+    self.class_names = [
+      class_label(own if class_names is None else class_names, number)
+      for number in range(model.config.data.num_classes)
+    ]
 
   def batches(self, num_images: int) -> EvalInput:
     """Batches of images spread evenly over the data set.
@@ -66,6 +78,7 @@ class EvaluationImages:
     return eval_input(
       self._spec.data,
       batch_size=min(self._spec.batch_size, -(-count // unit) * unit),
+      class_names=self._class_names,
       indices=np.arange(count) * total // count,
       num_workers=config.train.num_workers,
     )

@@ -81,7 +81,9 @@ def inspect(
   if not isinstance(checkpoint, Checkpoint):
     checkpoint = open_checkpoint(checkpoint)
   model, params = checkpoint.model, checkpoint.params
-  images = EvaluationImages(model, checkpoint.unconfirmed)
+  images = EvaluationImages(
+    model, checkpoint.unconfirmed, checkpoint.class_names
+  )
   models, left_out = at_capacities(model, capacity_factors)
   logging.info("measuring up to %d images", num_images)
   measured = _measure(model, params, images, num_images, models)

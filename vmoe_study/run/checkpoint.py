@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from vmoe_study.checkpoint.load import load_metadata, load_params
 from vmoe_study.config import Config, fit_to_devices, parse
+from vmoe_study.data.classes import ClassNames
 from vmoe_study.files.location import expand
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.parallel.sharding import to_global, to_local
@@ -30,6 +31,8 @@ class Checkpoint:
     step: number of updates that the parameters have seen.
     params: the parameter tree.
     model: the module on its mesh, with compiled functions.
+    class_names: by class number; empty if the classes have only numbers; None
+      if they are not known, as in checkpoints of earlier versions.
     unconfirmed: field to folder of data sets that only the checkpoint's config
       names; see `run.data_dirs`.
   """
@@ -38,6 +41,7 @@ class Checkpoint:
   step: int
   params: Any = dataclasses.field(repr=False)
   model: Model = dataclasses.field(repr=False)
+  class_names: ClassNames | None = None
   unconfirmed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
@@ -134,7 +138,9 @@ def open_checkpoint(
   model = Model(config, metadata.image_shape)
   # By default the newest step: a run that is training may have saved another.
   params, _, found = load_params(directory, step, model.params_template())
-  return Checkpoint(epath.Path(path), found, params, model, folders)
+  return Checkpoint(
+    epath.Path(path), found, params, model, metadata.class_names, folders
+  )
 
 
 def _own_config(path: epath.PathLike, values: Mapping[str, Any]) -> Config:

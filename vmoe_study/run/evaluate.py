@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from absl import logging
 from etils import epath
 
 from vmoe_study.config import Config
@@ -47,7 +48,13 @@ def evaluate(
     )
   for kind in ("evaluations.", "fewshot."):
     check_confirmed(checkpoint.unconfirmed, kind)
-  evaluators = make_evaluators(checkpoint.model)
+  if checkpoint.class_names is None:
+    logging.warning(
+      "%s: the checkpoint has no class names, so whether its classes are those "
+      "of the data sets is not checked",
+      checkpoint.path,
+    )
+  evaluators = make_evaluators(checkpoint.model, checkpoint.class_names)
   if not evaluators:
     raise ValueError(
       "config.evaluations={}, config.fewshot={}: one of them must not be "

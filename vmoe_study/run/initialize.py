@@ -31,6 +31,7 @@ from vmoe_study.checkpoint.load import (
   load_shapes,
 )
 from vmoe_study.config import InitializeSpec
+from vmoe_study.data.classes import ClassNames
 from vmoe_study.nn.parameter_names import (
   EMBEDDING,
   HEAD,
@@ -40,16 +41,24 @@ from vmoe_study.nn.parameter_names import (
   in_router,
 )
 from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.run.classes import source_classes
 from vmoe_study.run.experiment import Model
 from vmoe_study.run.metadata import Metadata
 
 
-def initial_params(spec: InitializeSpec, model: Model) -> Any:
+def initial_params(
+  spec: InitializeSpec, model: Model, class_names: ClassNames | None = None
+) -> Any:
   """The parameters before the first step, with the model's shardings.
 
   The head is the model's own, zero except for `head_bias_init`, if the source's
-  has another number of classes or follows a representation layer that the model
-  does not have. Routers of upcycled models are random.
+  has other classes or follows a representation layer that the model does not
+  have. Routers of upcycled models are random.
+
+  Args:
+    spec: names the source.
+    model: of the run.
+    class_names: of the run; None to compare only the number of classes.
 
   Raises:
     ValueError: source and model differ in any other way.
@@ -59,8 +68,17 @@ def initial_params(spec: InitializeSpec, model: Model) -> Any:
     return model.init()
   grid = grid_of(model.image_shape, model.module.patch_size)
   source = read_source(spec)
-  found, report = match_source(spec, source, model.params_shape, grid)
+  found, report = match_source(
+    spec, source, model.params_shape, grid, class_names
+  )
   logging.info("parameters from %s: %s", spec.path, report)
+  if any(map(in_head, report.missing)):
+    logging.warning("initialize: the head starts anew, for other classes")
+  elif class_names is None or source_classes(spec) is None:
+    logging.warning(
+      "initialize: the head is taken over; its classes, which "
+      "have no names, are not compared"
+    )
   found, _ = adapt.match_params(found, model.params_shape)
   return jax.tree.map(_place, model.init(), found)
 
@@ -70,6 +88,7 @@ def match_source(
   source: dict[str, Any],
   template: Any,
   grid: adapt.Grid | None = None,
+  class_names: ClassNames | None = None,
 ) -> tuple[dict[str, Any], adapt.MatchReport]:
   """Adapts the parameters of a source to the model.
 
@@ -78,6 +97,7 @@ def match_source(
     source: parameters, or the placeholders of `source_shapes`.
     template: arrays or shapes of the model's parameters.
     grid: rows and columns of the model's patches; None for a square.
+    class_names: of the run; None to compare only the number of classes.
 
   Returns:
     The adapted parameters, and a report of how they fit.
@@ -85,6 +105,9 @@ def match_source(
   Raises:
     ValueError: source and model differ more than `initial_params` allows.
   """
+  names = None if class_names is None else source_classes(spec)
+  if names not in (None, class_names):
+    source = {name: tree for name, tree in source.items() if name != HEAD}
   source = _without_old_head(source, template)
   source_grid = _source_grid(spec, source)
   source = adapt.resize_positions(source, template, source_grid, grid)

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 
 from vmoe_study.config import Config, FewshotSpec
+from vmoe_study.data.classes import ClassNames, check_several
 from vmoe_study.data.device_ops import DeviceOps
 from vmoe_study.data.examples import Batch
 from vmoe_study.data.pipeline import (
@@ -26,33 +28,52 @@ from vmoe_study.run.experiment import Model
 from vmoe_study.training.loss import LOSSES
 
 
-def open_train_input(config: Config) -> TrainInput:
+def open_train_input(
+  config: Config, class_names: ClassNames | None = None
+) -> TrainInput:
   """This host's slices of the training batches.
+
+  Args:
+    config: of the run.
+    class_names: of the run; None to take those of the training data.
 
   Raises:
     MissingDataError: if the data set is not prepared.
+    ValueError: an example cannot be used, or classes do not fit the run.
   """
   mixture = [(spec.data, spec.weight) for spec in config.mixture.values()]
-  return train_input(
+  data = train_input(
     [(config.data, 1.0), *mixture],
     batch_size=config.train.batch_size,
     seed=config.seed,
+    class_names=class_names,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     num_workers=config.train.num_workers,
   )
+  check_several(data.class_names)
+  for note in data.notes:
+    logging.warning("training data: %s", note)
+  return data
 
 
-def make_evaluators(model: Model) -> list:
+def make_evaluators(
+  model: Model, class_names: ClassNames | None = None
+) -> list:
   """The evaluators of a config, with their data opened.
 
   Decodes a batch of each data set, so that a run whose evaluation would fail
   does not start.
 
+  Args:
+    model: of the run.
+    class_names: of the run, which number the classes of all evaluations; None
+      if they are not known, so that each data set numbers its own.
+
   Raises:
     MissingDataError: a data set is not prepared.
-    ValueError: an example cannot be used, images do not fit the model, or
-      operations draw random numbers.
+    ValueError: an example cannot be used, images do not fit the model, the run
+      does not have a class, or operations draw random numbers.
   """
   config = model.config
   evaluators: list = [
@@ -62,7 +83,13 @@ def make_evaluators(model: Model) -> list:
       functools.partial(
         DeviceBatches,
         model.mesh,
-        _open(model, f"evaluations.{name}.data", spec.data, spec.batch_size),
+        _open(
+          model,
+          f"evaluations.{name}.data",
+          spec.data,
+          spec.batch_size,
+          class_names,
+        ),
       ),
       LOSSES[config.train.loss],
     )
@@ -77,32 +104,48 @@ def make_evaluators(model: Model) -> list:
       return sharding.to_local(model.features(params, images))
 
     evaluators.append(
-      FewshotEvaluator("fewshot", features, tasks, config.shots, config.seed)
+      FewshotEvaluator(
+        "fewshot",
+        features,
+        tasks,
+        config.shots,
+        config.draw_seed,
+        draws=config.draws,
+        draw_rule=config.draw_rule,
+      )
     )
   return evaluators
 
 
 def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
+  """A task whose classes are those of its training data."""
   train = model, f"fewshot.{name}.train", spec.train, spec.batch_size
-  _open(*train)  # Its images are chosen later.
-  test = _open(model, f"fewshot.{name}.test", spec.test, spec.batch_size)
+  names = _open(*train).class_names  # Its images are chosen later.
+  where = f"fewshot.{name}.test"
+  test = _open(model, where, spec.test, spec.batch_size, names)
   return FewshotTask(
     name,
     open_source(spec.train).labels(),
-    lambda indices: _LocalLabels(model.mesh, _open(*train, indices)),
+    lambda indices: _LocalLabels(model.mesh, _open(*train, indices=indices)),
     _LocalLabels(model.mesh, test),
     spec.train.num_classes,
   )
 
 
 def _open(
-  model: Model, where: str, data: DataSpec, batch_size: int, indices=None
+  model: Model,
+  where: str,
+  data: DataSpec,
+  batch_size: int,
+  class_names: ClassNames | None = None,
+  indices=None,
 ) -> EvalInput:
   """Opens a data set; decodes its first batch unless `indices` are given."""
   try:
     batches = eval_input(
       data,
       batch_size=batch_size,
+      class_names=class_names,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       indices=indices,
@@ -110,6 +153,8 @@ def _open(
     )
     if indices is None:
       batches.decode_first()
+      for note in batches.notes:
+        logging.warning("%s: %s", where, note)
   except ValueError as error:
     raise ValueError(f"{where}: {error}") from error
   model.check_images(where, batches.image_shape)

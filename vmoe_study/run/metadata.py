@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from vmoe_study.data.classes import ClassNames
 from vmoe_study.run.saved_config import upgrade
 
 
@@ -17,22 +18,27 @@ class Metadata:
     image_shape: height, width and channels of the training images.
     num_examples: number of training images; 0 if unknown.
     skipped_steps: steps skipped so far because they were not finite.
+    class_names: by class number; empty if the classes have only numbers; None
+      if they are not known, as in checkpoints of earlier versions.
   """
 
   config: Mapping[str, Any]
   image_shape: tuple[int, int, int]
   num_examples: int = 0
   skipped_steps: int = 0
+  class_names: ClassNames | None = None
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> "Metadata":
     """Reads what `to_dict` has written, in this or an earlier version."""
     height, width, channels = values["image_shape"]
+    names = values.get("class_names")
     return cls(
       upgrade(values["config"]),
       (height, width, channels),
       values.get("num_examples", 0),
       values.get("skipped_steps", 0),
+      None if names is None else tuple(names),
     )
 
   def to_dict(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from vmoe_study.parallel import hosts
 from vmoe_study.parallel.sharding import to_global
 from vmoe_study.run import lock
 from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.run.classes import known_classes
 from vmoe_study.run.experiment import Model, Training
 from vmoe_study.run.failures import Failures
 from vmoe_study.run.finished import is_evaluated
@@ -91,7 +92,7 @@ def train(
   (23, True)
   """
   workdir = expand("workdir", workdir)
-  data = open_train_input(config)
+  data = open_train_input(config, known_classes(config, workdir))
   num_steps = config.train.total_steps(data.num_examples)
   check_schedule(config.train.schedule, num_steps)  # Before anything slow.
   run = _Run(config, workdir, data)
@@ -137,9 +138,12 @@ class _Run:
     self._config, self._workdir, self._data = config, workdir, data
     self._model = Model(config, data.image_shape)
     self._training = Training(self._model, data.num_examples)
-    self._evaluators = make_evaluators(self._model)
+    self._evaluators = make_evaluators(self._model, data.class_names)
     self._metadata = Metadata(
-      config.to_dict(), data.image_shape, data.num_examples
+      config.to_dict(),
+      data.image_shape,
+      data.num_examples,
+      class_names=data.class_names,
     )
 
   def restore_or_init(self, stack: contextlib.ExitStack) -> TrainState:
@@ -152,7 +156,8 @@ class _Run:
     state = None
     if not complete_steps(directory):  # The same answer on all hosts.
       start = self._config.initialize
-      state = self._training.init(initial_params(start, self._model))
+      params = initial_params(start, self._model, self._data.class_names)
+      state = self._training.init(params)
     stack.enter_context(lock.hold(self._workdir))
     self._store = CheckpointStore(
       directory, keep=spec.keep, keep_every=spec.keep_every or None
