@@ -11,6 +11,7 @@ from typing import Any
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
+MAX_SHOWN = 200  # Characters of a wrong value.
 _NUMBERS = BeartypeConf(is_pep484_tower=True)  # An int is also a float.
 
 
@@ -47,6 +48,18 @@ def check_names(where: str, given: Iterable[str], valid: Iterable[str]) -> None:
     raise OptionsError(problems)
 
 
+def check_keys(where: str, values: Iterable[Any]) -> None:
+  """Raises OptionsError for keys of a mapping that are no strings."""
+  problems = [
+    f"{where}: the name {key!r} ({type(key).__name__}) must be a string. Write "
+    "it in quotes, or remove it."
+    for key in values
+    if not isinstance(key, str)
+  ]
+  if problems:
+    raise OptionsError(problems)
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
   """A sentence that proposes the most similar name; "" if none is similar."""
   close = difflib.get_close_matches(name, list(valid), n=1)
@@ -68,12 +81,18 @@ def check_type(where: str, value: Any, hint: Any) -> None:
     described = hint.__name__ if isinstance(hint, type) else str(hint)
   if not accepted:
     raise ValueError(
-      f"{where}={value!r} ({type(value).__name__}): must be {described}."
+      f"{where}={_cut(repr(value))} ({type(value).__name__}): must be "
+      f"{described}."
     )
   if hint is float and isinstance(value, int) and abs(value) >= 2**31:
     raise ValueError(f"{where}={value!r}: must be less than 2**31.")
   if isinstance(value, float) and not math.isfinite(value):
     raise ValueError(f"{where}={value!r}: must be a finite number.")
+
+
+def _cut(text: str) -> str:
+  """The text of a value in a message, which is one line."""
+  return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def check_least(where: str, value: float, least: float) -> None:
@@ -93,7 +112,10 @@ def build(cls: type, where: str, values: Any) -> Any:
       value and the rule.
   """
   if not isinstance(values, Mapping):
-    raise ValueError(f"{where}={values!r}: must be a mapping of fields.")
+    raise ValueError(
+      f"{where}={_cut(repr(values))}: must be a mapping of fields."
+    )
+  check_keys(where, values)
   fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
   hints = typing.get_type_hints(cls)
 
@@ -142,6 +164,7 @@ def defaults(cls: type) -> dict[str, Any]:
 def _convert(hint: Any, where: str, value: Any) -> Any:
   arguments = typing.get_args(hint)
   if typing.get_origin(hint) is Mapping and isinstance(value, Mapping):
+    check_keys(where, value)
     conversions = [
       functools.partial(_convert, arguments[1], f"{where}.{key}", item)
       for key, item in value.items()

@@ -253,3 +253,50 @@ def test_what_is_accepted_can_be_built_or_is_refused(field, value):
   with contextlib.suppress(ValueError):
     model = Model(parse(replaced(values, field, value)), (8, 8, 1))
     Training(model, num_examples=1438)
+
+
+@pytest.mark.parametrize("field", ["shots[0]=", "shots[0]=3", "train[a]=1"])
+def test_parts_of_a_value_are_not_changed_alone(field):
+  said = check(FILE, f"--config.{field}")
+  name = field.partition("[")[0]
+  assert "changed alone. Give the whole value" in said
+  assert f"--config.{name}=VALUE" in said
+
+
+@pytest.mark.parametrize(
+  ("change", "answer"),
+  [
+    ("['train'][1] = 2", "config.train: has names that are no strings."),
+    ("['fewshot'] = {1: {}}", "config.fewshot: the name 1 (int) must be a str"),
+    ("['model']['moe']['options'] = {2: 3}", "options: the name 2 (int) must"),
+    ("[3] = 3", "config: has names that are no strings."),
+  ],
+)
+def test_names_that_are_no_strings(change, answer, tmp_path):
+  file = tmp_path / "numbers.py"
+  file.write_text(
+    "from configs import digits\n"
+    "from ml_collections import ConfigDict\n"
+    "def get_config():\n"
+    "  values = digits.get_config().to_dict()\n"
+    f"  values{change}\n"
+    "  return ConfigDict(values)\n"
+  )
+  assert answer in check(f"--config={file}")
+
+
+def test_a_config_file_returns_a_config_dict(tmp_path):
+  file = tmp_path / "plain.py"
+  file.write_text("def get_config():\n  return {}\n")
+  said = check(f"--config={file}")
+  assert "get_config returned dict: must be a ConfigDict" in said
+
+
+def test_options_of_the_command_line_have_names_that_are_strings():
+  said = check(FILE, "--config.model.moe.options={1:2}")
+  assert "config.model.moe.options: the name 1 (int) must be a string" in said
+
+
+def test_a_long_value_is_cut():
+  said = check(FILE, f"--config.shots={'(' * 9999}")
+  assert len(said) < 400 and "must be tuple" in said

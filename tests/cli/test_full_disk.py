@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import subprocess
+import sys
 
 import pytest
 
@@ -77,6 +78,33 @@ def space(disk, monkeypatch):
 
 def train(disk, *more):
   return main(["train", *TINY, f"--workdir={disk}/work", *more])
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("fault", ["full disk", "truncated file"])
+def test_one_sentence_and_no_traceback(disk, fault):
+  """Although threads and coroutines of Orbax have raised many errors."""
+  command = [sys.executable, "-m", "vmoe_study", "train", *TINY]
+  command.append(f"--workdir={disk}/work")
+  if fault == "full disk":
+    (disk / "other").write_bytes(bytes(7 * 2**19))
+    command += ["--config.train.keep=6", "--config.train.save_every=1"]
+  else:
+    assert train(disk) == 0
+    folder = disk / "work" / "checkpoints" / str(STEPS) / "params"
+    files = [path for path in folder.rglob("d/*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+  found = subprocess.run(command, capture_output=True, text=True)
+  said = found.stderr.splitlines()
+  assert "Traceback" not in found.stderr and "Exception" not in found.stderr
+  if fault == "full disk":
+    assert found.returncode == 2
+    assert said[-1].startswith("error: ") and "No space left" in said[-1]
+    assert sum("No space left" in line for line in said) == 1
+  else:
+    assert found.returncode == 0
+    assert sum("is damaged: it cannot be read" in line for line in said) == 1
 
 
 def reported(disk):

@@ -7,4 +7,5 @@ class CheckpointError(Exception):
 
 def brief(error: Exception) -> str:
   """The beginning of a library's error message, which may be very long."""
-  return " ".join(str(error).split())[:400] or type(error).__name__
+  text = str(error).partition("See full TensorStore details")[0]
+  return " ".join(text.split())[:400] or type(error).__name__

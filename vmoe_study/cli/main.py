@@ -13,6 +13,7 @@ import sys
 
 from vmoe_study import __version__
 from vmoe_study.cli import config_flags
+from vmoe_study.cli.background import silence_background_errors
 from vmoe_study.cli.stop_signals import StopHandler
 from vmoe_study.run.exit_codes import (
   FAILED,
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
   Invalid input ends with a message on stderr and exit code 2; `--debug` shows
   the traceback.
   """
-  argv = sys.argv[1:] if argv is None else argv
+  words = sys.argv[1:] if argv is None else argv
   os.environ.setdefault("EPATH_USE_TF", "false")  # Reads gs:// without it.
   # If a data set is built with TensorFlow, it logs a lot.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
   version = f"%(prog)s {__version__}"
   parser.add_argument("--version", action="version", version=version)
   commands = parser.add_subparsers(dest="command", required=True)
-  chosen = next((word for word in argv if word in COMMANDS), None)
+  chosen = next((word for word in words if word in COMMANDS), None)
   module = None
   for name, (file, summary) in COMMANDS.items():
     sub = commands.add_parser(
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
       module = importlib.import_module(f"vmoe_study.cli.{file}")
       module.add_arguments(sub)
       sub.description = module.__doc__
-  args, overrides = parser.parse_known_args(argv)
+  args, overrides = parser.parse_known_args(words)
   unknown = [
     word for word in overrides if not word.startswith(config_flags.PREFIX)
   ]
@@ -96,6 +97,8 @@ def main(argv: list[str] | None = None) -> int:
       f"unrecognized arguments: {' '.join(unknown or overrides)}"
     )
   args.overrides = config_flags.overrides(overrides)
+  if argv is None and not args.debug:  # The process is this command's alone.
+    silence_background_errors()
   return _run(module, args)
 
 

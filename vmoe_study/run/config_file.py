@@ -22,7 +22,7 @@ from ml_collections.config_flags import config_path
 from vmoe_study.config import Config, parse
 from vmoe_study.nn.moe import DENSE
 from vmoe_study.nn.zoo import ROUTERS
-from vmoe_study.options import check_names
+from vmoe_study.options import check_keys, check_names
 
 PACKAGE = Path(__file__).resolve().parents[1]
 _BUNDLED = PACKAGE / "_bundled"
@@ -85,12 +85,33 @@ def _get_config(config: str) -> ConfigDict:
       "file; those of this project are in configs/."
     )
   try:
-    return load_module(file).get_config(*arguments)
+    found = load_module(file).get_config(*arguments)
+    if not isinstance(found, ConfigDict):
+      raise ValueError(
+        f"get_config returned {type(found).__name__}: must be a ConfigDict of "
+        "ml_collections. Return ConfigDict({...})."
+      )
+    _check_keys("config", found)
+    return found
   except (ValueError, OSError) as error:
     raise ValueError(f"--config={config}: {error}") from error
   except Exception as error:  # The file may do anything.
     kind = type(error).__name__
     raise ValueError(f"--config={config}: {kind}: {error}") from error
+
+
+def _check_keys(where: str, values: ConfigDict) -> None:
+  """Raises OptionsError for names that are no strings, at any depth."""
+  try:
+    names = list(values)  # Sorted, which several types may not be.
+  except TypeError:
+    raise ValueError(
+      f"{where}: has names that are no strings. Write all names in quotes."
+    ) from None
+  check_keys(where, names)
+  for name in names:
+    if isinstance(values[name], ConfigDict):
+      _check_keys(f"{where}.{name}", values[name])
 
 
 def find_file(path: str) -> str | None:
@@ -165,14 +186,15 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
 
 def _check_field(config: ConfigDict, path: str) -> None:
   """Raises ValueError for an unknown field; the message lists the fields."""
-  try:
-    names = config_path.split(path)
-  except ValueError:
-    names = path.split(".")
+  if "[" in path:
+    field = path.partition("[")[0]
+    raise ValueError(
+      f"{FLAG}{path}: a part of a value cannot be changed alone. Give the "
+      f"whole value, {FLAG}{field}=VALUE; fields of fields have dots, as in "
+      f"{FLAG}train.batch_size=64."
+    )
   node, where = config, "config"
-  for name in names:
-    if not isinstance(name, str):
-      return  # An index.
+  for name in path.split("."):
     check_names(where, [name], node if isinstance(node, ConfigDict) else ())
     node, where = node[name], f"{where}.{name}"
 

@@ -2,10 +2,16 @@
 
 import logging as std_logging
 import os
+import traceback
+import types
+
+_ORBAX = f"{os.sep}orbax{os.sep}"
 
 
 def log_progress() -> None:
   """Shows progress on stderr, one plain line each; of other packages warnings.
+
+  Orbax's are not shown: it raises its errors, too, with the same text.
 
   The commands call it; in a notebook or script call it before `train`.
 
@@ -24,6 +30,14 @@ def log_progress() -> None:
   )
 
 
+def is_from_orbax(trace: types.TracebackType | None) -> bool:
+  """Whether an error comes from Orbax, which raises it in the foreground."""
+  return any(_ORBAX in frame.filename for frame in traceback.extract_tb(trace))
+
+
 def _is_shown(entry: std_logging.LogRecord) -> bool:
+  trace = entry.exc_info[2] if entry.exc_info else None
+  if _ORBAX in entry.pathname or is_from_orbax(trace):
+    return False
   ours = f"{os.sep}vmoe_study{os.sep}" in entry.pathname
   return ours or entry.levelno >= std_logging.WARNING
