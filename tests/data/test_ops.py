@@ -29,6 +29,14 @@ def test_a_chain_runs_in_order_and_is_deterministic_in_its_generator():
   assert not plain.is_random and plain.value_range == (0, 255)
 
 
+def test_arguments_may_be_named():
+  """An operation has all of its arguments, in order."""
+  (crop,) = parse_ops("inception_crop(min_area=0.3, size=24)").steps
+  assert crop.args[:2] == (24, 0.3)
+  (random,) = parse_ops('randaug(2, 10, variant="authors")').steps
+  assert random.args == (2, 10, "authors")
+
+
 @pytest.mark.parametrize(
   ("text", "message"),
   [
@@ -39,7 +47,9 @@ def test_a_chain_runs_in_order_and_is_deterministic_in_its_generator():
     ),
     ("resize(2, 3)", "too many positional"),
     ("resize(size)", "must have the form"),
-    ("inception_crop(224, min_area=0.3)", "must have the form"),
+    ("inception_crop(224, area=0.3)", "unexpected keyword argument 'area'"),
+    ("resize(2.5)", "size=2.5 (float): must be int. Its form is resize(size)."),
+    ("randaug(2, 9, 'author')", "variant='author' (str): must be 'pillow' or"),
     ("__import__('os').system('x')", "must have the form"),
     ("resize(8)||flip_lr", "must have the form"),
     ("value_range(0, 1)|resize(8)", "must come last"),

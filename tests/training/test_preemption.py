@@ -38,7 +38,7 @@ class Evaluator:
   def __init__(self, actions=None):
     self.runs, self.actions = 0, actions or {}
 
-  def run(self, params):
+  def run(self, params, step):
     self.runs += 1
     self.actions.get(self.runs, lambda: None)()
     yield "test/accuracy", float(self.runs)
@@ -71,6 +71,7 @@ def run(tmp_path):
       TrainState.create(start, jnp.zeros(()), ()),
       RouterWatch(HealthSpec()),
       lambda *_: None,
+      batches_ahead=2,
     )
     evaluators = [evaluator] if evaluator else []
     timetable = {"report": 2, "evaluate": 0, "save": 4} | timetable

@@ -1,5 +1,6 @@
 """Image operations by name: "inception_crop(224)|flip_lr|value_range(-1, 1)".
 
+Arguments may be named: 'randaug(2, 10, variant="authors")'.
 Operations on uint8 images run on the host, one image at a time. `value_range`
 comes last. It is applied to whole batches on the devices (`device_ops`), as
 bytes are four times smaller than floats on the way.
@@ -8,14 +9,14 @@ bytes are four times smaller than floats on the way.
 import ast
 import dataclasses
 import inspect
+import typing
 from collections.abc import Callable
 from typing import Any
-
 
 from vmoe_study.data import augment
 from vmoe_study.data.augment import Image, Rng
 from vmoe_study.data.randaugment import randaug
-from vmoe_study.options import did_you_mean
+from vmoe_study.options import check_type, did_you_mean
 
 OPS: dict[str, Callable[..., Any]] = {
   op.__name__: op
@@ -35,7 +36,7 @@ OPS: dict[str, Callable[..., Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-  """An operation with its arguments."""
+  """An operation with all of its arguments, in order."""
 
   name: str
   args: tuple[Any, ...]
@@ -94,7 +95,7 @@ def parse_ops(text: str) -> Ops:
 
 def _parse_op(ops: str, text: str) -> Op:
   try:
-    name, args = _name_and_args(ast.parse(text, mode="eval").body)
+    name, args, named = _call(ast.parse(text, mode="eval").body)
   except (SyntaxError, ValueError) as error:
     raise ValueError(
       f"ops={ops!r}: {text!r} must have the form name or name(1, 2.5). "
@@ -105,32 +106,37 @@ def _parse_op(ops: str, text: str) -> Op:
       f"ops={ops!r}: unknown operation {name!r}.{did_you_mean(name, OPS)} "
       f"Valid names: {', '.join(sorted(OPS))}."
     )
-  signature = inspect.signature(OPS[name])
-  is_random = "rng" in signature.parameters
+  op, hints = inspect.signature(OPS[name]), typing.get_type_hints(OPS[name])
+  _, *parameters = op.parameters.values()
+  form = op.replace(parameters=[p for p in parameters if p.name != "rng"])
   try:
-    signature.bind(None, *args, **({"rng": None} if is_random else {}))
-  except TypeError as error:
+    bound = form.bind(*args, **named)
+    for argument, value in bound.arguments.items():
+      check_type(argument, value, hints[argument])
+  except (TypeError, ValueError) as error:
+    reason = str(error).rstrip(".")
     raise ValueError(
-      f"ops={ops!r}: {text!r}: {error}. Its form is {_form(name, signature)}."
+      f"ops={ops!r}: {text!r}: {reason}. Its form is {_form(name, form)}."
     ) from error
-  return Op(name, tuple(args), is_random)
+  bound.apply_defaults()
+  return Op(name, bound.args, "rng" in op.parameters)
 
 
-def _name_and_args(node: ast.expr) -> tuple[str, list[Any]]:
+def _call(node: ast.expr) -> tuple[str, list[Any], dict[str, Any]]:
+  """Name, arguments and named arguments."""
   match node:
     case ast.Name(name):
-      return name, []
-    case ast.Call(ast.Name(name), args, []):
-      return name, [ast.literal_eval(arg) for arg in args]
-  raise ValueError("neither a name nor a call with positional arguments")
+      return name, [], {}
+    case ast.Call(ast.Name(name), args, keywords):
+      named = {str(k.arg): ast.literal_eval(k.value) for k in keywords}
+      return name, [ast.literal_eval(arg) for arg in args], named
+  raise ValueError("neither a name nor a call")
 
 
-def _form(name: str, signature: inspect.Signature) -> str:
+def _form(name: str, form: inspect.Signature) -> str:
   """As a user writes it: "inception_crop(size, min_area=0.05)"."""
-  _, *parameters = signature.parameters.values()
   shown = [
     parameter.replace(annotation=inspect.Parameter.empty)
-    for parameter in parameters
-    if parameter.name != "rng"
+    for parameter in form.parameters.values()
   ]
   return name + (f"({', '.join(map(str, shown))})" if shown else "")

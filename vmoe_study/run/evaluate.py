@@ -62,5 +62,5 @@ def evaluate(
     )
   metrics: dict[str, float] = {"step": checkpoint.step}
   for evaluator in evaluators:
-    metrics.update(evaluator.run(checkpoint.params))
+    metrics.update(evaluator.run(checkpoint.params, checkpoint.step))
   return metrics

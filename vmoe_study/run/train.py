@@ -261,11 +261,14 @@ class _Run:
   def _sizes(self, state: TrainState) -> dict[str, float]:
     """Sizes of the model and the run, for the tables."""
     model = self._model
-    return {
+    sizes = {
       "parameters": parameter_overview.count_parameters(state.params),
       "num_steps": self._training.num_steps,
       "flops_per_image": training_flops(model.module, model.image_shape),
     }
+    if moe := routing(model.module, model.image_shape):
+      sizes["capacity_factor"] = moe.capacity_factor
+    return sizes
 
   def _save(self, step: int, state: TrainState, skipped: int) -> None:
     metadata = dataclasses.replace(self._metadata, skipped_steps=skipped)

@@ -20,8 +20,8 @@ from vmoe_study.training.stop_signals import StopRequested
 class Evaluator(Protocol):
   """Measures parameters on data of its own."""
 
-  def run(self, params: Any) -> Iterable[tuple[str, float]]:
-    """Yields names and values of metrics."""
+  def run(self, params: Any, step: int) -> Iterable[tuple[str, float]]:
+    """Yields names and values of metrics of the parameters after a step."""
 
 
 class BatchStream(Protocol):
@@ -145,7 +145,7 @@ def _evaluate(hooks: Hooks, params: Any, step: int) -> bool:
 
 def _measure(evaluator: Evaluator, params: Any, step: int) -> dict[str, float]:
   start = time.perf_counter()
-  metrics = dict(evaluator.run(params))
+  metrics = dict(evaluator.run(params, step))
   seconds = time.perf_counter() - start
   shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
   logging.info("step %d: %s (%.1f s)", step, shown, seconds)
