@@ -1,14 +1,26 @@
 """What the recipes share: common arguments, and the MoE blocks."""
 
 import dataclasses
-from collections.abc import Iterable
+import typing
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from vmoe_study.config import parse
-from vmoe_study.nn.zoo import ROUTERS
+from vmoe_study.nn.zoo import ROUTERS, RouterSpec
 from vmoe_study.run.config_file import with_placeholders
+
+# Token choice that trains with importance and load losses at weight 0.005 each
+# (softmax: 2106.05974). The others are balanced in another way, or not at all:
+# Sinkhorn token choice has no such loss in the public V-MoE code.
+BALANCED_BY_LOSSES = (
+  "softmax_token_choice",
+  "column_sparse_token_choice",
+  "selected_softmax_token_choice",
+  "sigmoid_token_choice",
+  "cosine_token_choice",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,17 +30,20 @@ class Arguments:
   Attributes:
     router: a key of `nn.zoo.ROUTERS`, or "dense".
     capacity: capacity factor.
-    k: experts per token, under token choice.
+    k: experts per token, under token choice; 0 for the default of the router.
     group: images routed together.
     batch_priority: batch priority, under token choice.
+    balance: weight of the importance and of the load loss, under token choice;
+      by default 0.005 for `BALANCED_BY_LOSSES`, 0 for the others.
     seed: of the run.
   """
 
   router: str = "softmax_expert_choice"
   capacity: float = 1.0
-  k: int = 1
+  k: int = 0
   group: int = 1
   batch_priority: bool = False
+  balance: float | None = None
   seed: int = 0
 
 
@@ -66,44 +81,69 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     )
 
 
+def tokens_choose(router: str) -> bool:
+  """Whether it is a router with K experts per token, its argument `k`."""
+  spec = ROUTERS.get(router)
+  return spec is not None and "num_selected_experts" in spec.options()
+
+
 def moe(
   args: Arguments,
   *,
   num_experts: int,
   blocks: str,
-  shared_expert_init: bool = False,
+  capacity: Mapping[str, Any] | None = None,
+  **others: Any,
 ) -> dict[str, Any]:
   """The `model.moe` of a config.
 
-  Token choice trains with importance and load losses at weight 0.005 each
-  (2106.05974), without the load loss if the router has no noise. The other
-  routers are balanced without losses.
+  There is no load loss if the router has no noise.
+
+  Args:
+    args: of the config.
+    num_experts: E.
+    blocks: which are routed.
+    capacity: options of the router that set its capacity; by default the
+      capacity factor of the arguments. Routers without such options take none.
+    **others: further fields of `MoeOptions`.
   """
-  options: dict[str, Any] = {}
-  if args.router != "dense":
-    options = {"num_experts": num_experts, "capacity_factor": args.capacity}
-  spec = ROUTERS.get(args.router)
-  if spec and "num_selected_experts" in spec.options():  # Token choice.
-    options |= {
-      "num_selected_experts": args.k,
-      "batch_priority": args.batch_priority,
-    }
-    options["importance_loss_weight"] = 0.005
-    if spec.default_options()["noise_std"]:
-      options["load_loss_weight"] = 0.005
-  elif spec and (args.k != 1 or args.batch_priority):
-    raise ValueError(
-      f"config arguments k={args.k}, batch_priority={args.batch_priority}: "
-      f"only for token choice, and router={args.router!r} is none. Leave them "
-      "out."
-    )
+  made: dict[str, Any] = {}
+  if spec := ROUTERS.get(args.router):
+    capacity = capacity or {"capacity_factor": args.capacity}
+    known = capacity.keys() & spec.options().keys()
+    made = {"num_experts": num_experts} | {n: capacity[n] for n in known}
+    asked = {"k": args.k, "batch_priority": args.batch_priority}
+    asked["balance"] = args.balance
+    if tokens_choose(args.router):
+      made |= _token_choice(args, spec)
+    elif any(value for value in asked.values()):
+      given = ", ".join(f"{name}={value}" for name, value in asked.items())
+      raise ValueError(
+        f"config arguments {given}: only for token choice, and "
+        f"router={args.router!r} is none. Leave them out."
+      )
   return {
     "router": args.router,
-    "options": options,
+    "options": made,
     "blocks": blocks,
     "group_images": args.group,
-    "shared_expert_init": shared_expert_init,
+    **others,
   }
+
+
+def _token_choice(args: Arguments, spec: RouterSpec) -> dict[str, Any]:
+  """K, batch priority and losses."""
+  made: dict[str, Any] = {"batch_priority": args.batch_priority}
+  if args.k:
+    made["num_selected_experts"] = args.k
+  balance = args.balance
+  if balance is None and args.router in BALANCED_BY_LOSSES:
+    balance = 0.005
+  if balance:
+    made["importance_loss_weight"] = balance
+    if spec.default_options()["noise_std"]:
+      made["load_loss_weight"] = balance
+  return made
 
 
 def config_dict(**sections) -> ConfigDict:
@@ -111,7 +151,8 @@ def config_dict(**sections) -> ConfigDict:
   return ConfigDict(with_placeholders(parse(sections).to_dict())).lock()
 
 
-def _read(name: str, value: str, kind: type) -> Any:
+def _read(name: str, value: str, kind: Any) -> Any:
+  kind = (typing.get_args(kind) or (kind,))[0]  # `float | None` reads a float.
   try:
     return (
       {"true": True, "false": False}[value.lower()]

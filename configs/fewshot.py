@@ -11,13 +11,13 @@ config is for more data sets, other numbers of shots, and public checkpoints.
 and from a public checkpoint with
 
   P=gs://vmoe_checkpoints/vmoe_b16_imagenet21k_randaug_strong
-  M=backbone=B/16,router=softmax_token_choice,experts=8,k=2,group=8
   python -m vmoe_study import-vmoe --prefix=$P --out=DIR
   python -m vmoe_study evaluate --workdir=DIR \\
-    --config=configs/fewshot.py:data=imagenet21k,$M
+    --config=configs/fewshot.py:data=imagenet21k
 
 The arguments are those of configs/pretrain.py and describe the model; here
-`fewshot` is "many" by default. --config.shots=1,5,10,25 measures more.
+`fewshot` is "many" by default. --config.shots=1,5,10,25 measures more, and
+--config.draws=5 averages over five draws of the images.
 
 Data: nine data sets of TFDS, all to be prepared (`prepare`); fewshot=imagenet
 for one. Hardware: any; one GPU or CPU is enough, smoke runs on one CPU core.

@@ -11,13 +11,14 @@ decay, position embeddings resized, a new head that is zero.
 and from a public checkpoint with
 
   P=gs://vmoe_checkpoints/vmoe_b16_imagenet21k_randaug_strong
-  M=backbone=B/16,router=softmax_token_choice,experts=8,k=2,capacity=1.5,group=8
   python -m vmoe_study train --workdir=DIR \\
-    --config=configs/finetune.py:kind=vmoe,start=$P,$M
+    --config=configs/finetune.py:upstream=imagenet21k,kind=vmoe,start=$P
 
 The arguments of configs/pretrain.py describe the model in `start`; capacity and
 group may differ from its own, except for a soft router, whose slots are
-parameters. Further arguments:
+parameters. Left out, the capacity of V-MoE's token choice is 1.5, rounded up to
+a multiple of 4. Further arguments:
+  upstream   `data` of the pre-training; gives the arguments left out
   start      workdir, V-MoE prefix or .npz file; needed
   kind       checkpoint, vmoe or npz: what `start` is. A dense `start` with a
              router other than "dense" is upcycled
@@ -42,6 +43,7 @@ from vmoe_study.data.dataset_specs import DATASETS
 class Arguments(recipes.Arguments):
   """Arguments of this file; see the module's docstring."""
 
+  upstream: str = ""
   start: str = ""
   kind: str = "checkpoint"
   data: str = "imagenet2012"
@@ -53,6 +55,12 @@ class Arguments(recipes.Arguments):
     super().__post_init__()
     tuned = [name for name, r in DATASETS.items() if len(r.splits) == 3]
     common.check_choice("data", self.data, tuned)
+    if self.upstream:
+      common.check_choice("upstream", self.upstream, datasets.UPSTREAM)
+
+  @property
+  def pretraining_data(self) -> str:
+    return self.upstream
 
 
 def get_config(arguments: str = ""):
@@ -68,25 +76,22 @@ def get_config(arguments: str = ""):
     seed=args.seed,
     model=_model(args, DATASETS[data].num_classes),
     initialize={"kind": args.kind, "path": args.start},
-    data=datasets.downstream(data, "train", train_ops),
+    data=datasets.downstream(data, train_ops),
     train=_training(args),
     evaluations={
-      split: {
-        "data": datasets.downstream(data, split, test_ops),
-        "batch_size": batch,
-      }
-      for split in ("val", "test")
+      name: {"data": spec, "batch_size": batch}
+      for name, spec in datasets.downstream_evaluations(data, test_ops).items()
     },
   )
 
 
 def _model(args: Arguments, num_classes: int) -> dict:
   """The model, where a soft router keeps the number of its trained slots."""
-  model = recipes.model(args, num_classes)
+  model = recipes.model(args, num_classes, token_capacity=1.5)
   if args.router == "soft":
-    size = 8 if args.smoke else 224
-    slots = recipes.num_slots(args, size)
+    slots = recipes.slots_of_pretraining(args, 8 if args.smoke else 224)
     model["moe"]["options"]["slots_per_expert"] = slots
+  model["moe"]["expert_dropout_rate"] = 0.0
   return model
 
 

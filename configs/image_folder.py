@@ -57,6 +57,9 @@ from vmoe_study.data.image_folder import ImageFolderSource
 class Arguments(recipes.Arguments):
   """Arguments of this file; see the module's docstring."""
 
+  router: str = "softmax_expert_choice"
+  capacity: float = 1.0
+  group: int = 1
   folder: str = ""
   start: str = ""
   kind: str = "checkpoint"

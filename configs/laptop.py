@@ -24,7 +24,8 @@ Arguments, as NAME=VALUE with commas between:
   router, capacity, k, group, batch_priority, seed   as in every recipe
   epochs     passes over the training images
   rate       peak learning rate
-  balance    weight of the importance and of the load loss, for token choice
+  balance    weight of the importance and of the load loss, for token choice;
+             0.05 for softmax and Sinkhorn token choice
   select     train on 54,000 images and test on the 6,000 that are held out of
              the training split, to choose the recipe; else train on all 60,000
              and test on the 10,000 of the test split
@@ -38,6 +39,7 @@ import dataclasses
 from configs import common
 
 SIZE = 28
+BALANCE_TUNED = ("softmax_token_choice", "sinkhorn_token_choice")
 IMAGES = f"resize({SIZE})|rgb|value_range(-1, 1)"
 
 
@@ -47,7 +49,6 @@ class Arguments(common.Arguments):
 
   epochs: float = 2.0
   rate: float = 4e-3
-  balance: float = 0.05
   select: bool = False
 
 
@@ -56,10 +57,8 @@ def get_config(arguments: str = ""):
   args = common.parse_arguments(arguments, Arguments)
   splits = ("train[:54000]", "train[54000:]") if args.select else ()
   train, test = splits or ("train", "test")
-  moe = common.moe(args, num_experts=16, blocks="every 2")
-  for name in moe["options"]:
-    if name in ("importance_loss_weight", "load_loss_weight"):
-      moe["options"][name] = args.balance
+  if args.balance is None and args.router in BALANCE_TUNED:
+    args = dataclasses.replace(args, balance=0.05)
   return common.config_dict(
     name=f"laptop {args.router}",
     seed=args.seed,
@@ -73,7 +72,7 @@ def get_config(arguments: str = ""):
         "num_heads": 4,
         "pool": "gap",
       },
-      "moe": moe,
+      "moe": common.moe(args, num_experts=16, blocks="every 2"),
     },
     data=_data("fashion_mnist", train, 10),
     train={

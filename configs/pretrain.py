@@ -5,43 +5,61 @@ Study" (2401.15969), and those of V-MoE (2106.05974) and Soft MoE (2308.00951)
 that it compares. `configs/tables.py` lists them all.
 
   python -m vmoe_study train --workdir=DIR \\
+    --config=configs/pretrain.py:data=imagenet1k --config.mesh.expert=8
+  python -m vmoe_study train --workdir=DIR \\
     --config=configs/pretrain.py:router=softmax_expert_choice,backbone=B/16 \\
     --config.mesh.expert=32
   python -m vmoe_study train --workdir=DIR \\
     --config=configs/pretrain.py:smoke=true
 
-Arguments, as NAME=VALUE with commas between:
+Arguments, as NAME=VALUE with commas between. Those left out are as in the
+public config of the recipe on these data:
+
+  recipe   data         backbone  router                experts  blocks
+  vmoe     jft          B/32      softmax_token_choice  32       every 2
+           imagenet21k  B/16      softmax_token_choice  8        every 2
+           imagenet1k   S8/32     softmax_token_choice  8        last 2 odd
+  softmoe  jft4b        S/16      soft                  128 (*)  last half
+
+(*) 256 for S/14 and H/14.
+
+  recipe     vmoe: class token, sigmoid cross-entropy, linear decay; softmoe:
+             mean over tokens, normalised queries and keys, reciprocal square
+             root schedule. Both can be combined with any data
+  data       jft, jft4b, imagenet21k or imagenet1k
   router     a key of `nn.zoo.ROUTERS`, or "dense" for a dense model
-  backbone   S8/32, B/32, B/16, L/32, L/16, H/14 for the V-MoE recipe (S8 is its
-             8-layer S); any of Ti, S, B, L, H and a patch size for Soft MoE's
-  recipe     vmoe: class token, sigmoid cross-entropy, linear decay, MoE in
-             every second block; softmoe: mean over tokens, normalised queries
-             and keys, reciprocal square root schedule, MoE in the last half
-  capacity   the factor; 1 and 2 in the study. --config.evaluation_capacity=F
-             evaluates at another one; V-MoE at 4, on imagenet1k
-  k          experts per token, for token choice; 1 and 2 in the study
-  group      images routed together; 1 or 8
+  backbone   S8/32, B/32, B/16, L/32, L/16, H/14 for V-MoE on JFT (S8 is its
+             8-layer S); else any of Ti, S, S8, B, L, H and a patch size
+  experts    E; 32 in the study
+  k          experts per token, for token choice: 2 in V-MoE, else 1
+  group      images routed together: 8 for token choice in V-MoE, else 1
+  capacity   the factor, 1 and 2 in the study; slots are rounded to the nearest
+             number. Left out: V-MoE's token choice 1.05, rounded up to a
+             multiple of 4, and 4 in evaluations on imagenet1k; Soft MoE one
+             slot per expert; else 1. Token choice in Soft MoE's recipe: our
+             choice. `configs.tables` and the log print the actual capacity
   batch_priority  for token choice
-  experts    32 in the study
-  data       jft, imagenet21k or imagenet1k
+  balance    weight of the importance and of the load loss, for token choice;
+             0.005 for softmax, 0 for Sinkhorn token choice
   fewshot    imagenet (10-shot is the headline number), many (nine data sets)
              or none
   smoke      a tiny model of the same kind, trained and tested on digits
   seed       of the run
-
-Data: JFT is not public. `data=jft` reads the synthetic `jft_like`, for its
-shapes only; name your own data set with --config.data.name and
---config.evaluations.test.data.name. TFDS has no ImageNet-21k: prepare one of
-that name. Fewshot needs imagenet2012_subset/10pct, or fewshot=none.
 
 How the study grouped images, whether it used batch priority, which blocks were
 MoE and how long it trained is not known here. The tables therefore have both
 group sizes, with and without priority, and use the recipes of the papers that
 it builds on.
 
-Hardware: made for TPU pods, with one expert or more per chip; smoke runs on one
-CPU core. Expected: the rows of `configs/tables.py` have the published numbers
-with their sources; the study's own numbers are not among them.
+Differences from the public configs: blocks compute in bfloat16, there in
+float32 (`notebooks/figures/README.md` has the effect on routing). Length and
+batch of V-MoE on JFT are not in them, and our choice. Nothing is trained with a
+contrastive loss here, so Soft MoE's config for LAION has no counterpart.
+
+Hardware: made for TPU pods, with one expert or more per chip. V-MoE-S/32 took 5
+hours 50 minutes on a TPU v3-32 with imagenet1k, according to its public config;
+smoke runs on one CPU core. Expected: the rows of `configs/tables.py` have the
+published numbers with their sources; the study's own are not among them.
 """
 
 import dataclasses
@@ -53,13 +71,18 @@ from configs import common, datasets, recipes
 class Arguments(recipes.Arguments):
   """Arguments of this file; see the module's docstring."""
 
-  data: str = "jft"
+  data: str = ""
   fewshot: str = "imagenet"
 
   def __post_init__(self):
     super().__post_init__()
+    self._complete({"data": next(iter(recipes.RECIPES[self.recipe]))})
     common.check_choice("data", self.data, datasets.UPSTREAM)
     common.check_choice("fewshot", self.fewshot, datasets.FEWSHOT)
+
+  @property
+  def pretraining_data(self) -> str:
+    return self.data
 
 
 def get_config(arguments: str = ""):
@@ -68,20 +91,24 @@ def get_config(arguments: str = ""):
   smoke = args.smoke
   upstream = datasets.SMOKE if smoke else datasets.UPSTREAM[args.data]
   batch = recipes.SMOKE_BATCH if smoke else 1024
-  train, test = upstream.data("train"), upstream.data("test")
+  train, evaluations = upstream.training_data(), upstream.evaluation_data()
   tasks = datasets.fewshot(args.fewshot)
   if smoke and tasks:
-    tasks = {"digits": (train, test)}
+    tasks = {"digits": (train, evaluations["test"])}
   return common.config_dict(
     name=f"{args.backbone} {args.router}",
     seed=args.seed,
     model=recipes.pretraining_model(args, upstream),
     data=train,
     train=recipes.pretraining(args, upstream),
-    evaluations={"test": {"data": test, "batch_size": batch}},
+    evaluations={
+      name: {"data": data, "batch_size": batch}
+      for name, data in evaluations.items()
+    },
     fewshot={
       name: {"train": train, "test": test, "batch_size": batch}
       for name, (train, test) in tasks.items()
     },
-    evaluation_capacity=recipes.evaluation_capacity(args, args.data),
+    draw_rule="vmoe",
+    evaluation_capacity=recipes.evaluation_capacity(args),
   )

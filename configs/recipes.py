@@ -1,11 +1,14 @@
 """The recipes of V-MoE (2106.05974) and Soft MoE (2308.00951).
 
-Numbers are those of the papers and of the public configs of their authors
-(github.com/google-research/vmoe), except where marked as our choice.
+Numbers are those of the public configs of their authors
+(github.com/google-research/vmoe), except where marked as our choice. The public
+configs compute in float32, here blocks compute in bfloat16
+(`--config.model.fields.dtype`, `residual_dtype`).
 """
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from configs import common
@@ -23,24 +26,146 @@ SMOKE_SIZES = {
 SMOKE_EXPERTS = 4
 SMOKE_BATCH = 64
 
-# Peak learning rates of the V-MoE recipe (public V-MoE configs).
-VMOE_RATES = {
-  "S8/32": 1e-3,
-  "B/32": 8e-4,
-  "B/16": 8e-4,
-  "L/32": 6e-4,
-  "L/16": 4e-4,
-  "H/14": 3e-4,
+# Token choice in the public V-MoE configs: also C is a multiple of 4.
+VMOE_CAPACITY = {
+  "capacity_factor": 1.05,
+  "capacity_rounding": "ceil",
+  "capacity_multiple_of": 4,
 }
-# On JFT. Soft MoE: 2308.00951, Table 9. V-MoE: our choice.
-JFT_STEPS = {"vmoe": 520_000, "softmoe": 300_000}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How the models of a public config are built and trained.
+
+  Where a mapping is by backbone, its keys are backbones, their letters, and ""
+  for all others.
+
+  Attributes:
+    backbone: if the arguments do not say.
+    router: likewise.
+    k: likewise, for token choice.
+    group: likewise.
+    experts: likewise, by backbone.
+    blocks: routed blocks; "" for the last half.
+    capacity: options of token choice, if the arguments do not say.
+    slots: slots per expert of a soft router, likewise; 0 for one per token.
+    fields: of the model.
+    representation: whether a layer of the model's width precedes the head.
+    head_bias: initial bias of the head; None for -log(classes).
+    expert_dropout: in the experts alone.
+    batch_size: images per step.
+    num_steps: by backbone, on data whose epochs are not counted.
+    weight_decay: see `OptimizerSpec`.
+    soft_decay: likewise, of soft routers.
+    clip_norm: see `OptimizerSpec`, by backbone.
+    peak: learning rate by backbone.
+    schedule: further fields of `ScheduleSpec`.
+    evaluation_capacity: capacity factor of token choice in evaluations; 0 for
+      that of training.
+  """
+
+  backbone: str
+  router: str
+  fields: Mapping[str, Any]
+  experts: Mapping[str, int]
+  num_steps: Mapping[str, int]
+  weight_decay: tuple[tuple[str, float], ...]
+  clip_norm: Mapping[str, float]
+  peak: Mapping[str, float]
+  schedule: Mapping[str, Any]
+  k: int = 1
+  group: int = 1
+  blocks: str = ""
+  capacity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  slots: int = 0
+  representation: bool = False
+  head_bias: float | None = None
+  expert_dropout: float = 0.0
+  batch_size: int = 4096
+  soft_decay: tuple[tuple[str, float], ...] = ()
+  evaluation_capacity: float = 0.0
+
+
+VMOE = Recipe(
+  backbone="B/32",
+  router="softmax_token_choice",
+  k=2,
+  group=8,
+  experts={"": 32},
+  blocks="every 2",
+  capacity=VMOE_CAPACITY,
+  fields={"pool": "token"},
+  representation=True,
+  num_steps={"": 520_000},  # Our choice, as is the batch size.
+  weight_decay=((".*", 0.1),),
+  clip_norm={"H": 10.0, "": 0.0},
+  peak={
+    "S8/32": 1e-3,
+    "B/32": 8e-4,
+    "B/16": 8e-4,
+    "L/32": 6e-4,
+    "L/16": 4e-4,
+    "H/14": 3e-4,
+  },
+  schedule={"name": "linear", "end": 1e-5, "warmup_steps": 10_000},
+)
+_VMOE_ON_IMAGENET = dataclasses.replace(
+  VMOE,
+  experts={"": 8},
+  weight_decay=(("kernel$", 0.1),),
+  clip_norm={"": 1.0},
+)
+SOFTMOE = Recipe(
+  backbone="S/16",
+  router="soft",
+  experts={"S/16": 128, "B/16": 128, "L/16": 128}
+  | {"S/14": 256, "H/14": 256, "": 32},  # Others: our choice.
+  slots=1,
+  fields={"pool": "gap", "qk_norm": True},
+  num_steps={"H": 2_000_000, "": 4_000_000},
+  weight_decay=(("head/kernel$", 3.0), ("kernel$", 0.03)),
+  soft_decay=(("Moe/Router/scale$", 0.03),),
+  clip_norm={"": 1.0},
+  peak={"": 1e-3},
+  schedule={
+    "name": "rsqrt",
+    "warmup_steps": 10_000,
+    "timescale": 10_000,
+    "cooldown_steps": 50_000,
+  },
+)
+# By recipe and data; the first one stands for all other data, by our choice.
+RECIPES: dict[str, dict[str, Recipe]] = {
+  "vmoe": {
+    "jft": VMOE,
+    "imagenet21k": dataclasses.replace(
+      _VMOE_ON_IMAGENET, backbone="B/16", representation=False, head_bias=-10.0
+    ),
+    "imagenet1k": dataclasses.replace(
+      _VMOE_ON_IMAGENET,
+      backbone="S8/32",
+      blocks="last 2 odd",
+      expert_dropout=0.2,
+      batch_size=8192,
+      peak={"": 3e-3},
+      evaluation_capacity=4.0,
+    ),
+  },
+  "softmoe": {"jft4b": SOFTMOE},
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(common.Arguments):
-  """Arguments that describe the model.
+  """Arguments that describe the model; the recipe gives those left out.
 
   Attributes:
+    router: as in `common.Arguments`.
+    capacity: capacity factor; the number of slots is rounded to the nearest.
+      Left out, token choice has the capacity of the recipe and its rounding.
+    k: as in `common.Arguments`.
+    group: images routed together.
     backbone: S8/32 (V-MoE's 8-layer S), B/32, B/16, L/16, S/16, H/14, ...
     recipe: "vmoe" or "softmoe": model details, optimizer and schedule.
     experts: E, of every MoE block.
@@ -48,13 +173,41 @@ class Arguments(common.Arguments):
       recipe.
   """
 
-  backbone: str = "B/32"
+  router: str = ""
+  capacity: float = 0.0
+  k: int = 0
+  group: int = 0
+  backbone: str = ""
   recipe: str = "vmoe"
-  experts: int = 32
+  experts: int = 0
   smoke: bool = False
 
   def __post_init__(self):
-    common.check_choice("recipe", self.recipe, JFT_STEPS)
+    common.check_choice("recipe", self.recipe, RECIPES)
+    found = self.published
+    given = {"router": found.router, "backbone": found.backbone}
+    self._complete(given)
+    given = {"experts": by_backbone(found.experts, self.backbone), "group": 1}
+    if common.tokens_choose(self.router):
+      given |= {"k": found.k, "group": found.group}
+    self._complete(given)
+
+  def _complete(self, values: dict[str, Any]) -> None:
+    """Sets the arguments that were left out."""
+    for name, value in values.items():
+      if not getattr(self, name):
+        object.__setattr__(self, name, value)
+
+  @property
+  def pretraining_data(self) -> str:
+    """The name of the data of pre-training; "" for that of the recipe."""
+    return ""
+
+  @property
+  def published(self) -> Recipe:
+    """The recipe on these data."""
+    recipes = RECIPES[self.recipe]
+    return recipes.get(self.pretraining_data, next(iter(recipes.values())))
 
   @property
   def sizes(self) -> dict[str, int]:
@@ -67,103 +220,112 @@ class Arguments(common.Arguments):
     return SMOKE_EXPERTS if self.smoke else self.experts
 
 
-def model(args: Arguments, num_classes: int) -> dict[str, Any]:
-  """The `model` of a config, without a representation layer."""
-  fields: dict[str, Any] = {"num_classes": num_classes}
+def by_backbone(values: Mapping[str, Any], backbone: str) -> Any:
+  """The value of a backbone, such as "H/14": under it, under "H", or ""."""
+  for key in (backbone, backbone.partition("/")[0], ""):
+    if key in values:
+      return values[key]
+  return common.check_choice("backbone", backbone, values)
+
+
+def model(
+  args: Arguments, num_classes: int, token_capacity: float = 0.0
+) -> dict[str, Any]:
+  """The `model` of a config, without a representation layer.
+
+  Args:
+    args: of the config.
+    num_classes: of the head.
+    token_capacity: capacity factor of token choice in place of the recipe's.
+  """
+  recipe = args.published
+  fields = {
+    "num_classes": num_classes,
+    "head_bias_init": -math.log(num_classes),
+  }
   fields |= args.sizes if args.smoke else {"dtype": "bfloat16"}
-  if args.recipe == "vmoe":
-    blocks = "every 2"
-    fields["pool"] = "token"
-  else:
-    blocks = f"last {args.sizes['depth'] // 2}"
-    fields |= {"pool": "gap", "qk_norm": True}
+  half = f"last {args.sizes['depth'] // 2}"
   return {
     "backbone": "" if args.smoke else args.backbone,
-    "fields": fields,
+    "fields": fields | dict(recipe.fields),
     "moe": common.moe(
-      args, num_experts=args.num_experts, blocks=blocks, shared_expert_init=True
+      args,
+      num_experts=args.num_experts,
+      blocks="every 2" if args.smoke else recipe.blocks or half,
+      capacity=_capacity(args, token_capacity),
+      shared_expert_init=True,
+      expert_dropout_rate=recipe.expert_dropout,
     ),
   }
 
 
+def _capacity(args: Arguments, token_capacity: float) -> dict[str, Any]:
+  """The options that set the capacity of a router."""
+  recipe = args.published
+  if args.capacity:
+    return {"capacity_factor": args.capacity}
+  if common.tokens_choose(args.router) and recipe.capacity:
+    factor = token_capacity or recipe.capacity["capacity_factor"]
+    return {**recipe.capacity, "capacity_factor": factor}
+  if args.router == "soft" and recipe.slots:
+    return {"slots_per_expert": recipe.slots}
+  return {"capacity_factor": 1.0}
+
+
 def pretraining_model(args: Arguments, upstream: Upstream) -> dict[str, Any]:
   """The `model` of a config, to be trained from scratch."""
-  classes = upstream.num_classes
-  spec = model(args, classes)
-  spec["fields"]["head_bias_init"] = -math.log(classes)
-  if args.recipe == "vmoe" and upstream.representation:
+  spec, recipe = model(args, upstream.num_classes), args.published
+  if recipe.head_bias is not None:
+    spec["fields"]["head_bias_init"] = recipe.head_bias
+  if recipe.representation:
     spec["fields"]["representation_size"] = args.sizes["width"]
   return spec
 
 
-def num_slots(args: Arguments, image_size: int) -> int:
+def slots_of_pretraining(args: Arguments, image_size: int) -> int:
   """C of a Soft MoE trained at this resolution."""
+  capacity = _capacity(args, 0.0)
+  if "slots_per_expert" in capacity:
+    return capacity["slots_per_expert"]
   tokens = (image_size // args.sizes["patch_size"]) ** 2
-  tokens += args.recipe == "vmoe"  # its class token
-  return expert_capacity(tokens * args.group, args.num_experts, args.capacity)
+  tokens += args.published.fields["pool"] == "token"
+  return expert_capacity(tokens * args.group, args.num_experts, **capacity)
 
 
-def evaluation_capacity(args: Arguments, data: str) -> float:
-  """4 as in the public V-MoE config for ImageNet-1k; else 0, as in training."""
-  tokens_choose = args.router.endswith("_token_choice")
-  vmoe = args.recipe == "vmoe" and data == "imagenet1k"
-  return 4.0 if vmoe and tokens_choose else 0.0
+def evaluation_capacity(args: Arguments) -> float:
+  """Capacity factor of evaluations; 0 for that of training."""
+  tokens_choose = common.tokens_choose(args.router)
+  return args.published.evaluation_capacity if tokens_choose else 0.0
 
 
 def pretraining(args: Arguments, upstream: Upstream) -> dict[str, Any]:
   """The `train` of a config, for training from scratch."""
-  steps = 0 if upstream.num_epochs else JFT_STEPS[args.recipe]
+  recipe, backbone = args.published, args.backbone
+  steps = 0 if upstream.num_epochs else by_backbone(recipe.num_steps, backbone)
   spec = {
-    "batch_size": 4096,
+    "batch_size": recipe.batch_size,
     "num_steps": steps,
     "num_epochs": upstream.num_epochs,
     "loss": "sigmoid_xent",
     "mixup": upstream.mixup,
-    "optimizer": {"name": "adam", "beta1": 0.9, "beta2": 0.999},
+    "mixup_within": "device",
+    "optimizer": {
+      "name": "adam",
+      "beta1": 0.9,
+      "beta2": 0.999,
+      "weight_decay": recipe.weight_decay
+      + (recipe.soft_decay if args.router == "soft" else ()),
+      "clip_norm": by_backbone(recipe.clip_norm, backbone),
+    },
+    "schedule": {
+      "peak": by_backbone(recipe.peak, backbone),
+      **recipe.schedule,
+    },
     "report_every": 100,
     "evaluate_every": 10_000,
     "save_every": 5_000,
   }
-  recipe = {"vmoe": _vmoe_training, "softmoe": _softmoe_training}[args.recipe]
-  recipe(args, upstream, spec)
   return smoke(spec) if args.smoke else spec
-
-
-def _vmoe_training(
-  args: Arguments, upstream: Upstream, spec: dict[str, Any]
-) -> None:
-  """On JFT all parameters decay, and only the H backbone clips gradients.
-
-  On other data only kernels decay, and all backbones clip.
-  """
-  common.check_choice("backbone", args.backbone, VMOE_RATES)
-  on_jft = upstream.num_epochs == 0
-  clip = (10.0 if args.backbone.startswith("H") else 0.0) if on_jft else 1.0
-  decay = ((".*" if on_jft else "kernel$", 0.1),)
-  spec["optimizer"] |= {"weight_decay": decay, "clip_norm": clip}
-  spec["schedule"] = {
-    "name": "linear",
-    "peak": VMOE_RATES[args.backbone],
-    "end": 1e-5,
-    "warmup_steps": 10_000,
-  }
-
-
-def _softmoe_training(
-  args: Arguments, upstream: Upstream, spec: dict[str, Any]
-) -> None:
-  """Soft routers have no kernel: their scale decays like one."""
-  decay = [("head/kernel$", 3.0), ("kernel$", 0.03)]
-  if args.router == "soft":
-    decay.append(("Moe/Router/scale$", 0.03))
-  spec["optimizer"] |= {"weight_decay": tuple(decay), "clip_norm": 1.0}
-  spec["schedule"] = {
-    "name": "rsqrt",
-    "peak": 1e-3,
-    "warmup_steps": 10_000,
-    "timescale": 10_000,
-    "cooldown_steps": 50_000,
-  }
 
 
 def smoke(spec: dict[str, Any]) -> dict[str, Any]:

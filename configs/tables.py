@@ -1,13 +1,13 @@
 """The tables of the study: rows of configs with their published results.
 
-  python -m configs.tables           the names of the tables
+  python -m configs.tables           what every table is, of which paper
   python -m configs.tables NAME      its rows: command, expected result, source
 
 Run a table with `python -m vmoe_study sweep configs/tables.py:NAME`.
 
-A row without an expected result has no known published number: the full text of
-the study (2401.15969) was not available when this was written. Expected numbers
-hold for the data on which they were measured; JFT is not public.
+"Not published" means that no number is known here: the full text of the study
+(2401.15969) was not available when this was written. Expected numbers hold for
+the data on which they were measured; JFT is not public.
 """
 
 import argparse
@@ -15,14 +15,20 @@ import dataclasses
 import itertools
 import shlex
 import signal
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from vmoe_study.nn.cost import routing
+from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.options import check_names
+from vmoe_study.performance.data_sizes import image_side
+from vmoe_study.run.config_file import load_config
 from vmoe_study.study.render import markdown_table
 
 VMOE = "2106.05974"
 VMOE_CONFIGS = "github.com/google-research/vmoe, vmoe/configs/vmoe_paper"
+NOT_PUBLISHED = "not published"
 SOFT_MOE = "2308.00951, Table 9 (JFT-4B)"
 
 TOKEN_CHOICE = ("softmax_token_choice", "sinkhorn_token_choice")
@@ -61,6 +67,13 @@ class Row:
   note: str = ""
 
   @property
+  def results(self) -> str:
+    """The published numbers, or that there are none."""
+    found = [f"{metric} {value}%" for metric, value in self.expected.items()]
+    found += [f"{self.parameters}M parameters"] if self.parameters else []
+    return ", ".join(found) or NOT_PUBLISHED
+
+  @property
   def name(self) -> str:
     """Name of the row, and of the folder for its runs."""
     values = [f"{name}={value}" for name, value in self.arguments.items()]
@@ -78,9 +91,25 @@ class Row:
     return [f"--config.{override}" for override in self.overrides]
 
 
-def pretrain(**arguments: Any) -> Row:
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Rows that are run together; iterates over them.
+
+  Attributes:
+    about: what of which paper it is.
+    rows: of configs.
+  """
+
+  about: str
+  rows: tuple[Row, ...]
+
+  def __iter__(self) -> Iterator[Row]:
+    return iter(self.rows)
+
+
+def pretrain(*overrides: str, **arguments: Any) -> Row:
   """A row of the recipe `pretrain`, without an expected result."""
-  return Row("pretrain", arguments)
+  return Row("pretrain", arguments, overrides)
 
 
 def _expect(row: Row, source: str, note: str = "", **fields: Any) -> Row:
@@ -107,36 +136,106 @@ def _sweep(**common: Any) -> Iterator[Row]:
     yield pretrain(router="soft", capacity=cost, **common)
 
 
+def _study(backbone: str) -> Iterator[Row]:
+  """The sweep at equal slots, and Sinkhorn with the losses of softmax."""
+  for row in _sweep(backbone=backbone):
+    if row.arguments["router"] not in TOKEN_CHOICE:
+      yield row
+      continue
+    arguments = {**row.arguments, "capacity": 1}
+    yield Row("pretrain", arguments)
+    if row.arguments["router"] == "sinkhorn_token_choice":
+      yield Row("pretrain", {**arguments, "balance": 0.005})
+
+
 def _routers(**common: Any) -> Iterator[Row]:
   """Each router once, at cost 1, and the dense model.
 
   Sparse routers route groups of 8 images, Soft MoE single images.
   """
-  for router in ("dense", "soft"):
-    yield pretrain(router=router, **common)
-  for router in (*TOKEN_CHOICE, *EXPERT_CHOICE):
-    yield pretrain(router=router, group=8, **common)
+  yield pretrain(router="dense", **common)
+  yield pretrain(router="soft", capacity=1, group=1, **common)
+  for router in TOKEN_CHOICE:
+    yield pretrain(router=router, k=1, capacity=1, group=8, **common)
+  for router in EXPERT_CHOICE:
+    yield pretrain(router=router, capacity=1, group=8, **common)
+
+
+_IMAGENET_NOTE = (
+  "here these are val, test, real and v2; images without a ReaL label count as "
+  "wrong, unlike in other papers"
+)
+
+
+def _imagenet(*accuracies: float) -> dict[str, float]:
+  """On the four test sets of the public V-MoE configs."""
+  names = ("train[99%:]", "ILSVRC2012 validation", "ReaL", "ImageNet V2")
+  return dict(zip(names, accuracies, strict=True))
+
+
+def _imagenet1k() -> Iterator[Row]:
+  """The public recipe as it is; then other routers in it."""
+  data = {"backbone": "S8/32", "data": "imagenet1k", "fewshot": "many"}
+  yield _expect(
+    pretrain(router="softmax_token_choice", **data),
+    f"{VMOE_CONFIGS}/vmoe_s32_last2_ilsvrc2012_randaug_light1.py",
+    f"mean of three seeds; {_IMAGENET_NOTE}",
+    expected=_imagenet(76.8, 73.1, 74.4, 59.2),
+  )
+  yield from _routers(**data)
+
+
+def _imagenet21k() -> Iterator[Row]:
+  """The pre-training of the checkpoint in table "finetune", other routers."""
+  data = {"backbone": _B16, "data": "imagenet21k", "fewshot": "many"}
+  note = f"makes {B16_CHECKPOINT}, whose fine-tuning has published results"
+  row = pretrain(router="softmax_token_choice", **data)
+  yield dataclasses.replace(row, note=note)
+  yield from _routers(**data)
 
 
 def _backbones() -> Iterator[Row]:
-  """All model families of both papers, each with its dense counterpart."""
-  sparse = {"router": "softmax_token_choice", "k": 2, "group": 8}
+  """The models of V-MoE, each with its dense counterpart."""
   published = {
     "S8/32": ("", ""),
     "B/32": ("102.1", "980.6"),
     "B/16": ("100.5", "979.0"),
+    "L/32": ("", ""),
     "L/16": ("323.1", "3446"),
+    "H/14": ("", ""),
   }
   for backbone, counts in published.items():
     source = VMOE if any(counts) else ""
     for router, count in zip(
-      ({"router": "dense"}, sparse), counts, strict=True
+      ("dense", "softmax_token_choice"), counts, strict=True
     ):
-      row = pretrain(**router, backbone=backbone)
+      row = pretrain(router=router, backbone=backbone)
       yield _expect(row, source, parameters=count)
-  for backbone in ("S/16", "B/16", "L/16", "H/14"):
-    for name in ("dense", "soft"):
-      yield pretrain(router=name, recipe="softmoe", backbone=backbone)
+
+
+def _soft_moe_models() -> Iterator[Row]:
+  """The three models of the public config, on every backbone it names."""
+  for backbone in ("S/16", "S/14", "B/16", "L/16", "H/14"):
+    for router in ("dense", "softmax_expert_choice", "soft"):
+      yield pretrain(router=router, recipe="softmoe", backbone=backbone)
+
+
+def _placement() -> Iterator[Row]:
+  """Which blocks are routed: by V-MoE's rules, and the last half."""
+  yield pretrain(router="dense", backbone=_B32)
+  for router, blocks in itertools.product(
+    ("softmax_token_choice", "softmax_expert_choice", "soft"),
+    ("every 2", "last 6", "last 2 odd", "last 2"),
+  ):
+    yield pretrain(f"model.moe.blocks={blocks}", router=router, backbone=_B32)
+
+
+def _throughput() -> Iterator[Row]:
+  """Speed of training: 200 steps, of which the report shows images/s."""
+  short = ("train.num_steps=200", "train.schedule.warmup_steps=20")
+  for backbone in (_B32, _B16):
+    for row in _routers(backbone=backbone, fewshot="none"):
+      yield dataclasses.replace(row, overrides=short)
 
 
 # 2308.00951, Table 9: arguments, then JFT and 10-shot accuracy by backbone.
@@ -171,7 +270,11 @@ _SOFT_MOE_9 = (
     {_B32: (48.4, 63.8), _B16: (53.3, 73.0), _S16: (50.5, 67.4)},
   ),
   ({**_EC, "group": 1, "capacity": 2}, {_B16: (53.1, 73.9)}),
-  ({"router": "soft"}, {_B32: (50.9, 69.7), _S16: (52.0, 70.8)}),
+  (
+    {"router": "soft", "capacity": 1},
+    {_B32: (50.9, 69.7), _S16: (52.0, 70.8)},
+  ),
+  # One slot per expert, as in the public config.
   ({"router": "soft", "experts": 128}, {_B16: (55.3, 77.0)}),
 )
 _SOFT_MOE_9_CAPACITY_UNKNOWN = (
@@ -188,43 +291,64 @@ def _soft_moe() -> Iterator[Row]:
   )
   for (arguments, accuracies), note in [*known, *unknown]:
     for backbone, accuracy in accuracies.items():
-      row = pretrain(**arguments, recipe="softmoe", backbone=backbone)
+      arguments = {"experts": 32, **arguments, "backbone": backbone}
+      row = pretrain("train.num_steps=300000", **arguments, recipe="softmoe")
       expected = dict(zip((PRECISION, TEN_SHOT), accuracy, strict=True))
       yield _expect(row, SOFT_MOE, note, expected=expected)
 
 
 def _finetune() -> Iterator[Row]:
   """Starts from public V-MoE checkpoints, and from runs of table "study"."""
-  start = {"start": B16_CHECKPOINT, "kind": "vmoe", "backbone": "B/16"}
-  start |= {"router": "softmax_token_choice", "k": 2, "experts": 8}
-  start |= {"group": 8, "capacity": 1.5}
-  last = {**start, "start": S32_CHECKPOINT, "backbone": "S8/32"}
-  metric = "ImageNet accuracy"
-  for row, accuracy in (
-    (Row("finetune", start), 85.6),
-    (Row("finetune", last, ("model.moe.blocks=last 2 odd",)), 75.9),
-  ):
-    expected = {metric: accuracy}
-    yield _expect(row, VMOE_CONFIGS, "mean of three seeds", expected=expected)
+  b16 = {"start": B16_CHECKPOINT, "upstream": "imagenet21k", "backbone": _B16}
+  s32 = {"start": S32_CHECKPOINT, "upstream": "imagenet1k"}
+  s32["backbone"] = "S8/32"
   cifar = {"data": "cifar10", "size": 128, "steps": 1000, "rate": 0.0015}
-  row = Row(
-    "finetune",
-    {**start, **cifar},
+  cifar_overrides = (
+    "data.split=train[:98%]",
+    "evaluations.val.data.split=train[98%:]",
+    "train.schedule.warmup_steps=100",
+  )
+  for file, arguments, overrides, note, expected in (
     (
-      "data.split=train[:98%]",
-      "evaluations.val.data.split=train[98%:]",
-      "train.schedule.warmup_steps=100",
+      "vmoe_b16_imagenet21k_randaug_strong_ft_ilsvrc2012.py",
+      b16,
+      (),
+      _IMAGENET_NOTE,
+      _imagenet(89.2, 85.6, 84.1, 76.1),
     ),
-  )
-  metric = "CIFAR-10 accuracy"
-  yield _expect(
-    row, VMOE_CONFIGS, "mean of three seeds", expected={metric: 98.7}
-  )
-  twin = [("S8/32", "dense")]
-  models = itertools.product((_B32, _B16), ("dense", *ROUTERS))
-  for backbone, router in [*twin, *models]:
-    arguments = {"start": "WORKDIR", "backbone": backbone, "router": router}
-    yield Row("finetune", arguments)
+    (
+      "vmoe_s32_last2_ilsvrc2012_randaug_light1_ft_ilsvrc2012.py",
+      s32,
+      (),
+      _IMAGENET_NOTE,
+      _imagenet(78.8, 75.9, 77.1, 62.0),
+    ),
+    (
+      "vmoe_b16_imagenet21k_randaug_strong_ft_cifar10.py",
+      {**b16, **cifar},
+      cifar_overrides,
+      "here this is test",
+      {"CIFAR-10 test": 98.7},
+    ),
+  ):
+    vmoe = {"router": "softmax_token_choice", "kind": "vmoe"}
+    row = Row("finetune", {**vmoe, **arguments}, overrides)
+    note = f"mean of three seeds; {note}"
+    yield _expect(row, f"{VMOE_CONFIGS}/{file}", note, expected=expected)
+  yield Row("finetune", _tuned("S8/32", "dense", 1))
+  for backbone, router in itertools.product((_B32, _B16), ("dense", *ROUTERS)):
+    for cost in (1,) if router == "dense" else (1, 2):
+      yield Row("finetune", _tuned(backbone, router, cost))
+
+
+def _tuned(backbone: str, router: str, cost: int) -> dict[str, Any]:
+  """Fine-tuning of a model of table "study"; sparse routers group 8 images."""
+  arguments = {"start": "WORKDIR", "backbone": backbone, "router": router}
+  if router in TOKEN_CHOICE:
+    return {**arguments, "k": cost, "group": 8}
+  if router in EXPERT_CHOICE:
+    return {**arguments, "capacity": cost, "group": 8}
+  return {**arguments, "capacity": cost} if router == "soft" else arguments
 
 
 LAPTOP_RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
@@ -264,9 +388,13 @@ def _laptop() -> Iterator[Row]:
 
 def _laptop_rates() -> Iterator[Row]:
   """Learning rates for every router, evaluated on held-out images."""
-  for row, rate in itertools.product(_routers(), LAPTOP_RATES):
-    chosen = {"rate": rate, "balance": "0.005", "select": "true"}
-    yield Row("laptop", {**row.arguments, **chosen})
+  for router, rate in itertools.product(("dense", *ROUTERS), LAPTOP_RATES):
+    arguments: dict[str, Any] = {"router": router}
+    if router in TOKEN_CHOICE + EXPERT_CHOICE:
+      arguments["group"] = 8
+    if router in TOKEN_CHOICE:
+      arguments["balance"] = "0.005"
+    yield Row("laptop", {**arguments, "rate": rate, "select": "true"})
 
 
 def _laptop_balance() -> Iterator[Row]:
@@ -286,41 +414,107 @@ def _laptop_untuned() -> Iterator[Row]:
     yield Row("laptop", arguments)
 
 
-TABLES: dict[str, tuple[Row, ...]] = {
-  # The study: 32 experts; token choice with K and expert choice and Soft MoE
-  # with capacity factor 1 and 2. JFT accuracy, then ImageNet 10-shot.
-  "study": (*_sweep(backbone=_B32), *_sweep(backbone=_B16)),
-  # The same routers on public data, and few-shot on nine data sets.
-  "imagenet21k": tuple(
-    _routers(backbone=_B16, data="imagenet21k", fewshot="many")
+TABLES: dict[str, Table] = {
+  "study": Table(
+    "2401.15969: six routers with 32 experts, at cost 1 and 2. Data, groups, "
+    "batch priority, blocks and the rounding of capacities are our choice; "
+    "Sinkhorn token choice has no balance losses, and rows with them beside it",
+    (*_study(_B32), *_study(_B16)),
   ),
-  "imagenet1k": tuple(
-    _routers(backbone="S8/32", data="imagenet1k", fewshot="many")
+  "soft_moe_9": Table(
+    "2308.00951, Table 9: routers on JFT-4B, 300,000 steps",
+    tuple(_soft_moe()),
   ),
-  "soft_moe_9": tuple(_soft_moe()),
-  "backbones": tuple(_backbones()),
-  "finetune": tuple(_finetune()),
-  "laptop": tuple(_laptop()),
-  "laptop_rates": tuple(_laptop_rates()),
-  "laptop_balance": tuple(_laptop_balance()),
-  "laptop_untuned": tuple(_laptop_untuned()),
+  "soft_moe": Table(
+    "2308.00951, public config for JFT-4B: dense, expert choice and Soft MoE "
+    "with 128 or 256 experts, 4,000,000 steps (H/14: 2,000,000)",
+    tuple(_soft_moe_models()),
+  ),
+  "imagenet1k": Table(
+    "2106.05974, public config of V-MoE-S/32 on ILSVRC2012, the only result "
+    "from scratch on public data; other routers in the same recipe",
+    tuple(_imagenet1k()),
+  ),
+  "imagenet21k": Table(
+    "2106.05974, public config of V-MoE-B/16 on ImageNet-21k; other routers in "
+    "the same recipe",
+    tuple(_imagenet21k()),
+  ),
+  "backbones": Table(
+    "2106.05974: the model sizes of V-MoE with 32 experts, on JFT",
+    tuple(_backbones()),
+  ),
+  "finetune": Table(
+    "2106.05974, public configs of fine-tuning; and, for 2401.15969, the "
+    'models of table "study" on ImageNet',
+    tuple(_finetune()),
+  ),
+  "placement": Table(
+    "Of no paper: the placement of MoE blocks, by the rules of 2106.05974 "
+    "(every 2, last n odd) and of 2308.00951 (last half)",
+    tuple(_placement()),
+  ),
+  "throughput": Table(
+    'Of no paper: images per second of the models of table "study"',
+    tuple(_throughput()),
+  ),
+  "laptop": Table(
+    "The comparison of 2401.15969 at laptop size; expected numbers are those "
+    "of 2308.00951, Table 9, at another scale",
+    tuple(_laptop()),
+  ),
+  "laptop_rates": Table(
+    "Of no paper: how the learning rate of the laptop study was chosen",
+    tuple(_laptop_rates()),
+  ),
+  "laptop_balance": Table(
+    "Of no paper: how the balance losses of the laptop study were chosen",
+    tuple(_laptop_balance()),
+  ),
+  "laptop_untuned": Table(
+    "Of no paper: the laptop study's token choice with the published balance",
+    tuple(_laptop_untuned()),
+  ),
 }
 
 
+def actual_capacity(row: Row) -> str:
+  """The capacity factor of training, after rounding; and of evaluations."""
+  config = load_config(row.config, row.overrides)
+  side, found = image_side(config.data.ops), []
+  for moe in (config.model.moe, config.evaluation_moe):
+    module = VisionTransformer(**{**config.model.arguments(), "moe": moe})
+    if sizes := routing(module, (side, side, 3)):
+      found.append(f"{sizes.capacity_factor:.3g}")
+  if config.evaluation_capacity:
+    return " in training, ".join(found) + " in evaluation"
+  return found[0] if found else ""
+
+
 def markdown(name: str) -> str:
-  """A table as Markdown; cells without a published number stay empty."""
+  """A table as Markdown, below what it is."""
   rows = []
   for row in TABLES[name]:
-    expected = [f"{metric} {value}%" for metric, value in row.expected.items()]
-    expected += [f"{row.parameters}M parameters"] if row.parameters else []
     command = shlex.join([f"--config={row.config}", *row.flags])
     notes = "; ".join(filter(None, [row.source, row.note]))
-    rows.append([command, ", ".join(expected), notes])
-  return markdown_table(["config", "expected", "source"], rows)
+    rows.append([command, actual_capacity(row), row.results, notes])
+  header = ["config", "actual capacity factor", "expected", "source"]
+  return f"{TABLES[name].about}.\n\n{markdown_table(header, rows)}"
+
+
+def overview() -> str:
+  """A paragraph per table: its name, what it is, how many results it has."""
+  texts = []
+  for name, table in TABLES.items():
+    published = sum(row.results != NOT_PUBLISHED for row in table)
+    count = f"{len(table.rows)} rows, {published} with published results"
+    text = textwrap.fill(f"{table.about} ({count}).", 76)
+    texts.append(f"{name}\n{textwrap.indent(text, '  ')}")
+  return "\n".join(texts)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-  """Prints tables; without names, the names of all tables."""
+  """Prints tables; without names, what all tables are."""
   parser = argparse.ArgumentParser(
     prog="python -m configs.tables", description="Prints tables of configs."
   )
@@ -330,7 +524,7 @@ def main(words: Sequence[str] | None = None) -> None:
     check_names("tables", names, TABLES)
   except ValueError as error:
     parser.error(str(error))
-  print("\n".join(map(markdown, names) if names else TABLES))
+  print("\n".join(map(markdown, names)) if names else overview())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 import subprocess
 import sys
 
@@ -30,7 +31,7 @@ def build(config, overrides=(), devices=POD, image=(300, 320, 3)):
   accept images of this shape.
   """
   spec = load_config(config, overrides)
-  for data in (spec.data, spec.evaluations["test"].data):
+  for data in (spec.data, *(e.data for e in spec.evaluations.values())):
     ops = parse_ops(data.ops)
     shape = ops(np.zeros(image, np.uint8), np.random.default_rng(0)).shape
   mesh = make_mesh(MeshSpec(), jax.devices()[:1])
@@ -93,16 +94,16 @@ def test_few_shot_of_a_trained_model():
 
 @pytest.mark.parametrize("table", tables.TABLES)
 def test_rows_differ_and_numbers_have_sources(table):
-  rows = tables.TABLES[table]
+  rows = tables.TABLES[table].rows
   assert len({name(row) for row in rows}) == len(rows)
   for row in rows:
     assert bool(row.expected or row.parameters) == bool(row.source), name(row)
+    assert (row.results == tables.NOT_PUBLISHED) == (not row.source), name(row)
 
 
 def test_the_study_covers_all_combinations():
   rows = tables.TABLES["study"]
-  models = [build(row.config, row.overrides, POD) for row in rows]
-  moe = [model.config.model.moe for model in models]
+  moe = [load_config(row.config, row.overrides).model.moe for row in rows]
   assert {m.router for m in moe} == {"dense", *tables.ROUTERS}
   assert {m.options["num_experts"] for m in moe if m.options} == {32}
   choices = {
@@ -111,6 +112,16 @@ def test_the_study_covers_all_combinations():
     if m.router in tables.TOKEN_CHOICE
   }
   assert len(choices) == 2 * 2 * 2
+  weights = {
+    (m.router, m.options["importance_loss_weight"])
+    for m in moe
+    if m.router in tables.TOKEN_CHOICE
+  }
+  assert weights == {
+    ("softmax_token_choice", 0.005),
+    ("sinkhorn_token_choice", 0.005),
+    ("sinkhorn_token_choice", 0.0),
+  }
   capacities = {
     (m.router, m.options["capacity_factor"], m.group_images)
     for m in moe
@@ -134,13 +145,30 @@ def test_fine_tuning_keeps_the_slots_of_a_soft_router():
 
 
 def test_a_table_is_printed_as_commands():
-  _, _, first, *_ = tables.markdown("soft_moe_9").splitlines()
-  assert (
-    "configs/pretrain.py:router=dense,recipe=softmoe,backbone=B/32" in first
-  )
+  about, _, _, _, first, *_ = tables.markdown("soft_moe_9").splitlines()
+  assert about == "2308.00951, Table 9: routers on JFT-4B, 300,000 steps."
+  assert "router=dense,backbone=B/32,recipe=softmoe" in first
+  assert "--config.train.num_steps=300000" in first
   assert "JFT precision@1 48.0%, ImageNet 10-shot 63.4%" in first
   assert "2308.00951" in first
-  assert "%" not in tables.markdown("study")
+  _, _, _, _, *rows = tables.markdown("study").splitlines()
+  assert rows and all("| not published |" in _squeezed(row) for row in rows)
+
+
+def test_tables_say_what_they_are_and_print_the_actual_capacity():
+  overview = tables.overview()
+  for name, table in tables.TABLES.items():
+    assert f"{name}\n  {table.about[:60]}" in overview
+    assert table.about.startswith(("Of no paper", "2", "The comparison of"))
+  _, _, _, _, first, *_ = tables.markdown("imagenet1k").splitlines()
+  assert "| 1.08 in training, 4 in evaluation |" in _squeezed(first)
+  assert "ILSVRC2012 validation 73.1%" in first
+  row = tables.pretrain(backbone="B/32", router="softmax_expert_choice")
+  assert tables.actual_capacity(row) == "1.28"  # One image has 50 tokens.
+
+
+def _squeezed(text):
+  return re.sub(" +", " ", text)
 
 
 def test_a_mistyped_table_is_an_error(capsys):
@@ -151,7 +179,7 @@ def test_a_mistyped_table_is_an_error(capsys):
 
 
 def test_a_closed_pipe_ends_the_program_silently():
-  command = [sys.executable, "-m", "configs.tables", *[*tables.TABLES] * 2]
+  command = [sys.executable, "-m", "configs.tables", *["study"] * 3]
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
   with subprocess.Popen(command, **pipes) as process:
     process.stdout.readline()

@@ -20,19 +20,20 @@ def image_shape(config: Config) -> tuple[int, int, int]:
     height, width, channels = info.features["image"].shape
   except (builders.MissingDataError, KeyError):
     height, width, channels = None, None, 3
-  sizes = [
-    step.args[0]
-    for step in parse_ops(data.ops).steps
-    if step.name in _SIZING_OPS
-  ]
-  if sizes:
-    height = width = sizes[-1]
+  if side := image_side(data.ops):
+    height = width = side
   if height is None:
     raise ValueError(
       f"data.ops={data.ops!r}: the size of the images is unknown. Give "
       "image_shape; on the command line --image-shape=224x224x3."
     )
   return height, width, channels
+
+
+def image_side(ops: str) -> int | None:
+  """Height and width that operations give to all images, if they do."""
+  sizes = [s.args[0] for s in parse_ops(ops).steps if s.name in _SIZING_OPS]
+  return sizes[-1] if sizes else None
 
 
 def num_examples(config: Config) -> int:
