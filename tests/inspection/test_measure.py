@@ -40,10 +40,10 @@ def make_module(router, pool="token"):
   )
 
 
-def make_params(module):
+def make_params(module, collection="params"):
   """Random values of order 1 everywhere, also where training starts at 0."""
-  shapes = jax.eval_shape(module.init, jax.random.key(0), IMAGES)["params"]
-  leaves, tree = jax.tree.flatten(shapes)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
+  leaves, tree = jax.tree.flatten(shapes.get(collection, {}))
   rng = np.random.default_rng(0)
   return tree.unflatten([rng.normal(size=s.shape) for s in leaves])
 
@@ -54,6 +54,8 @@ class Layer:
   def __init__(self, router):
     self.module = make_module(router)
     self.params = make_params(self.module)
+    state = make_params(self.module, names.ROUTER_STATE)
+    self.variables = {"params": self.params, names.ROUTER_STATE: state}
     self.x = self.y = None
 
     def watch(call, args, kwargs, context):
@@ -63,9 +65,9 @@ class Layer:
       return result
 
     with nn.intercept_methods(watch):
-      self.module.apply({"params": self.params}, IMAGES)
+      self.module.apply(self.variables, IMAGES)
     plan, self.logits = measure.capture_routing(
-      self.module, self.params, IMAGES
+      self.module, self.variables, IMAGES
     )[LAYER]
     self.plan = plan
     self.dispatch = np.asarray(plan.dispatch_tensor())
@@ -83,7 +85,17 @@ class Layer:
     return y.reshape(self.x.shape)
 
 
-@pytest.fixture(scope="module", params=ROUTERS)
+# Those of the study, and one of every other kind of plan or state.
+FAST = [*list(ROUTERS)[:7], "capped_expert_choice", "relu", "identity"]
+
+
+@pytest.fixture(
+  scope="module",
+  params=[
+    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+    for name in ROUTERS
+  ],
+)
 def layer(request):
   return Layer(request.param)
 
@@ -94,7 +106,7 @@ def test_the_plan_is_what_the_layer_computed_with(layer):
 
 
 def test_image_routing_is_what_loops_count(layer):
-  found = measure.measure_image_routing(layer.module)(layer.params, BATCHED)
+  found = measure.measure_image_routing(layer.module)(layer.variables, BATCHED)
   found = jax.device_get(found)[LAYER]
   logits = np.asarray(layer.logits.clean)
   some_unprocessed = False
@@ -121,7 +133,7 @@ def test_image_routing_is_what_loops_count(layer):
 
 
 def test_what_is_shown_is_the_first_group(layer):
-  shown = measure.measure_layer_routing(layer.module)(layer.params, IMAGES)[
+  shown = measure.measure_layer_routing(layer.module)(layer.variables, IMAGES)[
     LAYER
   ]
   np.testing.assert_allclose(shown.dispatch, layer.dispatch[0], atol=1e-5)
@@ -146,7 +158,7 @@ def test_ablation_goes_through_all_experts_and_then_none():
   params["head"]["bias"][:] = 0
   params["Encoder"]["encoder_norm"]["bias"][:] = 0
   params["Encoder"][LAYER]["Moe"]["Mlp"]["Dense_1"]["kernel"] *= 30
-  found = effects.measure_ablation(module)(params, BATCHED)[LAYER]
+  found = effects.measure_ablation(module)({"params": params}, BATCHED)[LAYER]
   assert found.shape == (BATCH, EXPERTS + 1)
   for column, without in enumerate([[0], [1], [2], [3], [0, 1, 2, 3]]):
     silent = jax.tree.map(np.copy, params)
@@ -177,5 +189,7 @@ def test_a_dense_model_has_no_layers():
   module = make_module("softmax_expert_choice").clone(moe=None)
   assert measure.layer_names(module) == ()
   params = make_params(module)
-  assert measure.measure_image_routing(module)(params, BATCHED) == {}
-  assert effects.measure_ablation(module)(params, BATCHED) == {}
+  assert (
+    measure.measure_image_routing(module)({"params": params}, BATCHED) == {}
+  )
+  assert effects.measure_ablation(module)({"params": params}, BATCHED) == {}

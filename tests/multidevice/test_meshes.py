@@ -84,6 +84,9 @@ def assert_same_training(found, expected):
   np.testing.assert_allclose(found["losses"], expected["losses"], 1e-5)
   assert_close(found["gradients"], expected["gradients"], 1e-5)
   assert_close(found["state"].params, expected["state"].params, 1e-5)
+  assert_close(
+    found["state"].router_state, expected["state"].router_state, 1e-5
+  )
 
 
 @pytest.mark.parametrize(("router", "mesh"), CASES)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_study.nn.router import RouterLogits
+from vmoe_study.nn.parameter_names import ROUTER_STATE
 from vmoe_study.nn.zoo import ROUTERS, make_router
 
 WIDTH = 8
@@ -60,9 +60,10 @@ def plan_forms(name):
 
 @dataclasses.dataclass
 class Data:
-  """Tokens, noise, and parameters of the router and its experts."""
+  """Tokens, noise, parameters of the router and its experts, router state."""
 
   params: Any
+  state: Any
   x: np.ndarray
   noise: np.ndarray
 
@@ -78,7 +79,7 @@ def _shapes(name, setting):
 
   x = jax.ShapeDtypeStruct(shape, jnp.float32)
   found, variables = jax.eval_shape(logits, x)
-  return variables.get("params", {}), found.clean.shape
+  return variables, found.clean.shape
 
 
 def draw(name, setting, seed=0, logit_std=1.0) -> Data:
@@ -88,18 +89,21 @@ def draw(name, setting, seed=0, logit_std=1.0) -> Data:
   def normal(shape, std=1.0):
     return (std * rng.normal(size=shape)).astype(np.float32)
 
-  variables, logits_shape = _shapes(name, setting)
+  shapes, logits_shape = _shapes(name, setting)
   router = jax.tree.map(  # Scalars are factors.
     lambda p: (
       normal(p.shape, logit_std / WIDTH**0.5) if p.ndim else np.ones((), "f")
     ),
-    variables,
+    shapes.get("params", {}),
   )
   num_experts = logits_shape[2]
   experts = normal((num_experts, WIDTH, WIDTH), WIDTH**-0.5)
   noise = normal(logits_shape, 1 / num_experts)
   x = normal((setting.groups, setting.tokens, WIDTH))
-  return Data({"router": router, "experts": experts}, x, noise)
+  state = jax.tree.map(
+    lambda p: np.abs(normal(p.shape, 0.1)), shapes.get(ROUTER_STATE, {})
+  )
+  return Data({"router": router, "experts": experts}, state, x, noise)
 
 
 def token_order(setting, seed):
@@ -114,7 +118,10 @@ def _variants(name, setting, seed):
   other.x[0], other.noise[0] = plain.x[0], plain.noise[0]
   order = token_order(setting, seed)
   yield ("plain", seed), plain
-  yield ("other groups", seed), dataclasses.replace(other, params=plain.params)
+  yield (
+    ("other groups", seed),
+    dataclasses.replace(other, params=plain.params, state=plain.state),
+  )
   yield (
     ("permuted", seed),
     dataclasses.replace(
@@ -146,11 +153,11 @@ def layer(params, x, plan):
   return plan.combine(jnp.tanh(outputs))
 
 
-def route(router, params, x, noise):
+def route(router, params, state, x, noise):
   """The plan of a training step, and its aux."""
-  logits = router.apply({"params": params["router"]}, x, True, method="logits")
-  noisy = RouterLogits(logits.clean, noise)
-  return router.route(noisy, deterministic=False)
+  variables = {"params": params["router"], ROUTER_STATE: state}
+  logits = router.apply(variables, x, True, method="logits")
+  return router.route(logits._replace(noise=noise), deterministic=False)
 
 
 def loss(y, aux):
@@ -160,12 +167,12 @@ def loss(y, aux):
   return error + aux.auxiliary_loss.sum()
 
 
-def _run(name, setting, params, x, noise):
+def _run(name, setting, params, state, x, noise):
   """Outcomes by plan form; routes once."""
   x = x.astype(setting.dtype)
 
   def losses(params, x):
-    plan, aux = route(router_of(name, setting), params, x, noise)
+    plan, aux = route(router_of(name, setting), params, state, x, noise)
     plans = [plan, plan.to_dense()] if len(plan_forms(name)) > 1 else [plan]
     outputs = [layer(params, x, plan) for plan in plans]
     return [loss(y, aux) for y in outputs], (plans, outputs, aux)
@@ -197,7 +204,7 @@ def outcomes(name, setting) -> list[tuple[str, int, Data, str, dict[str, Any]]]:
   """
   cases = [case for seed in SEEDS for case in _variants(name, setting, seed)]
   cases += [_extreme(name, setting, kind) for kind in EXTREMES]
-  arguments = [(d.params, d.x, d.noise) for _, d in cases]
+  arguments = [(d.params, d.state, d.x, d.noise) for _, d in cases]
   stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *arguments)
   run = functools.partial(_run, name, setting)
   found = jax.jit(lambda *a: jax.lax.map(lambda case: run(*case), a))(*stacked)

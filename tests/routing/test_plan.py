@@ -43,7 +43,7 @@ def _largest(name, **options):
   router = router_of(name, SETTING, **options)
 
   def outcome(params, x, noise):
-    plan, aux = route(router, params, x, noise)
+    plan, aux = route(router, params, data.state, x, noise)
     y = layer(params, x, plan)
     return loss(y, aux), (
       y,

@@ -84,11 +84,11 @@ def test_upcycled_model_reproduces_its_dense_parent(dense):
   moe = {"router": "softmax_token_choice", "options": options}
   upcycled = make_model(moe=moe, devices=4, expert=4, representation_size=12)
   images = np.random.default_rng(1).normal(size=(4, 8, 8, 1))
-  expected = model.predict(params, images)
+  expected = model.predict({"params": params}, images)
   started = initial_params(spec, upcycled)
   assert np.abs(expected).max() > 0.1
   np.testing.assert_allclose(
-    upcycled.predict(started, images), expected, atol=1e-5
+    upcycled.predict({"params": started}, images), expected, atol=1e-5
   )
   shardings = jax.tree.map(lambda leaf: leaf.sharding, started)
   assert shardings == upcycled.params_sharding
@@ -353,7 +353,7 @@ def test_imported_model_gives_the_published_logits(photographs):
   model = Model(config, (32, 32, 3), four_devices())
   params = initial_params(config.initialize, model)
   with np.load(REFERENCE / "vit_moe.npz") as published:
-    logits = model.predict(params, published["images"])
+    logits = model.predict({"params": params}, published["images"])
     expected = published["softmax_tc_k1/gap_group_image/logits"]
   np.testing.assert_allclose(logits, expected, atol=1e-5)
 

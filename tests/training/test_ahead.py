@@ -18,7 +18,7 @@ STEPS = 25
 BATCHES_AHEAD = 8
 
 
-def loss_fn(params, batch, key):
+def loss_fn(params, router_state, batch, key):
   noise = jax.random.normal(key, ())
   loss = jnp.sum((params["w"] - batch) ** 2) + noise * params["w"].sum()
   return loss, {"loss": loss}

@@ -7,13 +7,17 @@ import optax
 import pytest
 
 from vmoe_study.training.state import TrainState
-from vmoe_study.training.step import make_gradient, make_train_step
+from vmoe_study.training.step import (
+  ROUTER_STATISTICS,
+  make_gradient,
+  make_train_step,
+)
 
 PARAMS = {"w": jnp.array([1.0, -1.0])}
 BATCH = {"x": jnp.arange(16.0).reshape(8, 2) / 10}
 
 
-def loss_fn(params, batch, key):
+def loss_fn(params, router_state, batch, key):
   del key
   # Rows in pairs, as groups of two images: they must stay together.
   pairs = (batch["x"] @ params["w"]).reshape(-1, 2)
@@ -21,9 +25,11 @@ def loss_fn(params, batch, key):
   return loss, {"loss": loss}
 
 
-def noisy_loss_fn(params, batch, key):
+def noisy_loss_fn(params, router_state, batch, key):
   noise = jax.random.normal(key, ())
-  loss = loss_fn(params, batch, key)[0] + noise * params["w"].sum()
+  loss = (
+    loss_fn(params, router_state, batch, key)[0] + noise * params["w"].sum()
+  )
   return loss, {"loss": loss, "noise": noise}
 
 
@@ -66,7 +72,7 @@ def test_noise_depends_on_seed_and_step_alone():
 
 def test_norms_of_tensors_and_of_all():
   _, (metrics, *_) = run(loss_fn, seed=0)
-  grads = jax.grad(lambda p: loss_fn(p, BATCH, None)[0])(PARAMS)
+  grads = jax.grad(lambda p: loss_fn(p, {}, BATCH, None)[0])(PARAMS)
   expected = [np.linalg.norm(g) for g in jax.tree.leaves(grads)]
   np.testing.assert_allclose(metrics["gradient_norms"], expected, rtol=1e-6)
   np.testing.assert_allclose(
@@ -90,3 +96,32 @@ def test_a_step_that_is_not_finite_freezes_the_state(bad):
   after, _ = step(state.replace(failed=jnp.asarray(False)), BATCH)
   assert int(after.step) == 2 and not after.failed
   assert np.all(after.params["w"] != before.params["w"])
+
+
+def _counting_loss(params, router_state, batch, key):
+  """A loss whose statistics are the mean of the batch."""
+  loss, metrics = loss_fn(params, router_state, batch, key)
+  return loss, {**metrics, ROUTER_STATISTICS: {"mean": batch["x"].mean()}}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_router_state_moves_by_the_mean_of_the_whole_batch(accumulation):
+  optimizer = optax.sgd(0.1)
+  gradient = make_gradient(
+    _counting_loss, seed=0, accumulation=accumulation, chunk=2
+  )
+  step = make_train_step(
+    gradient, optimizer, lambda old, found: {"sum": old["sum"] + found["mean"]}
+  )
+  start = {"sum": jnp.float32(2.0)}
+  state = TrainState.create(0, PARAMS, optimizer.init(PARAMS), start)
+  state, metrics = jax.jit(step)(state, BATCH)
+  expected = 2.0 + np.mean(BATCH["x"])
+  np.testing.assert_allclose(state.router_state["sum"], expected, rtol=1e-6)
+  assert ROUTER_STATISTICS not in metrics
+  broken = jax.tree.map(lambda x: x * np.nan, BATCH)
+  failed, _ = jax.jit(step)(state, broken)
+  assert failed.failed
+  np.testing.assert_array_equal(
+    failed.router_state["sum"], state.router_state["sum"]
+  )

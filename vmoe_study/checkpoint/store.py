@@ -7,10 +7,10 @@ its optimizer; metadata, with the config, are stored beside them; and every
 array is compared with its fingerprint (`manifest.py`), so that a damaged step
 is reported and the newest intact one is used instead.
 
-On disk: DIRECTORY/STEP/{params,opt_state,manifest}. A tree without leaves is
-not stored. When a run resumes from an older step because newer ones are
-damaged, these are renamed DIRECTORY/damaged-STEP, so that it can save them
-again.
+On disk: DIRECTORY/STEP/{params,opt_state,manifest}, and router_state if there
+is any: a tree without leaves is not stored. When a run resumes from an older
+step because newer ones are damaged, these are renamed DIRECTORY/damaged-STEP,
+so that it can save them again.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ class Restored(NamedTuple):
   params: PyTree
   opt_state: PyTree
   metadata: dict[str, Any]
+  more: dict[str, PyTree]
 
 
 class CheckpointStore:
@@ -127,7 +128,12 @@ class CheckpointStore:
       self.wait()
 
   def restore(
-    self, step: int | None = None, *, params: PyTree, opt_state: PyTree
+    self,
+    step: int | None = None,
+    *,
+    params: PyTree,
+    opt_state: PyTree,
+    **more: PyTree,
   ) -> Restored:
     """Reads one step into the shardings of the templates, and verifies it.
 
@@ -136,19 +142,21 @@ class CheckpointStore:
       params: tree of jax.ShapeDtypeStruct (or arrays) with shardings on any
         mesh; without a sharding, arrays go to the first device.
       opt_state: as `params`.
+      **more: as `params`, for further items by name.
 
     Raises:
       ValueError: names, shapes or dtypes differ from the checkpoint's.
       CheckpointError: there is no checkpoint, or none that is intact.
     """
     self.wait()
-    templates = {"params": params, "opt_state": opt_state}
+    templates = {"params": params, "opt_state": opt_state, **more}
     found, trees, metadata = load.restore_trees(
       self._directory, step, templates
     )
     if step is None:
       self._set_aside(found)
-    return Restored(found, trees["params"], trees["opt_state"], metadata)
+    params, opt_state = trees.pop("params"), trees.pop("opt_state")
+    return Restored(found, params, opt_state, metadata, trees)
 
   def wait(self) -> None:
     """Blocks until the current save is complete.

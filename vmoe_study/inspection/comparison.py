@@ -43,7 +43,7 @@ def compare(
     if not isinstance(found, Checkpoint):
       found = open_checkpoint(found)
     images = EvaluationImages(found.model, found.unconfirmed, found.class_names)
-    gallery = make_gallery(found.model, found.params, images, num_images)
+    gallery = make_gallery(found.model, found.variables, images, num_images)
     _check(found, gallery, galleries)
     galleries.append((found.config.evaluation_moe.router, gallery))
   return comparison_picture(galleries)

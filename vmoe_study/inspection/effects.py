@@ -37,7 +37,7 @@ def scale_experts(params: Any, factors: Mapping[str, Float[Array, "E"]]) -> Any:
 
 def measure_correct(module: VisionTransformer) -> Measure:
   """A compiled measure of whether each image is classified correctly."""
-  return jax.jit(lambda params, batch: is_correct(module, params, batch))
+  return jax.jit(lambda variables, batch: is_correct(module, variables, batch))
 
 
 def measure_ablation(module: VisionTransformer) -> Measure:
@@ -52,17 +52,18 @@ def measure_ablation(module: VisionTransformer) -> Measure:
   """
   layers = layer_names(module)
   if not layers:
-    return lambda params, batch: {}
+    return lambda variables, batch: {}
   num_experts = module.moe.options["num_experts"]
   # A row per column of the result: the factors of the experts' outputs.
   factors_XE = 1 - np.eye(num_experts + 1, num_experts, dtype=np.float32)
   factors_XE[-1] = 0
 
   @jax.jit
-  def correct(params, batch, factors):
-    return is_correct(module, scale_experts(params, factors), batch)
+  def correct(variables, batch, factors):
+    params = scale_experts(variables["params"], factors)
+    return is_correct(module, {**variables, "params": params}, batch)
 
-  def measure(params, batch):
+  def measure(variables, batch):
     found = {}
     for layer in layers:
       columns = []
@@ -70,7 +71,7 @@ def measure_ablation(module: VisionTransformer) -> Measure:
         factors = {other: jnp.ones(num_experts) for other in layers}
         factors[layer] = jnp.asarray(factor_E)
         # Fetched one by one: long queues of collectives fail on the CPU.
-        columns.append(np.asarray(correct(params, batch, factors)))
+        columns.append(np.asarray(correct(variables, batch, factors)))
       found[layer] = np.stack(columns, axis=1)
     return found
 

@@ -57,7 +57,7 @@ class Gallery:
 
 
 def make_gallery(
-  model: Model, params: Any, images: EvaluationImages, num_images: int
+  model: Model, variables: Any, images: EvaluationImages, num_images: int
 ) -> Gallery:
   """Computes the routing of a few images.
 
@@ -66,7 +66,7 @@ def make_gallery(
   """
   batch = images.to_devices(next(iter(images.batches(num_images))))
   measure = measure_layer_routing(model.evaluation_module)
-  routing = measure(params, batch["image"])
+  routing = measure(variables, batch["image"])
   batch = jax.device_get(batch)
   classes = batch["label"].argmax(axis=1)
   return Gallery(

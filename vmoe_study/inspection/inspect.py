@@ -80,13 +80,13 @@ def inspect(
     out = expand("out", out)
   if not isinstance(checkpoint, Checkpoint):
     checkpoint = open_checkpoint(checkpoint)
-  model, params = checkpoint.model, checkpoint.params
+  model, variables = checkpoint.model, checkpoint.variables
   images = EvaluationImages(
     model, checkpoint.unconfirmed, checkpoint.class_names
   )
   models, left_out = at_capacities(model, capacity_factors)
   logging.info("measuring up to %d images", num_images)
-  measured = _measure(model, params, images, num_images, models)
+  measured = _measure(model, variables, images, num_images, models)
   inspection = Inspection(
     name=checkpoint.path.name,
     router=model.config.evaluation_moe.router,
@@ -103,7 +103,7 @@ def inspect(
     layers=_layers(model, measured),
     capacities=_capacities(models, measured),
     left_out=left_out,
-    gallery=make_gallery(model, params, images, num_shown),
+    gallery=make_gallery(model, variables, images, num_shown),
     metrics=list(read_metrics(checkpoint.path)),
   )
   if out is not None:
@@ -114,7 +114,7 @@ def inspect(
 
 def _measure(
   model: Model,
-  params: Any,
+  variables: Any,
   images: EvaluationImages,
   num_images: int,
   models_at_capacities: Mapping[float, Model],
@@ -122,7 +122,7 @@ def _measure(
   """Everything that is measured per image, in one pass over the data."""
   module = model.evaluation_module
   measures = {
-    "label": lambda params, batch: batch["label"],
+    "label": lambda variables, batch: batch["label"],
     "correct": measure_correct(module),
     "routing": measure_image_routing(module),
     "without": measure_ablation(module),
@@ -130,7 +130,7 @@ def _measure(
   for factor, other in models_at_capacities.items():
     measures[_correct_at(factor)] = measure_correct(other.evaluation_module)
   return measure_images(
-    measures, params, images.batches(num_images), images.to_devices
+    measures, variables, images.batches(num_images), images.to_devices
   )
 
 

@@ -21,7 +21,7 @@ from vmoe_study.nn.zoo import make_router
 from vmoe_study.routing.plan import RoutingPlan
 
 Batch = Mapping[str, Any]
-# (parameters, batch) to a tree of arrays with one row per image.
+# (variables, batch) to a tree of arrays with one row per image.
 Measure = Callable[[Any, Batch], Any]
 
 
@@ -81,11 +81,13 @@ def layer_names(module: VisionTransformer) -> tuple[str, ...]:
 
 
 def capture_routing(
-  module: VisionTransformer, params: Any, images: Float[Array, "B H W channels"]
+  module: VisionTransformer,
+  variables: Any,
+  images: Float[Array, "B H W channels"],
 ) -> dict[str, tuple[RoutingPlan, RouterLogits]]:
   """Plan and logits of every routed layer in evaluation, by layer name."""
   _, variables = module.apply(
-    {"params": params},
+    variables,
     images,
     capture_intermediates=lambda part, method: (
       isinstance(part, Router) and method == "logits"
@@ -135,12 +137,12 @@ def measure_image_routing(module: VisionTransformer) -> Measure:
   """A compiled measure of the `ImageRouting` of every layer, by name."""
 
   @jax.jit
-  def measure(params, batch):
+  def measure(variables, batch):
     images = batch["image"]
     return {
       layer: image_routing(token_routing(plan, logits, len(images)))
       for layer, (plan, logits) in capture_routing(
-        module, params, images
+        module, variables, images
       ).items()
     }
 
@@ -150,10 +152,10 @@ def measure_image_routing(module: VisionTransformer) -> Measure:
 def measure_layer_routing(
   module: VisionTransformer,
 ) -> Callable[[Any, Array], dict[str, LayerRouting]]:
-  """Compiled: (parameters, images) to the `LayerRouting` of every layer."""
+  """Compiled: (variables, images) to the `LayerRouting` of every layer."""
 
   @jax.jit
-  def measure(params, images):
+  def measure(variables, images):
     return {
       layer: LayerRouting(
         token_routing(plan, logits, len(images)),
@@ -161,7 +163,7 @@ def measure_layer_routing(
         plan.combine_tensor()[0],
       )
       for layer, (plan, logits) in capture_routing(
-        module, params, images
+        module, variables, images
       ).items()
     }
 
@@ -169,10 +171,10 @@ def measure_layer_routing(
 
 
 def is_correct(
-  module: VisionTransformer, params: Any, batch: Batch
+  module: VisionTransformer, variables: Any, batch: Batch
 ) -> Float[Array, "B"]:
   """1 if the class with the largest logit is among an image's, else 0."""
-  logits, _ = module.apply({"params": params}, batch["image"])
+  logits, _ = module.apply(variables, batch["image"])
   best = jnp.argmax(logits, axis=-1)[:, None]
   correct = jnp.take_along_axis(batch["label"], best, axis=-1)[:, 0] > 0
   return correct.astype(jnp.float32)
@@ -180,7 +182,7 @@ def is_correct(
 
 def measure_images(
   measures: Mapping[str, Measure],
-  params: Any,
+  variables: Any,
   batches: Iterable[Batch],
   to_devices: Callable[[Batch], Batch],
 ) -> dict[str, Any]:
@@ -188,7 +190,7 @@ def measure_images(
 
   Args:
     measures: measures by name.
-    params: parameters of the model.
+    variables: of the model.
     batches: batches with `image`, `label` (B, classes) and `mask` (B,), which
       is 0 for padding.
     to_devices: places a batch on the devices.
@@ -203,7 +205,7 @@ def measure_images(
     valid = np.asarray(batch["mask"]) > 0
     placed = to_devices(batch)
     values = {
-      name: measure(params, placed) for name, measure in measures.items()
+      name: measure(variables, placed) for name, measure in measures.items()
     }
     found.append(_select_rows(values, valid))
     count += int(valid.sum())

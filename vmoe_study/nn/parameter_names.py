@@ -40,6 +40,10 @@ MAP_HEAD = "MapHead"
 PRE_LOGITS = "pre_logits"
 HEAD = "head"
 
+# The collection of the states of routers, which are no parameters. They have
+# the paths of their routers.
+ROUTER_STATE = "router_state"
+
 POSITIONS = f"{ENCODER}/{ADD_POSITIONS}/{POSITION_EMBEDDING}"
 EXPERTS = f"{MOE}/{MLP}"  # Within a block.
 # For `re.search` in a path.

@@ -17,8 +17,9 @@ from jaxtyping import Array, Float
 
 from vmoe_study.nn.checked import CheckedModule
 from vmoe_study.nn.logits import LinearLogits, LogitsRule
-from vmoe_study.nn.parameter_names import SLOT_EMBEDDING
+from vmoe_study.nn.parameter_names import ROUTER_STATE, SLOT_EMBEDDING
 from vmoe_study.routing import balance
+from vmoe_study.routing import controller as controller_lib
 from vmoe_study.routing.affinity import Affinity, Softmax
 from vmoe_study.routing.capacity import expert_capacity
 from vmoe_study.routing.choice import Choice, ExpertChoice
@@ -34,10 +35,13 @@ class RouterLogits(NamedTuple):
     clean: logits without noise; sparse routers have one per expert, Soft MoE
       one per slot.
     noise: what is added to them in training; None for no noise.
+    state: of the controller, by name, with a copy for each group; None without
+      a controller.
   """
 
   clean: Float[Array, "G S ..."]
   noise: Float[Array, "G S ..."] | None = None
+  state: dict[str, Float[Array, "G ..."]] | None = None
 
   @property
   def noisy(self) -> Float[Array, "G S ..."]:
@@ -105,6 +109,7 @@ class SparseRouter(Router):
     logits_rule: maps tokens to logits.
     affinity: maps logits to scores.
     choice: maps scores and weights to an index plan.
+    controller: balances by a state, in the collection `ROUTER_STATE`; or None.
     capacity_factor: slots per choice of a token, see `expert_capacity`.
     capacity_rounding: "round" (half to even) or "ceil".
     capacity_multiple_of: C is rounded up to a multiple of this.
@@ -124,6 +129,7 @@ class SparseRouter(Router):
   logits_rule: LogitsRule = LinearLogits()
   affinity: Affinity = Softmax()
   choice: Choice = ExpertChoice()
+  controller: controller_lib.Controller | None = None
   capacity_factor: float = 1.0
   capacity_rounding: Literal["round", "ceil"] = "round"
   capacity_multiple_of: int = 1
@@ -143,7 +149,8 @@ class SparseRouter(Router):
   ) -> RouterLogits:
     clean = self.logits_rule(x, self.num_experts, deterministic)
     std = self.noise_std / self.num_experts
-    return RouterLogits(clean, self._noise(clean.shape, std, deterministic))
+    noise = self._noise(clean.shape, std, deterministic)
+    return RouterLogits(clean, noise, self._group_state(len(x)))
 
   @nn.nowrap
   def route(
@@ -159,10 +166,21 @@ class SparseRouter(Router):
       scores = self.affinity(jax.lax.stop_gradient(logits.noisy), *sizes)
       seen = logits.noisy if self.noisy_weights else logits.clean
       weights = WEIGHTS[self.weights](seen)
+    losses, loss_weights = self._losses(logits), self._loss_weights()
+    statistics = {}
+    if self.controller:
+      K = self.choice.num_selected_experts
+      statistics = self.controller.statistics(scores, logits.state, K)
+      scores = self.controller.shifted(scores, logits.state)
+      own = self.controller.losses(weights, logits.state, K)
+      losses, loss_weights = (
+        losses | own,
+        loss_weights | dict.fromkeys(own, 1.0),
+      )
     plan = self.choice(
       scores, weights, capacity=capacity, deterministic=deterministic
     )
-    aux = balance.routing_aux(plan, self._losses(logits), self._loss_weights())
+    aux = balance.routing_aux(plan, losses, loss_weights, statistics)
     form = self.plan_form
     if form == "auto":
       form = best_plan_form(jax.default_backend(), self.num_experts * capacity)
@@ -178,6 +196,18 @@ class SparseRouter(Router):
       num_selected_experts=self.choice.num_selected_experts,
       rounding=self.capacity_rounding,
       multiple_of=self.capacity_multiple_of,
+    )
+
+  def _group_state(self, num_groups: int) -> controller_lib.State | None:
+    """The state of the controller, with a copy for each group."""
+    if not self.controller:
+      return None
+    state = {
+      name: self.variable(ROUTER_STATE, name, lambda value=value: value).value
+      for name, value in self.controller.initial_state(self.num_experts).items()
+    }
+    return jax.tree.map(
+      lambda leaf: jnp.broadcast_to(leaf, (num_groups, *leaf.shape)), state
     )
 
   @nn.nowrap

@@ -24,6 +24,7 @@ from vmoe_study.nn.router import Router, SoftRouter, SparseRouter
 from vmoe_study.options import check_least, check_names, check_type, defaults
 from vmoe_study.routing.affinity import (
   Linear,
+  Relu,
   RowSparseTransport,
   Sigmoid,
   Sinkhorn,
@@ -33,7 +34,13 @@ from vmoe_study.routing.affinity import (
 from vmoe_study.routing.assignment import BalancedAssignment
 from vmoe_study.routing.capped import CappedExpertChoice
 from vmoe_study.routing.choice import ExpertChoice, TokenChoice
+from vmoe_study.routing.controller import (
+  ExpertThreshold,
+  LoadBias,
+  SparsityControl,
+)
 from vmoe_study.routing.guarantees import Guarantees
+from vmoe_study.routing.threshold import ThresholdChoice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +98,7 @@ class RouterSpec:
 
   def options(self) -> dict[str, Any]:
     """Types of all options, by name."""
-    hidden = {"parent", "name", *self.parts}
+    hidden = {"parent", "name", "controller", *self.parts}
     return {f.name: f.type for f in self._fields() if f.name not in hidden}
 
   def default_options(self) -> dict[str, Any]:
@@ -117,6 +124,7 @@ def sparse(
   choice: type,
   logits: type = LinearLogits,
   *,
+  controller: type | None = None,
   guarantees: Guarantees | None = None,
   about: About = About(),
   **defaults,
@@ -127,6 +135,7 @@ def sparse(
     affinity: its class, a dataclass like those in `routing.affinity`.
     choice: its class, a dataclass like those in `routing.choice`.
     logits: its class, a dataclass like those in `nn.logits`.
+    controller: its class, one of those in `routing.controller`, if any.
     guarantees: where they differ from those of the choice.
     about: for the page of all routers.
     **defaults: option values that differ from the defaults of the classes.
@@ -148,6 +157,8 @@ def sparse(
     (Temperature(temperature=0.5), 1.0)
   """
   parts = {"logits_rule": logits, "affinity": affinity, "choice": choice}
+  if controller is not None:
+    parts["controller"] = controller
   return RouterSpec(
     SparseRouter, parts, defaults, guarantees or choice.guarantees, about
   )
@@ -282,6 +293,36 @@ ROUTERS: dict[str, RouterSpec] = {
     ),
     weights="sigmoid",
   ),
+  # Balance by a controller's state.
+  "bias_adjusted_token_choice": sparse(
+    Sigmoid,
+    TokenChoice,
+    controller=LoadBias,
+    about=About(
+      "sigmoid plus the bias of the expert", _TOP_K, "sigmoid", "2408.15664"
+    ),
+    weights="sigmoid",
+  ),
+  "relu": sparse(
+    Relu,
+    ThresholdChoice,
+    controller=SparsityControl,
+    about=About(
+      "positive part of the logits", "all above 0", "the scores", "2412.14711"
+    ),
+    weights="relu",
+  ),
+  "threshold": sparse(
+    Softmax,
+    ThresholdChoice,
+    controller=ExpertThreshold,
+    about=About(
+      f"{_SOFTMAX} less the threshold of the expert",
+      "all above 0",
+      _SOFTMAX,
+      "2603.11535",
+    ),
+  ),
   # Controls: routing that is not learned, wholly or in part.
   "random": sparse(
     Softmax,
@@ -334,8 +375,11 @@ _AT_LEAST = {
   "num_iterations": 1,
   "slots_per_expert": 1,
   "max_experts_per_token": 1,
+  "mean_experts_per_token": 1,
   "num_rounds": 1,
   "projection_dim": 0,
+  "bias_update_rate": 0,
+  "threshold_decay": 0,
   "capacity_multiple_of": 1,
   "noise_std": 0,
   "importance_loss_weight": 0,
@@ -345,7 +389,13 @@ _AT_LEAST = {
 }
 
 
-_ABOVE_ZERO = {"capacity_factor", "epsilon", "initial_temperature"}
+_ABOVE_ZERO = {
+  "capacity_factor",
+  "coefficient_update_factor",
+  "epsilon",
+  "initial_coefficient",
+  "initial_temperature",
+}
 
 
 def _check_range(where: str, option: str, value: Any) -> None:

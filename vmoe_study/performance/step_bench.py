@@ -39,7 +39,8 @@ def bench_step(config: Config, rounds: int) -> dict[str, float]:
   training = Training(model, data.num_examples)
   batch = sharding.to_global(model.mesh, data[0])
   state = training.init()
-  params = jax.tree.map(jnp.copy, state.params)  # The step donates its state.
+  # The step donates its state.
+  copies = jax.tree.map(jnp.copy, (state.params, state.router_state))
 
   logging.info("compiling the step")
   start = time.perf_counter()
@@ -56,7 +57,7 @@ def bench_step(config: Config, rounds: int) -> dict[str, float]:
 
   prepared = to_devices(model.mesh, data.device_ops, data[0])
   seconds = interleaved_seconds(
-    {**_parts(model, params, prepared), "step": run_step}, rounds
+    {**_parts(model, copies, prepared), "step": run_step}, rounds
   )
   median = {name: float(np.median(s)) for name, s in seconds.items()}
   size = config.train.batch_size
@@ -79,7 +80,7 @@ def bench_step(config: Config, rounds: int) -> dict[str, float]:
 
 
 def _parts(
-  model: Model, params: Any, batch: Any
+  model: Model, state: tuple[Any, Any], batch: Any
 ) -> dict[str, Callable[[], Any]]:
   """Forward pass, forward and backward pass, and the matrix product."""
   key = jax.random.key(0)
@@ -88,7 +89,7 @@ def _parts(
   matrix = jnp.ones((MATMUL_SIZE, MATMUL_SIZE), model.module.dtype)
   product = jax.jit(jnp.matmul)
   return {
-    "forward": lambda: forward(params, batch, key),
-    "gradient": lambda: gradient(params, batch, key),
+    "forward": lambda: forward(*state, batch, key),
+    "gradient": lambda: gradient(*state, batch, key),
     "matmul": lambda: product(matrix, matrix),
   }

@@ -4,6 +4,7 @@ The router returns them beside its plan, as one `RoutingAux`.
 """
 
 import dataclasses
+import types
 from collections.abc import Mapping
 
 import jax
@@ -26,18 +27,23 @@ class RoutingAux:
     tokens_per_expert: tokens in each expert's slots; under a soft plan, the sum
       of their dispatch weights.
     unprocessed: fraction of the tokens that no expert processes.
+    statistics: what the controller's update needs, by name; leading axis G.
   """
 
   auxiliary_loss: Float[Array, "G"]
   losses: dict[str, Float[Array, "G"]]
   tokens_per_expert: Float[Array, "G E"]
   unprocessed: Float[Array, "G"]
+  statistics: dict[str, Float[Array, "G ..."]] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 def routing_aux(
   plan: RoutingPlan,
   losses: Mapping[str, Float[ArrayLike, "G"]],
   loss_weights: Mapping[str, float],
+  statistics: Mapping[str, Float[Array, "G ..."]] = types.MappingProxyType({}),
 ) -> RoutingAux:
   """Sums the weighted losses and counts the tokens of the plan.
 
@@ -45,6 +51,7 @@ def routing_aux(
     plan: of the layer.
     losses: unweighted, by name.
     loss_weights: by name, one for every loss; names without a loss are ignored.
+    statistics: for the update of a controller, by name.
 
   Raises:
     ValueError: for a loss that does not have one axis.
@@ -56,7 +63,9 @@ def routing_aux(
     if loss_weights[name]:
       total += loss_weights[name] * loss
   unprocessed = jnp.mean(plan.experts_per_token() == 0, axis=1)
-  return RoutingAux(total, arrays, tokens_per_expert, unprocessed)
+  return RoutingAux(
+    total, arrays, tokens_per_expert, unprocessed, dict(statistics)
+  )
 
 
 def importance_loss(gates: Float[ArrayLike, "G S E"]) -> Float[Array, "G"]:

@@ -76,8 +76,7 @@ class ThresholdChoice:
   """`threshold_choice` with its option as a field.
 
   Attributes:
-    num_selected_experts: K, how many experts a token is expected to take: of
-      the capacity, and the aim of those that control the number.
+    mean_experts_per_token: K, the aim of controllers, and K of the capacity.
     threshold: scores above it are chosen.
   """
 
@@ -85,8 +84,13 @@ class ThresholdChoice:
   guarantees: ClassVar[Guarantees] = Guarantees(
     load=("0", "C"), experts=("0", "E")
   )
-  num_selected_experts: int = 1
+  mean_experts_per_token: int = 1
   threshold: float = 0.0
+
+  @property
+  def num_selected_experts(self) -> int:
+    """The K of the capacity."""
+    return self.mean_experts_per_token
 
   def __call__(
     self,

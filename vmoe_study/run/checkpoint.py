@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from jax.typing import ArrayLike
 
-from vmoe_study.checkpoint.load import load_metadata, load_params
+from vmoe_study.checkpoint.load import absolute, load_metadata, restore_trees
 from vmoe_study.config import Config, fit_to_devices, parse
 from vmoe_study.data.classes import ClassNames
 from vmoe_study.files.location import expand
@@ -30,6 +30,7 @@ class Checkpoint:
     path: workdir of the run.
     step: number of updates that the parameters have seen.
     params: the parameter tree.
+    router_state: states of routers; {} if no router has one.
     model: the module on its mesh, with compiled functions.
     class_names: by class number; empty if the classes have only numbers; None
       if they are not known, as in checkpoints of earlier versions.
@@ -40,9 +41,15 @@ class Checkpoint:
   path: epath.Path
   step: int
   params: Any = dataclasses.field(repr=False)
+  router_state: Any = dataclasses.field(repr=False)
   model: Model = dataclasses.field(repr=False)
   class_names: ClassNames | None = None
   unconfirmed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """The variables for `module.apply`."""
+    return {"params": self.params, "router_state": self.router_state}
 
   @property
   def config(self) -> Config:
@@ -79,7 +86,7 @@ class Checkpoint:
     unit = self.model.mesh.size * self.config.group_images
     rows = [(0, -len(images) % unit), (0, 0), (0, 0), (0, 0)]
     batch = to_global(self.model.mesh, np.pad(images, rows))
-    logits = self.model.predict(self.params, batch)
+    logits = self.model.predict(self.variables, batch)
     return to_local(logits)[: len(images)].astype(np.float32)
 
   def _check(self, images: np.ndarray) -> None:
@@ -137,9 +144,18 @@ def open_checkpoint(
   config = fit_to_devices(config, jax.device_count())
   model = Model(config, metadata.image_shape)
   # By default the newest step: a run that is training may have saved another.
-  params, _, found = load_params(directory, step, model.params_template())
+  templates = {
+    "params": model.params_template(),
+    "router_state": model.router_state_template(),
+  }
+  found, trees, _ = restore_trees(absolute(directory), step, templates)
   return Checkpoint(
-    epath.Path(path), found, params, model, metadata.class_names, folders
+    path=epath.Path(path),
+    step=found,
+    **trees,
+    model=model,
+    class_names=metadata.class_names,
+    unconfirmed=folders,
   )
 
 

@@ -62,5 +62,5 @@ def evaluate(
     )
   metrics: dict[str, float] = {"step": checkpoint.step}
   for evaluator in evaluators:
-    metrics.update(evaluator.run(checkpoint.params, checkpoint.step))
+    metrics.update(evaluator.run(checkpoint.variables, checkpoint.step))
   return metrics

@@ -11,15 +11,26 @@ from jax.sharding import Mesh
 from vmoe_study.config import Config, check_batches
 from vmoe_study.data.device_ops import DeviceOps
 from vmoe_study.data.mixup import mixup, rolled_mixup
-from vmoe_study.nn.parameter_names import EXPERT_PATTERN
+from vmoe_study.nn.parameter_names import (
+  ENCODER,
+  EXPERT_PATTERN,
+  MOE,
+  ROUTER,
+  ROUTER_STATE,
+)
 from vmoe_study.nn.vit import VisionTransformer
+from vmoe_study.nn.zoo import make_router
 from vmoe_study.parallel import sharding
-from vmoe_study.parallel.mesh import make_mesh
+from vmoe_study.parallel.mesh import AXES, make_mesh
 from vmoe_study.routing.exchange import Exchange
 from vmoe_study.training import loss as losses
 from vmoe_study.training.optimizer import make_optimizer, make_schedule
 from vmoe_study.training.state import TrainState
-from vmoe_study.training.step import make_gradient, make_train_step
+from vmoe_study.training.step import (
+  ROUTER_STATISTICS,
+  make_gradient,
+  make_train_step,
+)
 
 
 class Model:
@@ -47,10 +58,12 @@ class Model:
     self.image_shape = image_shape
     self.module = VisionTransformer(
       **config.model.arguments(),
-      exchange=Exchange(self.mesh if self.mesh.size > 1 else None),
+      exchange=Exchange(self.mesh if self.mesh.size > 1 else None, AXES),
     )
     self.evaluation_module = self.module.clone(moe=config.evaluation_moe)
-    self.params_shape = self._shapes(self.module, image_shape)
+    shapes = self._shapes(self.module, image_shape)
+    self.params_shape = shapes["params"]
+    self.router_state_shape = shapes.get(ROUTER_STATE, {})
     if config.evaluation_capacity:
       self._check_evaluation()
     experts = EXPERT_PATTERN if config.model.is_routed else None
@@ -65,10 +78,31 @@ class Model:
     """Shapes, dtypes and shardings of the parameters."""
     return _template(self.params_shape, self.params_sharding)
 
+  def router_state_template(self) -> Any:
+    """Shapes, dtypes and shardings of the states of routers; may be empty."""
+    return _template(self.router_state_shape, self.router_state_sharding)
+
+  @property
+  def router_state_sharding(self) -> Any:
+    """On every device the whole."""
+    whole = sharding.replicated(self.mesh)
+    return jax.tree.map(lambda _: whole, self.router_state_shape)
+
   def init(self) -> Any:
     """Random parameters; each device computes and holds only its own part."""
-    init = functools.partial(self._init, self.module, self.image_shape)
-    init = jax.jit(init, out_shardings=self.params_sharding)
+    return self._compiled_init("params", self.params_sharding)
+
+  def init_router_state(self) -> Any:
+    """The states of routers before the first step; {} if no router has one."""
+    if not self.router_state_shape:
+      return {}
+    return self._compiled_init(ROUTER_STATE, self.router_state_sharding)
+
+  def _compiled_init(self, collection: str, shardings: Any) -> Any:
+    def init(key):
+      return self._init(self.module, self.image_shape, key)[collection]
+
+    init = jax.jit(init, out_shardings=shardings)
     return init(jax.random.key(self.config.seed))
 
   def _init(
@@ -78,12 +112,12 @@ class Model:
     key: jax.Array,
   ) -> Any:
     batch = self.mesh.size * self.config.group_images
-    return module.init(key, jnp.zeros((batch, *image_shape)))["params"]
+    return module.init(key, jnp.zeros((batch, *image_shape)))
 
   def _shapes(
     self, module: VisionTransformer, image_shape: tuple[int, int, int]
   ) -> Any:
-    """Traces a module; returns the shapes of its parameters."""
+    """Traces a module; returns the shapes of its variables."""
     init = functools.partial(self._init, module, image_shape)
     return jax.eval_shape(init, jax.random.key(0))
 
@@ -110,7 +144,8 @@ class Model:
       raise ValueError(
         f"{where}: its images are {_size(shape)}: {error}"
       ) from error
-    if wanted != self.params_shape or self.module.posemb == "learned":
+    changed = wanted["params"] != self.params_shape
+    if changed or self.module.posemb == "learned":
       raise ValueError(
         f"{where}: its images are {_size(shape)}, but the model was built for "
         f"{_size(self.image_shape)}, and some of its parameters depend on that "
@@ -120,26 +155,30 @@ class Model:
 
   @functools.cached_property
   def predict(self):
-    """Compiled: (params, images) to logits, without noise or dropout."""
-    return jax.jit(lambda params, images: self._apply(params, images)[0])
+    """Compiled: (variables, images) to logits, without noise or dropout.
+
+    Like those of Flax, the variables are {"params": ...} and, if routers have
+    states, "router_state".
+    """
+    return jax.jit(lambda variables, images: self._apply(variables, images)[0])
 
   @functools.cached_property
   def features(self):
-    """Compiled: (params, images) to the representation before the head."""
+    """Compiled: (variables, images) to what comes before the head."""
     return jax.jit(
-      lambda params, images: self._apply(params, images)[1].features,
+      lambda variables, images: self._apply(variables, images)[1].features,
       out_shardings=sharding.by_batch(self.mesh),
     )
 
-  def _apply(self, params, images):
-    return self.evaluation_module.apply({"params": params}, images)
+  def _apply(self, variables, images):
+    return self.evaluation_module.apply(variables, images)
 
-  def loss(self, params: Any, batch: Any, key: jax.Array):
+  def loss(self, params: Any, router_state: Any, batch: Any, key: jax.Array):
     """Training loss and metrics of a batch; all noise derives from `key`."""
     spec = self.config.train
     dropout, router = jax.random.split(key)
     logits, outputs = self.module.apply(
-      {"params": params},
+      {"params": params, ROUTER_STATE: router_state},
       batch["image"],
       deterministic=False,
       rngs={"dropout": dropout, "router": router},
@@ -148,7 +187,29 @@ class Model:
     auxiliary = losses.auxiliary_loss(outputs.aux)
     loss = main + auxiliary
     metrics = {"loss": loss, "main_loss": main, "auxiliary_loss": auxiliary}
-    return loss, metrics | losses.routing_metrics(outputs.aux)
+    metrics |= losses.routing_metrics(outputs.aux)
+    metrics[ROUTER_STATISTICS] = losses.router_statistics(outputs.aux)
+    return loss, metrics
+
+  def update_router_state(self, router_state: Any, statistics: Any) -> Any:
+    """The states of routers after a step.
+
+    Args:
+      router_state: before the step.
+      statistics: of the step, by layer; see `loss.router_statistics`.
+    """
+    if not router_state:
+      return router_state
+    moe = self.config.model.moe
+    controller = make_router(moe.router, **moe.options).controller
+    layers = router_state[ENCODER]
+    updated = {
+      layer: {
+        MOE: {ROUTER: controller.updated(layers[layer][MOE][ROUTER], values)}
+      }
+      for layer, values in statistics.items()
+    }
+    return {ENCODER: updated}
 
 
 class Training:
@@ -203,7 +264,9 @@ class Training:
 
   def _compiled_step(self):
     model = self.model
-    step = make_train_step(self.gradient, self.optimizer)
+    step = make_train_step(
+      self.gradient, self.optimizer, model.update_router_state
+    )
 
     def train_step(state, batch):
       rate = self.schedule(state.step)
@@ -227,6 +290,7 @@ class Training:
       params=self.model.params_sharding,
       opt_state=self.opt_sharding,
       failed=scalar,
+      router_state=self.model.router_state_sharding,
     )
 
   def state_template(self) -> TrainState:
@@ -236,18 +300,25 @@ class Training:
       params=self.model.params_shape,
       opt_state=self.opt_shape,
       failed=jax.ShapeDtypeStruct((), jnp.bool_),
+      router_state=self.model.router_state_shape,
     )
     return _template(shapes, self.state_sharding())
 
-  def init(self, params: Any | None = None) -> TrainState:
+  def init(
+    self, params: Any | None = None, router_state: Any | None = None
+  ) -> TrainState:
     """The state before the first step; by default with random parameters."""
     params = self.model.init() if params is None else params
+    if router_state is None:
+      router_state = self.model.init_router_state()
     init = jax.jit(self.optimizer.init, out_shardings=self.opt_sharding)
-    return self.state_at(0, params, init(params))
+    return self.state_at(0, params, init(params), router_state)
 
-  def state_at(self, step: int, params: Any, opt_state: Any) -> TrainState:
+  def state_at(
+    self, step: int, params: Any, opt_state: Any, router_state: Any
+  ) -> TrainState:
     """The sound state after `step` steps."""
-    state = TrainState.create(step, params, opt_state)
+    state = TrainState.create(step, params, opt_state, router_state)
     scalar = sharding.replicated(self.model.mesh)
     return state.replace(
       step=jax.device_put(state.step, scalar),

@@ -105,6 +105,7 @@ class Failures:
           self._metadata.to_dict(),
           wait=True,
           batch=batch,
+          router_state=state.router_state,
         )
       store.close()
       with hosts.raise_on_all_hosts():

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 from vmoe_study.checkpoint import adapt
@@ -26,9 +27,11 @@ from vmoe_study.checkpoint.foreign.vmoe import (
   read_vmoe_shapes,
 )
 from vmoe_study.checkpoint.load import (
+  absolute,
   load_metadata,
   load_params,
   load_shapes,
+  restore_trees,
 )
 from vmoe_study.config import InitializeSpec
 from vmoe_study.data.classes import ClassNames
@@ -36,6 +39,7 @@ from vmoe_study.nn.parameter_names import (
   EMBEDDING,
   HEAD,
   PRE_LOGITS,
+  ROUTER_STATE,
   in_head,
   in_moe,
   in_router,
@@ -81,6 +85,26 @@ def initial_params(
     )
   found, _ = adapt.match_params(found, model.params_shape)
   return jax.tree.map(_place, model.init(), found)
+
+
+def initial_router_state(spec: InitializeSpec, model: Model) -> Any:
+  """The states of routers before the first step; {} if no router has one.
+
+  Those of a checkpoint, if its routers have the same; else as at the start of
+  training.
+
+  Raises:
+    CheckpointError: the source is missing or damaged.
+  """
+  state = model.init_router_state()
+  if not state or spec.kind != "checkpoint":
+    return state
+  directory = workdir_lib.checkpoints(spec.path)
+  found, _ = load_shapes(directory, ROUTER_STATE)
+  if jax.tree.map(np.shape, found) != jax.tree.map(np.shape, state):
+    return state
+  template = {ROUTER_STATE: model.router_state_template()}
+  return restore_trees(absolute(directory), None, template)[1][ROUTER_STATE]
 
 
 def match_source(

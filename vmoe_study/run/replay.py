@@ -58,13 +58,17 @@ def replay(
   templates = {
     "params": template.params,
     "opt_state": template.opt_state,
+    "router_state": template.router_state,
     "batch": AS_NUMPY,
   }
   _, items, _ = restore_trees(absolute(folder), step, templates)
   batch = to_global(model.mesh, items["batch"])
   compute = jax.jit(_compute, static_argnums=0)
   found = compute(
-    training, items["params"], items["opt_state"], batch, jnp.int32(step)
+    training,
+    *(items[name] for name in ("params", "opt_state", "router_state")),
+    batch,
+    jnp.int32(step),
   )
   prepared = DeviceOps.of(config.data)(items["batch"])
   given = {"batch": prepared, "params": items["params"]}
@@ -97,8 +101,8 @@ def not_finite(
         yield kind, name, f"{bad:,}", f"{np.size(leaf):,}"
 
 
-def _compute(training, params, opt_state, batch, step):
-  metrics, gradient = training.gradient(params, batch, step)
+def _compute(training, params, opt_state, router_state, batch, step):
+  metrics, gradient = training.gradient(params, router_state, batch, step)
   updates, _ = training.optimizer.update(gradient, opt_state, params)
   update = jax.tree.map(jnp.add, params, updates)
   return {

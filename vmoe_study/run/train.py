@@ -28,7 +28,7 @@ from vmoe_study.run.classes import known_classes
 from vmoe_study.run.experiment import Model, Training
 from vmoe_study.run.failures import Failures
 from vmoe_study.run.finished import is_evaluated
-from vmoe_study.run.initialize import initial_params
+from vmoe_study.run.initialize import initial_params, initial_router_state
 from vmoe_study.run.inputs import make_evaluators, open_train_input
 from vmoe_study.run.metadata import Metadata
 from vmoe_study.training import loop
@@ -157,7 +157,8 @@ class _Run:
     if not complete_steps(directory):  # The same answer on all hosts.
       start = self._config.initialize
       params = initial_params(start, self._model, self._data.class_names)
-      state = self._training.init(params)
+      router_state = initial_router_state(start, self._model)
+      state = self._training.init(params, router_state)
     stack.enter_context(lock.hold(self._workdir))
     self._store = CheckpointStore(
       directory, keep=spec.keep, keep_every=spec.keep_every or None
@@ -170,7 +171,9 @@ class _Run:
   def _restore(self) -> TrainState:
     template = self._training.state_template()
     found = self._store.restore(
-      params=template.params, opt_state=template.opt_state
+      params=template.params,
+      opt_state=template.opt_state,
+      router_state=template.router_state,
     )
     metadata = Metadata.from_dict(found.metadata)
     self._model.check_images("checkpoint", metadata.image_shape)
@@ -178,7 +181,9 @@ class _Run:
     self._metadata = dataclasses.replace(
       self._metadata, skipped_steps=metadata.skipped_steps
     )
-    return self._training.state_at(found.step, found.params, found.opt_state)
+    return self._training.state_at(
+      found.step, found.params, found.opt_state, found.more["router_state"]
+    )
 
   def describe(self, state: TrainState) -> None:
     """Logs parameters, routing and progress."""
@@ -278,6 +283,7 @@ class _Run:
       state.params,
       state.opt_state,
       metadata.to_dict(),
+      router_state=state.router_state,
     )
     for action in (self._store.wait, save):  # The previous save, and this one.
       try:

@@ -118,7 +118,7 @@ def train(
         hooks.save(step, steps.state, steps.skipped)
     if evaluating and not stopping:
       with reporter.paused():
-        stopping = not _evaluate(hooks, steps.state.params, step)
+        stopping = not _evaluate(hooks, steps.state.variables, step)
     if stopping or step == timetable.num_steps:
       break
     steps.run(step, reporter.counted(next(batches)))

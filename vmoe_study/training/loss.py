@@ -52,6 +52,24 @@ def auxiliary_loss(aux: Mapping[str, RoutingAux]) -> Float[Array, ""]:
   )
 
 
+def router_statistics(
+  aux: Mapping[str, RoutingAux],
+) -> dict[str, dict[str, Float[Array, "..."]]]:
+  """Statistics of every layer for the updates of router states.
+
+  Args:
+    aux: of every MoE layer, by name.
+
+  Returns:
+    By layer and name, averaged over groups; only of layers that have any.
+  """
+  return {
+    name: {key: values.mean(axis=0) for key, values in layer.statistics.items()}
+    for name, layer in aux.items()
+    if layer.statistics
+  }
+
+
 def routing_metrics(
   aux: Mapping[str, RoutingAux],
 ) -> dict[str, Float[Array, "..."]]:

@@ -6,6 +6,7 @@ is. The program runs a few steps ahead of its devices, so the state that failed
 is still available when the program learns of the failure.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,9 @@ import optax
 from vmoe_study.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
-LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Metrics]]
-Gradient = Callable[[Any, Any, jax.Array], tuple[Metrics, Any]]
+LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Metrics]]
+Gradient = Callable[[Any, Any, Any, jax.Array], tuple[Metrics, Any]]
+ROUTER_STATISTICS = "router_statistics"  # Among the metrics of a loss.
 
 
 def make_gradient(
@@ -28,13 +30,15 @@ def make_gradient(
   accumulation: int = 1,
   chunk: int = 1,
 ) -> Gradient:
-  """A pure function from parameters, batch and step to metrics and gradient.
+  """A pure function that computes metrics and gradient of a step.
 
-  Random numbers are a function of (seed, step) alone.
+  Its arguments are parameters, router state, batch and step. Random numbers are
+  a function of (seed, step) alone.
 
   Args:
-    loss_fn: (params, batch, key) to a mean loss over the batch and metrics,
-      "loss" among them.
+    loss_fn: (params, router state, batch, key) to a mean loss over the batch
+      and metrics, "loss" among them. If routers have states, the metrics
+      contain `ROUTER_STATISTICS`, a tree of means over the batch.
     seed: of all randomness in the step.
     augment: (batch, key) to the batch that is trained on; compiled with the
       step, so that the batch before it may be smaller.
@@ -45,21 +49,28 @@ def make_gradient(
   """
   gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
-  def metrics_and_gradient(params: Any, batch: Any, step: jax.Array):
+  def metrics_and_gradient(
+    params: Any, router_state: Any, batch: Any, step: jax.Array
+  ):
     key = jax.random.fold_in(jax.random.key(seed), step)
     key, augment_key = jax.random.split(key)
     batch = augment(batch, augment_key)
     if accumulation == 1:
-      (_, metrics), grads = gradient(params, batch, key)
+      (_, metrics), grads = gradient(params, router_state, batch, key)
       return metrics, grads
     parts = _split(batch, accumulation, chunk)
-    return _mean_over(parts, gradient, params, key)
+    part_gradient = functools.partial(gradient, params, router_state)
+    return _mean_over(parts, part_gradient, key)
 
   return metrics_and_gradient
 
 
 def make_train_step(
-  gradient: Gradient, optimizer: optax.GradientTransformation
+  gradient: Gradient,
+  optimizer: optax.GradientTransformation,
+  update_router_state: Callable[[Any, Any], Any] = lambda state, statistics: (
+    state
+  ),
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
   """A pure function from state and batch to the next state and metrics.
 
@@ -68,10 +79,14 @@ def make_train_step(
   Args:
     gradient: as of `make_gradient`.
     optimizer: of the parameters.
+    update_router_state: (router state, statistics) to the next router state.
   """
 
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-    metrics, grads = gradient(state.params, batch, state.step)
+    metrics, grads = gradient(
+      state.params, state.router_state, batch, state.step
+    )
+    statistics = metrics.pop(ROUTER_STATISTICS, {})
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics |= step_norms(grads, updates)
@@ -79,7 +94,10 @@ def make_train_step(
     finite &= jnp.isfinite(metrics["gradient_norm"])
     finite &= jnp.isfinite(metrics["update_norm"])
     sound = finite & ~state.failed
-    updated = TrainState(state.step + 1, params, opt_state, ~sound)
+    router_state = update_router_state(state.router_state, statistics)
+    updated = TrainState(
+      state.step + 1, params, opt_state, ~sound, router_state
+    )
     frozen = state.replace(failed=~sound)
     state = jax.tree.map(
       lambda new, old: jnp.where(sound, new, old), updated, frozen
@@ -122,17 +140,17 @@ def _split(batch, parts: int, chunk: int):
   return jax.tree.map(split, batch)
 
 
-def _mean_over(parts, gradient, params, key):
+def _mean_over(parts, gradient, key):
   """Metrics and gradients, averaged over equal parts of the batch."""
 
   def body(total, part_and_index):
     part, index = part_and_index
-    (_, metrics), grads = gradient(params, part, jax.random.fold_in(key, index))
+    (_, metrics), grads = gradient(part, jax.random.fold_in(key, index))
     return jax.tree.map(jnp.add, total, (metrics, grads)), None
 
   count = jax.tree.leaves(parts)[0].shape[0]
   first = jax.tree.map(lambda x: x[0], parts)
-  shapes = jax.eval_shape(lambda: gradient(params, first, key))
+  shapes = jax.eval_shape(lambda: gradient(first, key))
   (_, metrics), grads = shapes
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (metrics, grads))
   total, _ = jax.lax.scan(body, zeros, (parts, jnp.arange(count)))

@@ -1,0 +1,111 @@
+"""The state of routers: in checkpoints, evaluation and fine-tuning."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import vmoe_study
+from vmoe_study.checkpoint.load import (
+  AS_NUMPY,
+  absolute,
+  load_shapes,
+  restore_trees,
+)
+from vmoe_study.run import workdir as workdir_lib
+
+pytestmark = pytest.mark.cli
+
+STEPS = 6
+TINY = (
+  *("model.fields.width=16", "model.fields.depth=2", "model.fields.mlp_dim=32"),
+  *("model.fields.num_heads=2", "model.moe.options.num_experts=4"),
+  *("train.num_epochs=0.0", f"train.num_steps={STEPS}"),
+  *("train.schedule.warmup_steps=2", "train.report_every=3"),
+)
+
+
+def _config(router, *overrides):
+  file = f"configs/digits.py:router={router}"
+  return vmoe_study.load_config(file, [*TINY, *overrides])
+
+
+def _arrays(workdir, step):
+  items = dict.fromkeys(("params", "router_state"), AS_NUMPY)
+  directory = absolute(workdir_lib.checkpoints(workdir))
+  return restore_trees(directory, step, items)[1]
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory):
+  """A finished run of a router with a bias that every step moves."""
+  workdir = tmp_path_factory.mktemp("biased")
+  config = _config("bias_adjusted_token_choice", "train.save_every=3")
+  vmoe_study.train(config, workdir)
+  return workdir
+
+
+def test_it_is_an_item_of_checkpoints_but_not_of_the_optimizer(biased):
+  state = _arrays(biased, STEPS)["router_state"]
+  bias = state["Encoder"]["encoderblock_1"]["Moe"]["Router"]["bias"]
+  assert bias.shape == (4,)
+  # Every step moves it by 0.001 in either direction, or not at all.
+  steps = np.round(bias * 1e3)
+  np.testing.assert_allclose(bias * 1e3, steps, atol=1e-3)
+  assert np.any(steps) and np.abs(steps).max() <= STEPS
+  for item in ("params", "opt_state"):
+    shapes, _ = load_shapes(workdir_lib.checkpoints(biased), item)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    paths = [jax.tree_util.keystr(path) for path, _ in leaves]
+    assert not [p for p in paths if "'Router'" in p and "'bias'" in p]
+
+
+def test_a_resumed_run_ends_with_the_same_state(biased, tmp_path):
+  """From step 3 on, bit by bit."""
+  config = _config("bias_adjusted_token_choice", "train.save_every=3")
+  workdir = shutil.copytree(biased, tmp_path / "run")
+  shutil.rmtree(absolute(workdir_lib.checkpoints(workdir)) / str(STEPS))
+  vmoe_study.train(config, workdir)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    _arrays(workdir, STEPS),
+    _arrays(biased, STEPS),
+  )
+
+
+def test_evaluation_uses_it_and_leaves_it(biased):
+  checkpoint = vmoe_study.open_checkpoint(biased)
+  images = np.random.default_rng(0).normal(size=(8, 8, 8, 1))
+  images = images.astype(np.float32)
+  logits = checkpoint.apply(images)
+  np.testing.assert_array_equal(logits, checkpoint.apply(images))
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    jax.device_get(checkpoint.router_state),
+    _arrays(biased, STEPS)["router_state"],
+  )
+  state = jax.tree.map(np.array, jax.device_get(checkpoint.router_state))
+  state["Encoder"]["encoderblock_1"]["Moe"]["Router"]["bias"][0] = 10.0
+  forced = checkpoint.model.predict(
+    {"params": checkpoint.params, "router_state": state}, images
+  )
+  # The head starts at zero: six steps make outputs that differ.
+  assert np.any(np.asarray(forced) != logits)
+
+
+def test_a_run_starts_from_it(biased, tmp_path):
+  start = ("initialize.kind=checkpoint", f"initialize.path={biased}")
+  rate = "model.moe.options.bias_update_rate=0.0"
+  config = _config("bias_adjusted_token_choice", *start, rate)
+  vmoe_study.train(config, tmp_path / "run")
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    _arrays(tmp_path / "run", STEPS)["router_state"],
+    _arrays(biased, STEPS)["router_state"],
+  )
+
+
+def test_routers_without_a_state_save_none(tmp_path):
+  vmoe_study.train(_config("softmax_token_choice"), tmp_path)
+  assert load_shapes(workdir_lib.checkpoints(tmp_path), "router_state")[0] == {}

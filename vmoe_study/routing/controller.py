@@ -1,0 +1,175 @@
+"""Controllers: balance by a state that every training step updates.
+
+A controller shifts the scores of a router or adds a loss, as its state says.
+The state is no parameter: no gradient and no weight decay change it. A training
+step measures statistics of each group and, once per step, updates the state by
+their mean over all groups. Evaluation uses the state as it is.
+"""
+
+import abc
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+State = dict[str, Array]
+
+
+class Controller(abc.ABC):
+  """The rules of a state; its dataclass fields are options of routers.
+
+  Where a method takes scores of several groups, its state has a leading axis G,
+  a copy for each group.
+  """
+
+  @abc.abstractmethod
+  def initial_state(self, num_experts: int) -> State:
+    """The state before the first step, float32, by name."""
+
+  def shifted(
+    self, scores: Float[Array, "G S E"], state: State
+  ) -> Float[Array, "G S E"]:
+    """The scores by which the choice selects."""
+    del state
+    return scores
+
+  def losses(
+    self,
+    weights: Float[Array, "G S E"],
+    state: State,
+    num_selected_experts: int,
+  ) -> dict[str, Float[Array, "G"]]:
+    """Losses on the weights by name, added to the training loss as they are."""
+    del weights, state, num_selected_experts
+    return {}
+
+  @abc.abstractmethod
+  def statistics(
+    self, scores: Float[Array, "G S E"], state: State, num_selected_experts: int
+  ) -> dict[str, Float[Array, "G ..."]]:
+    """What the update needs to know of each group, by name."""
+
+  @abc.abstractmethod
+  def updated(self, state: State, statistics: dict[str, Array]) -> State:
+    """The next state; neither argument has an axis G."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadBias(Controller):
+  """Adds a bias to the scores of each expert (arXiv:2408.15664).
+
+  It rises by a fixed amount after a step in which fewer tokens than the mean
+  wanted the expert, and falls after one in which more did. Tokens that find the
+  expert full count too.
+
+  Attributes:
+    bias_update_rate: the amount.
+  """
+
+  bias_update_rate: float = 1e-3
+
+  def initial_state(self, num_experts: int) -> State:
+    return {"bias": jnp.zeros(num_experts, jnp.float32)}
+
+  def shifted(
+    self, scores: Float[Array, "G S E"], state: State
+  ) -> Float[Array, "G S E"]:
+    return scores + state["bias"][:, None]
+
+  def statistics(
+    self, scores: Float[Array, "G S E"], state: State, num_selected_experts: int
+  ) -> dict[str, Float[Array, "G ..."]]:
+    _, experts_GSK = jax.lax.top_k(
+      self.shifted(scores, state), num_selected_experts
+    )
+    wanted_GSKE = jax.nn.one_hot(experts_GSK, scores.shape[2], dtype="float32")
+    return {"demand": wanted_GSKE.sum(axis=2).mean(axis=1)}
+
+  def updated(self, state: State, statistics: dict[str, Array]) -> State:
+    demand_E = statistics["demand"]
+    step_E = self.bias_update_rate * jnp.sign(demand_E.mean() - demand_E)
+    return {"bias": state["bias"] + step_E}
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsityControl(Controller):
+  """Scales a loss on the weights until K of them are positive, on average.
+
+  The loss of ReMoE (arXiv:2412.14711): the sum of a token's weights, each times
+  the load of its expert, so that overloaded experts are pressed down first. Its
+  coefficient grows by a factor after a step in which the mean token has more
+  than K positive scores, and shrinks by it after one with fewer. Every layer
+  has its own coefficient here, where the paper has one for all.
+
+  Attributes:
+    coefficient_update_factor: the factor.
+    initial_coefficient: of the loss.
+  """
+
+  coefficient_update_factor: float = 1.2
+  initial_coefficient: float = 1e-8
+
+  def initial_state(self, num_experts: int) -> State:
+    del num_experts
+    return {"coefficient": jnp.float32(self.initial_coefficient)}
+
+  def losses(
+    self,
+    weights: Float[Array, "G S E"],
+    state: State,
+    num_selected_experts: int,
+  ) -> dict[str, Float[Array, "G"]]:
+    load_GE = jnp.mean(weights > 0, axis=1, dtype=jnp.float32)
+    load_GE *= weights.shape[2] / num_selected_experts
+    loss_G = jnp.mean(jnp.sum(load_GE[:, None] * weights, axis=2), axis=1)
+    return {"sparsity_loss": state["coefficient"] * loss_G}
+
+  def statistics(
+    self, scores: Float[Array, "G S E"], state: State, num_selected_experts: int
+  ) -> dict[str, Float[Array, "G ..."]]:
+    positive_G = jnp.mean(jnp.sum(scores > 0, axis=2), axis=1, dtype="float32")
+    return {"excess": positive_G - num_selected_experts}
+
+  def updated(self, state: State, statistics: dict[str, Array]) -> State:
+    exponent = jnp.sign(statistics["excess"])
+    factor = self.coefficient_update_factor**exponent
+    return {"coefficient": state["coefficient"] * factor}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertThreshold(Controller):
+  """Subtracts a threshold from the scores of each expert (arXiv:2603.11535).
+
+  The threshold is a moving average of the score that S K / E tokens of a group
+  reach, so that tokens with positive shifted scores are about as many as expert
+  choice would take, although no token is compared with another one.
+
+  Attributes:
+    threshold_decay: of the moving average, per step.
+  """
+
+  threshold_decay: float = 0.99
+
+  def initial_state(self, num_experts: int) -> State:
+    """The mean of softmax probabilities."""
+    return {"threshold": jnp.full(num_experts, 1 / num_experts, jnp.float32)}
+
+  def shifted(
+    self, scores: Float[Array, "G S E"], state: State
+  ) -> Float[Array, "G S E"]:
+    return scores - state["threshold"][:, None]
+
+  def statistics(
+    self, scores: Float[Array, "G S E"], state: State, num_selected_experts: int
+  ) -> dict[str, Float[Array, "G ..."]]:
+    del state
+    num_tokens, num_experts = scores.shape[1:]
+    count = max(round(num_tokens * num_selected_experts / num_experts), 1)
+    best_GEC, _ = jax.lax.top_k(scores.swapaxes(1, 2), min(count, num_tokens))
+    return {"reached": best_GEC[..., -1]}
+
+  def updated(self, state: State, statistics: dict[str, Array]) -> State:
+    old, new = state["threshold"], statistics["reached"]
+    decay = self.threshold_decay
+    return {"threshold": decay * old + (1 - decay) * new}
