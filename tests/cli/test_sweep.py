@@ -11,8 +11,10 @@ import time
 
 import pytest
 
+from configs import digits
 from configs.tables import TABLES as TABLES_OF_THE_STUDY
 from vmoe_study.cli.main import main
+from vmoe_study.config import parse
 from vmoe_study.study import results
 from vmoe_study.study.sweep_manifest import run_folder
 
@@ -125,8 +127,10 @@ def test_dry_run_prints_the_commands(tables, tmp_path, capsys):
 
 def finish(workdir):
   """A run that a sweep passes over."""
-  workdir.mkdir(parents=True)
-  (workdir / "config.json").write_text(json.dumps({"train": {"batch_size": 1}}))
+  (workdir / "checkpoints" / "6").mkdir(parents=True)
+  config = parse(digits.get_config().to_dict()).to_dict()
+  config |= {"evaluations": {}, "fewshot": {}}
+  (workdir / "config.json").write_text(json.dumps(config))
   row = {"step": 6, "num_steps": 6, "train/seconds": 1.0}
   (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 

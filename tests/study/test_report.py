@@ -60,7 +60,7 @@ def accuracy(router, seed):
 
 
 def write_run(folder, router, seed, steps=10):
-  folder.mkdir(parents=True)
+  (folder / "checkpoints" / str(steps)).mkdir(parents=True)
   values = config(router) | {"seed": seed}
   (folder / "config.json").write_text(json.dumps(values))
   rows = [

@@ -5,6 +5,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+# What code that takes a JSON value apart raises if it has another form.
+MALFORMED = (
+  AttributeError,
+  LookupError,
+  RecursionError,
+  TypeError,
+  ValueError,
+)
+
 
 def to_json(value: Any, indent: int | None = None) -> str:
   """A line or, with an indent, lines of JSON, with "\\n" at the end.

@@ -5,6 +5,7 @@ evaluation at once. So a run has finished when the checkpoint of its last step
 is complete and the metrics of that step are there. Needs neither JAX nor Orbax.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,20 +37,26 @@ def is_finished(
 ) -> bool:
   """Whether the last step is saved and evaluated.
 
-  A run always creates a folder of checkpoints. If there is none, it was removed
-  later, and the last row of the metrics file tells the last step.
-
   Args:
     workdir: of the run.
     config: completed, of the run.
     rows: of its metrics file.
   """
-  lengths = [int(row["num_steps"]) for row in rows if "num_steps" in row]
-  if not lengths:
+  lengths = [row["num_steps"] for row in rows if "num_steps" in row]
+  if not lengths or not math.isfinite(lengths[-1]):
     return False
-  folder, last = epath.Path(workdir) / CHECKPOINTS, lengths[-1]
-  if folder.exists():
-    is_saved = (folder / str(last)).exists()
-  else:
-    is_saved = rows[-1]["step"] == last
+  last = int(lengths[-1])
+  is_saved = _is_saved(epath.Path(workdir) / CHECKPOINTS, last)
   return is_saved and is_evaluated(config, rows, last)
+
+
+def _is_saved(folder: epath.Path, step: int) -> bool:
+  """Whether Orbax has completed the checkpoint of a step.
+
+  It gives the folder its name at the end. Where folders have no names of their
+  own, on gs://, it adds a file instead.
+  """
+  path = folder / str(step)
+  if str(path).startswith("gs://"):
+    path /= "commit_success.txt"
+  return path.exists()

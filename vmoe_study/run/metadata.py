@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmoe_study.data.classes import ClassNames
+from vmoe_study.files.json_text import MALFORMED
 from vmoe_study.run.saved_config import upgrade
 
 
@@ -30,8 +31,22 @@ class Metadata:
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> "Metadata":
-    """Reads what `to_dict` has written, in this or an earlier version."""
-    height, width, channels = values["image_shape"]
+    """Reads what `to_dict` has written, in this or an earlier version.
+
+    Raises:
+      ValueError: it was written by something else.
+    """
+    try:
+      return cls._from_dict(values)
+    except MALFORMED as error:
+      raise ValueError(
+        f"metadata={values!r:.200}: must be those of a run. Give the workdir "
+        "of a run."
+      ) from error
+
+  @classmethod
+  def _from_dict(cls, values: Mapping[str, Any]) -> "Metadata":
+    height, width, channels = map(int, values["image_shape"])
     names = values.get("class_names")
     return cls(
       upgrade(values["config"]),

@@ -5,7 +5,10 @@ nor the config schema.
 """
 
 import copy
+import json
 from typing import Any
+
+from etils import epath
 
 CONFIG_FILE = "config.json"
 # Fields by the names that they have in configs of earlier versions.
@@ -24,6 +27,24 @@ HARMLESS = (
   "train.on_save_error",
   "train.health.",
 )
+
+
+def read_config(path: epath.PathLike) -> dict[str, Any]:
+  """Reads the config file of a run, in the current form; unchecked.
+
+  Raises:
+    ValueError: it does not hold a JSON object.
+  """
+  try:
+    config = json.loads(epath.Path(path).read_bytes())
+    if not isinstance(config, dict):
+      raise ValueError(f"it holds a {type(config).__name__}, not a mapping")
+    return upgrade(config)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(
+      f"{path} is damaged: {error}. Remove it and run `train` again: the "
+      "config in the checkpoints beside it is the same."
+    ) from error
 
 
 def upgrade(config: dict[str, Any]) -> dict[str, Any]:

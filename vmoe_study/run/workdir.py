@@ -15,7 +15,7 @@ from vmoe_study.run.saved_config import (
   CONFIG_FILE,
   HARMLESS,
   describe_changes,
-  upgrade,
+  read_config,
 )
 
 
@@ -75,19 +75,9 @@ def _changes(
 ) -> list[str]:
   """How the config differs from that of the workdir; empty if it is new."""
   path = epath.Path(workdir) / CONFIG_FILE
-  found = _read(path) if path.exists() else saved
+  found = read_config(path) if path.exists() else saved
   if found is None:
     return []
   with contextlib.suppress(ValueError):
     found = parse(found).to_dict()  # Adds fields newer than the file.
   return describe_changes(*json.loads(json.dumps([found, config])))
-
-
-def _read(path: epath.Path) -> dict[str, Any]:
-  try:
-    return upgrade(json.loads(path.read_text()))
-  except ValueError as error:
-    raise ValueError(
-      f"{path} is damaged: {error}. Remove it: the config in the checkpoints "
-      "beside it is used instead."
-    ) from error

@@ -13,9 +13,9 @@ from typing import Any
 from etils import epath
 
 from vmoe_study.files.atomic import write_atomically
-from vmoe_study.files.json_text import to_json
+from vmoe_study.files.json_text import MALFORMED, to_json
 from vmoe_study.run.finished import is_finished
-from vmoe_study.run.saved_config import CONFIG_FILE, upgrade
+from vmoe_study.run.saved_config import CONFIG_FILE, read_config, upgrade
 from vmoe_study.study import sweep_manifest
 from vmoe_study.training.metrics_file import from_json, read_metrics
 
@@ -25,6 +25,16 @@ _REMEDY = (
   "Give the workdir of a run, the root of a sweep, or the "
   f"{RESULTS_FILE} that `report --out` wrote."
 )
+# Fields of a config that results are made of.
+_READ = {
+  "seed": int,
+  "model.moe.router": str,
+  "model.moe.options": dict,
+  "model.moe.group_images": int,
+  "train.batch_size": int,
+  "evaluations": dict,
+  "fewshot": dict,
+}
 MAX_RUNS_SHOWN = 5  # In an error message.
 
 
@@ -115,7 +125,8 @@ def read_run(workdir: epath.PathLike) -> tuple[dict[str, Any], dict | None]:
   path = epath.Path(workdir) / CONFIG_FILE
   if not path.exists():
     raise ValueError(_no_run(path.parent))
-  config = upgrade(json.loads(path.read_text()))
+  config = read_config(path)
+  _check(path, config)
   rows = list(read_metrics(workdir))
   if not is_finished(workdir, config, rows):
     return config, None
@@ -127,6 +138,19 @@ def read_run(workdir: epath.PathLike) -> tuple[dict[str, Any], dict | None]:
   final["seconds"] = seconds
   final["images_per_second"] = images / seconds if seconds else 0.0
   return config, final
+
+
+def _check(path: epath.Path, config: Mapping[str, Any]) -> None:
+  """Raises ValueError for a config without what a `Cell` reads."""
+  for field, kind in _READ.items():
+    value: Any = config
+    for name in field.split("."):
+      value = value.get(name) if isinstance(value, Mapping) else None
+    if not isinstance(value, kind):
+      raise ValueError(
+        f"{path}: {field}={value!r}: must be {kind.__name__}, as `train` "
+        f"writes it. {_REMEDY}"
+      )
 
 
 def final_metrics(workdir: epath.PathLike) -> dict[str, float] | None:
@@ -217,21 +241,20 @@ def _unique_tails(paths: Sequence[epath.Path]) -> list[str]:
 
 def _from_file(path: epath.Path) -> list[Cell]:
   try:
-    content = json.loads(path.read_text())
-    cells = content["cells"]
-  except (KeyError, TypeError, ValueError) as error:
+    return [_from_json(cell) for cell in json.loads(path.read_bytes())["cells"]]
+  except MALFORMED as error:
     raise ValueError(f"{path}: not a file of results. {_REMEDY}") from error
-  return [
-    Cell(
-      cell["name"],
-      upgrade(cell["config"]),
-      tuple(cell["seeds"]),
-      {int(seed): from_json(run) for seed, run in cell["runs"].items()},
-      cell["expected"],
-      cell["source"],
-    )
-    for cell in cells
-  ]
+
+
+def _from_json(cell: Mapping[str, Any]) -> Cell:
+  return Cell(
+    cell["name"],
+    upgrade(cell["config"]),
+    tuple(cell["seeds"]),
+    {int(seed): from_json(run) for seed, run in cell["runs"].items()},
+    cell["expected"],
+    cell["source"],
+  )
 
 
 def write(path: epath.PathLike, cells: Sequence[Cell]) -> None:

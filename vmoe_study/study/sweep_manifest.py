@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from vmoe_study.files.atomic import write_atomically
+from vmoe_study.files.json_text import MALFORMED
 from vmoe_study.run.saved_config import upgrade
 
 SWEEP_FILE = "sweep.json"
@@ -37,13 +38,27 @@ def exists(root: epath.PathLike) -> bool:
 
 
 def read(root: epath.PathLike) -> SweepManifest:
-  """The manifest in the root of a sweep."""
-  content = json.loads((epath.Path(root) / SWEEP_FILE).read_text())
-  cells = {
-    name: cell | {"config": upgrade(cell["config"])}
-    for name, cell in content["cells"].items()
-  }
-  return SweepManifest(content["seeds"], cells)
+  """The manifest in the root of a sweep.
+
+  Raises:
+    ValueError: it is damaged.
+  """
+  path = epath.Path(root) / SWEEP_FILE
+  try:
+    content = json.loads(path.read_bytes())
+    cells = {name: _cell(cell) for name, cell in content["cells"].items()}
+    return SweepManifest([int(seed) for seed in content["seeds"]], cells)
+  except MALFORMED as error:
+    raise ValueError(
+      f"{path} is damaged: {error!r}. Remove it and run `sweep` again: it "
+      "writes it anew and keeps finished runs."
+    ) from error
+
+
+def _cell(cell: Mapping[str, Any]) -> dict[str, Any]:
+  names = ("words", "config", "expected", "source")
+  found = {name: cell[name] for name in names}
+  return found | {"config": upgrade(found["config"])}
 
 
 def write(root: epath.PathLike, manifest: SweepManifest) -> None:

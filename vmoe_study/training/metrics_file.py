@@ -7,6 +7,7 @@ Reading needs neither JAX nor CLU.
 import json
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from etils import epath
 
@@ -17,20 +18,27 @@ def read_metrics(workdir: epath.PathLike) -> Iterator[dict[str, float]]:
   """Yields the rows of a run's metrics file; none if there is no file.
 
   Lines that are not rows are skipped: a killed process or a full disk may leave
-  an incomplete line.
+  an incomplete line. So are values that are no numbers.
   """
   path = epath.Path(workdir) / FILE_NAME
   if not path.exists():
     return
-  for line in path.read_text().splitlines():
+  for line in path.read_bytes().splitlines():
     try:
       row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
       continue
-    if isinstance(row, dict) and "step" in row:
+    if isinstance(row, dict) and type(row.get("step")) is int:
       yield from_json(row)
 
 
-def from_json(row: Mapping[str, float | None]) -> dict[str, float]:
-  """Reads null as NaN."""
-  return {k: math.nan if v is None else v for k, v in row.items()}
+def from_json(row: Mapping[str, Any]) -> dict[str, float]:
+  """The numbers of a row; null is NaN."""
+  found = {k: math.nan if v is None else v for k, v in row.items()}
+  return {k: v for k, v in found.items() if _is_number(v)}
+
+
+def _is_number(value: Any) -> bool:
+  """Whether it is a number that a float can hold."""
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return is_number and (isinstance(value, float) or abs(value) < 2**63)
