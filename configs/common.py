@@ -112,14 +112,12 @@ def moe(
     capacity = capacity or {"capacity_factor": args.capacity}
     known = capacity.keys() & spec.options().keys()
     made = {"num_experts": num_experts} | {n: capacity[n] for n in known}
-    asked = {"k": args.k, "batch_priority": args.batch_priority}
-    asked["balance"] = args.balance
     if tokens_choose(args.router):
       made |= _token_choice(args, spec)
-    elif any(value for value in asked.values()):
-      given = ", ".join(f"{name}={value}" for name, value in asked.items())
+    elif args.k > 1 or args.batch_priority or args.balance:
       raise ValueError(
-        f"config arguments {given}: only for token choice, and "
+        f"config arguments k={args.k}, batch_priority={args.batch_priority}, "
+        f"balance={args.balance}: only for token choice, and "
         f"router={args.router!r} is none. Leave them out."
       )
   return {
