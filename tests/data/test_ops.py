@@ -1,12 +1,13 @@
 """Chains of image operations, parsed from a string."""
 
+import inspect
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from vmoe_study.data.ops import parse_ops
+from vmoe_study.data.ops import OPS, parse_ops
 
 
 def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -52,6 +53,19 @@ def test_arguments_may_be_named():
     ("randaug(2, 9, 'author')", "variant='author' (str): must be 'pillow' or"),
     ("__import__('os').system('x')", "must have the form"),
     ("resize(8)||flip_lr", "must have the form"),
+    (f"resize({'(' * 9999}8)", "must have the form"),
+    (f"resize({'-' * 99_999}8)", "must have the form"),
+    ("resize({[]: 1})", "must have the form"),
+    ("resize('8')", "size='8' (str): must be int. Its form is resize(size)."),
+    ("resize(True)", "size=True (bool): must be int."),
+    ("central_crop(0)", "size=0: must be from 1 to 10000. Its form is central"),
+    ("resize_small(-1)", "size=-1: must be from 1 to 10000."),
+    ("pad_crop(-1)", "pad=-1: must be from 0 to 10000."),
+    ("inception_crop(8, 2)", "min_area=2: must be from 0 to 1."),
+    ("randaug(1, -5)", "magnitude=-5: must be from 0 to 100."),
+    ("value_range(None, 1)", "low=None (NoneType): must be float."),
+    ("value_range(0, 1e999)", "high=inf: must be a finite number."),
+    ("value_range(1, 1)", "low must be less than high. Its form is value_ra"),
     ("value_range(0, 1)|resize(8)", "must come last"),
   ],
 )
@@ -59,6 +73,18 @@ def test_bad_chains_are_explained(text, message):
   with pytest.raises(ValueError) as error:
     parse_ops(text)
   assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_every_argument_of_every_operation_is_checked(name):
+  parameters = list(inspect.signature(OPS[name]).parameters)[1:]
+  given = [p for p in parameters if p != "rng"]
+  for place in range(len(given)):
+    for wrong in (None, "a", [1], -(10**9), 10**9, True):
+      values = [-1 if p == "low" else 1 for p in given]
+      values[place] = wrong
+      with pytest.raises(ValueError, match=f"{given[place]}=.*Its form is"):
+        parse_ops(f"{name}({', '.join(map(repr, values))})")
 
 
 def test_a_spec_is_checked_without_opencv():

@@ -16,6 +16,7 @@ from typing import Any
 from vmoe_study.data import augment
 from vmoe_study.data.augment import Image, Rng
 from vmoe_study.data.randaugment import randaug
+from vmoe_study.files.json_text import MALFORMED
 from vmoe_study.options import check_type, did_you_mean
 
 OPS: dict[str, Callable[..., Any]] = {
@@ -31,6 +32,16 @@ OPS: dict[str, Callable[..., Any]] = {
     augment.rgb,
     augment.value_range,
   )
+}
+# Lowest and highest value of arguments, by name.
+LIMITS = {
+  "size": (1, 10_000),
+  "pad": (0, 10_000),
+  "min_area": (0, 1),
+  "num_layers": (0, 100),
+  "magnitude": (0, 100),
+  "low": (-1e6, 1e6),
+  "high": (-1e6, 1e6),
 }
 
 
@@ -96,7 +107,7 @@ def parse_ops(text: str) -> Ops:
 def _parse_op(ops: str, text: str) -> Op:
   try:
     name, args, named = _call(ast.parse(text, mode="eval").body)
-  except (SyntaxError, ValueError) as error:
+  except (SyntaxError, MemoryError, *MALFORMED) as error:
     raise ValueError(
       f"ops={ops!r}: {text!r} must have the form name or name(1, 2.5). "
       "Separate operations by |."
@@ -113,6 +124,9 @@ def _parse_op(ops: str, text: str) -> Op:
     bound = form.bind(*args, **named)
     for argument, value in bound.arguments.items():
       check_type(argument, value, hints[argument])
+      _check_limits(argument, value)
+    if name == "value_range" and bound.args[0] >= bound.args[1]:
+      raise ValueError("low must be less than high")
   except (TypeError, ValueError) as error:
     reason = str(error).rstrip(".")
     raise ValueError(
@@ -120,6 +134,13 @@ def _parse_op(ops: str, text: str) -> Op:
     ) from error
   bound.apply_defaults()
   return Op(name, bound.args, "rng" in op.parameters)
+
+
+def _check_limits(argument: str, value: Any) -> None:
+  """Raises ValueError for a number outside of `LIMITS`."""
+  low, high = LIMITS.get(argument, (None, None))
+  if low is not None and not low <= value <= high:
+    raise ValueError(f"{argument}={value!r}: must be from {low} to {high}")
 
 
 def _call(node: ast.expr) -> tuple[str, list[Any], dict[str, Any]]:
