@@ -111,5 +111,5 @@ setup(
     "tfds": TENSORFLOW,
     "tpu": [f"jax[tpu]{JAX}"],
   },
-  entry_points={"console_scripts": ["vmoe-study=vmoe_study.cli.main:main"]},
+  entry_points={"console_scripts": ["vmoe-study=vmoe_study.__main__:main"]},
 )

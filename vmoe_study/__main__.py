@@ -1,7 +1,30 @@
-"""`python -m vmoe_study`."""
+"""The command line: `vmoe-study` and `python -m vmoe_study`."""
 
 import os
+import signal
 import sys
+from typing import Any
+
+from vmoe_study.run.exit_codes import PREEMPTED
+
+
+def main() -> int:
+  """Runs the command of this process; returns its exit code."""
+  if {"train", "sweep"} & set(sys.argv):  # Before imports that take long.
+    for number in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(number, _stop)
+
+  from vmoe_study.cli import main as commands
+
+  return commands.main()
+
+
+def _stop(number: int, frame: Any) -> None:
+  """Responds to requests to stop until the command does so itself."""
+  del number, frame
+  os.write(2, b"Stopped before there was anything to save. Run it again.\n")
+  os._exit(PREEMPTED)
+
 
 if __name__ == "__main__":
   # With `-m`, Python looks for modules in the working directory, before all
@@ -9,7 +32,4 @@ if __name__ == "__main__":
   home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   if not sys.flags.safe_path and sys.path[0] != home:
     del sys.path[0]
-
-  from vmoe_study.cli.main import main
-
   sys.exit(main())

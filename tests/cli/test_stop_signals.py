@@ -3,6 +3,8 @@
 import gc
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -45,6 +47,31 @@ def test_start_up(number, ask, tmp_path, monkeypatch, capfd):
   said = capfd.readouterr().err
   assert said == "Stopped before there was anything to save. Run it again.\n"
   assert [signal.getsignal(number) for number in SIGNALS] == handlers
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("command", ["train", "report"])
+def test_before_the_commands_are_imported(command, number):
+  code = f"""
+import builtins, os, sys
+from vmoe_study import __main__
+original = builtins.__import__
+def ask(name, *rest):
+  if name.startswith("vmoe_study.cli"):
+    os.kill(os.getpid(), {int(number)})
+  return original(name, *rest)
+builtins.__import__ = ask
+sys.argv = ["vmoe-study", "{command}"]
+__main__.main()
+"""
+  words = [sys.executable, "-c", code]
+  done = subprocess.run(words, capture_output=True, text=True)
+  if command == "train":
+    assert done.returncode == 75
+    assert done.stderr.startswith("Stopped before there was anything to save.")
+  else:
+    assert done.returncode != 75
 
 
 def test_ctrl_c_in_other_commands(monkeypatch, capfd):
