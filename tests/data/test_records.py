@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import itertools
 import pickle
 import threading
 
@@ -10,12 +11,16 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from vmoe_study.data import records
+from vmoe_study.data import array_record_file, record_index
+from vmoe_study.data import records as data_records
+from vmoe_study.data.record_index import tfrecord_index
 from vmoe_study.data.records import (
-  ArrayRecords,
   FileSpan,
+  LocalArrayRecords,
   RecordError,
+  RemoteArrayRecords,
   TfRecords,
+  open_array_records,
 )
 
 PAYLOADS = [bytes([i]) * (1 + 37 * i) for i in range(20)]
@@ -32,10 +37,7 @@ def folder(tmp_path_factory):
     with tf.io.TFRecordWriter(str(folder / f"{shard}.tfrecord")) as writer:
       for payload in payloads:
         writer.write(payload)
-    writer = ArrayRecordWriter(str(folder / f"{shard}.array"), "group_size:1")
-    for payload in payloads:
-      writer.write(payload)
-    writer.close()
+    write_array_records(folder / f"{shard}.array", "group_size:1", payloads)
   return folder
 
 
@@ -47,21 +49,85 @@ def spans(base, suffix="tfrecord"):
   ]
 
 
-@pytest.mark.parametrize(
-  ("cls", "suffix"), [(TfRecords, "tfrecord"), (ArrayRecords, "array")]
-)
+READERS = [
+  (TfRecords, "tfrecord"),
+  (LocalArrayRecords, "array"),
+  (RemoteArrayRecords, "array"),
+]
+
+
+@pytest.mark.parametrize(("cls", "suffix"), READERS)
 def test_spans_read_as_one_sequence(folder, cls, suffix):
   data = pickle.loads(pickle.dumps(cls(spans(folder, suffix))))
   assert len(data) == 12
   assert [data[i] for i in range(12)] == PAYLOADS[3:15]
   assert data.where(8) == f"{folder}/1.{suffix}, record 1"
+  assert data.read([5, 6, 7, 8, 2, 11]) == [
+    PAYLOADS[i] for i in (8, 9, 10, 11, 5, 14)
+  ]
+  assert data.blocks().tolist() == [0, 7, 12]  # Less than a block per file.
 
 
 def test_memory_file_system(folder):
   memory = fsspec.filesystem("memory")
   memory.put(str(folder), "/records", recursive=True)
-  data = TfRecords(spans("memory://records"))
-  assert [data[i] for i in range(12)] == PAYLOADS[3:15]
+  for data in (
+    TfRecords(spans("memory://records")),
+    open_array_records(spans("memory://records", "array")),
+  ):
+    assert data.is_remote
+    assert [data[i] for i in range(12)] == PAYLOADS[3:15]
+
+
+def noise(count):
+  rng = np.random.default_rng(0)
+  return [rng.bytes(n) for n in rng.integers(10, 2000, count)]
+
+
+def write_array_records(path, options, payloads):
+  writer = ArrayRecordWriter(str(path), options)
+  for payload in payloads:
+    writer.write(payload)
+  writer.close()
+  return str(path)
+
+
+OPTIONS = ["group_size:1,uncompressed", "group_size:7", "group_size:1"]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_array_records_of_all_kinds_in_blocks(options, tmp_path, monkeypatch):
+  """Many 64 KiB blocks; records of several chunks, or several per chunk."""
+  monkeypatch.setattr(data_records, "BLOCK_BYTES", 100_000)
+  monkeypatch.setattr(array_record_file, "TAIL", 2 * array_record_file.BLOCK)
+  payloads = noise(40) * 100
+  path = write_array_records(tmp_path / "records.array", options, payloads)
+  data = RemoteArrayRecords([FileSpan(path, 5, 3990)])
+  blocks = data.blocks()
+  assert len(blocks) > 10 and blocks[0] == 0 and blocks[-1] == 3990
+  for start, stop in itertools.pairwise(blocks.tolist()):
+    assert data.read(range(start, stop)) == payloads[5 + start : 5 + stop]
+  assert data.read([3, 2000, 2001]) == [payloads[i] for i in (8, 2005, 2006)]
+
+
+def test_a_damaged_array_record_is_named(tmp_path):
+  payloads = noise(10)
+  path = write_array_records(tmp_path / "bad", "group_size:1", payloads)
+  content = bytearray((tmp_path / "bad").read_bytes())
+  content[content.index(payloads[6]) + 5] ^= 1
+  (tmp_path / "bad").write_bytes(bytes(content))
+  data = RemoteArrayRecords([FileSpan(path, 0, 10)])
+  found = data.read(range(10))
+  assert found[:6] + found[7:] == payloads[:6] + payloads[7:]
+  with pytest.raises(RecordError, match=r"bad, record 6: .*hash mismatch"):
+    data[6]
+
+
+def test_a_file_that_is_no_array_record_file(folder):
+  for name in ("0.tfrecord", "zeros"):
+    (folder / "zeros").write_bytes(bytes(2**17))
+    with pytest.raises(ValueError, match="no index of an ArrayRecord file"):
+      RemoteArrayRecords([FileSpan(str(folder / name), 0, 1)])
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
@@ -152,23 +218,18 @@ def test_a_truncated_record_is_named(folder, tmp_path):
 
 def test_a_rewritten_file_gets_a_new_index(folder, tmp_path):
   target = tmp_path / "file"
-  first = records.offset_index(str(folder / "0.tfrecord"))
+  first = tfrecord_index(str(folder / "0.tfrecord"))
   target.write_bytes((folder / "0.tfrecord").read_bytes())
-  old = records.offset_index(str(target))
+  old = tfrecord_index(str(target))
   target.write_bytes((folder / "1.tfrecord").read_bytes())
-  new = records.offset_index(str(target))
+  new = tfrecord_index(str(target))
   assert len({first, old, new}) == 3
-  assert records.offset_index(str(target)) == new
+  assert tfrecord_index(str(target)) == new
   assert len(np.fromfile(new, np.int64)) == 11
-
-
-def test_array_records_are_local_only():
-  with pytest.raises(ValueError, match="Mount the bucket"):
-    ArrayRecords([FileSpan("gs://bucket/x.array_record", 0, 1)])
 
 
 def test_masked_crc_of_a_known_string():
   # crc32c("123456789") = 0xE3069283 is the check value of the algorithm.
   crc = 0xE3069283
   expected = ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
-  assert records.masked_crc(b"123456789") == expected
+  assert record_index.masked_crc(b"123456789") == expected

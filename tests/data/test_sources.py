@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from vmoe_study.data.builders import MissingDataError, make_builder
 from vmoe_study.data.datasets import digits as digits_builder
 from vmoe_study.data.decoding import decode
-from vmoe_study.data.records import ArrayRecords, RecordError, TfRecords
+from vmoe_study.data.records import LocalArrayRecords, RecordError, TfRecords
 from vmoe_study.data.sources import open_split
 
 
@@ -67,7 +67,7 @@ def test_both_formats_hold_the_same(both_formats):
     both_formats["array_record"],
   )
   assert isinstance(tfrecord.records, TfRecords)
-  assert isinstance(array_record.records, ArrayRecords)
+  assert isinstance(array_record.records, LocalArrayRecords)
   assert len(tfrecord) == len(array_record) == 30
   for i in range(30):
     assert tfrecord[i]["image"] == array_record[i]["image"]
@@ -112,7 +112,7 @@ def test_labels_are_read_once_for_each_state_of_the_files(
     )
     return open_split("digits", "train[:300]", str(tmp_path / folder))
 
-  def read_nothing(self, index):
+  def read_nothing(self, indices):
     raise AssertionError("the labels were cached")
 
   first, second = prepare("first", 0), prepare("second", 1)
@@ -125,7 +125,7 @@ def test_labels_are_read_once_for_each_state_of_the_files(
     np.testing.assert_array_equal(source.labels(), labels)
     assert source.labels().dtype == np.int64
   with monkeypatch.context() as patch:
-    patch.setattr(type(first.records), "__getitem__", read_nothing)
+    patch.setattr(type(first.records), "read", read_nothing)
     np.testing.assert_array_equal(first.labels(), expected[0])
     part = open_split("digits", "train[:200]", str(tmp_path / "first"))
     with pytest.raises(AssertionError):
@@ -139,9 +139,9 @@ def test_labels_are_read_once_for_each_state_of_the_files(
 
 
 def test_a_record_of_something_else_is_named(both_formats):
-  class Noise(ArrayRecords):
-    def __getitem__(self, index):
-      return b"\xff\xff noise"
+  class Noise(LocalArrayRecords):
+    def read(self, indices):
+      return [b"\xff\xff noise" for _ in indices]
 
   source = both_formats["array_record"]
   noise = Noise(source.records._spans)

@@ -9,12 +9,16 @@ TRAIN_OPS = "inception_crop(224)|flip_lr|value_range(-1, 1)"
 EVAL_OPS = "resize_small(256)|central_crop(224)|value_range(-1, 1)"
 COLUMNS = {
   "workers": "{}",
+  "read_threads": "{}",
   "decode": "{:.0f}",
   "train": "{:.0f}",
   "eval": "{:.0f}",
   "train/decode": "{:.2f}",
   "eval/decode": "{:.2f}",
   "speedup": "{:.2f}",
+  "requests/image": "{:.3f}",
+  "kB/image": "{:.0f}",
+  "wait": "{:.2f}",
 }
 
 
@@ -41,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     nargs="+",
     default=[1, 2],
     help="numbers of worker processes",
+  )
+  parser.add_argument(
+    "--read-threads",
+    type=int,
+    nargs="+",
+    default=[16],
+    help="numbers of requests to a store that a worker has open at a time",
   )
   parser.add_argument(
     "--rounds", type=int, default=3, help="number of timings of each"
@@ -73,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
   description = bench.describe()
   for name, value in description.items():
     print(f"{name}: {value}")
-  rows = bench.measure(args.workers, logging.info)
+  rows = bench.measure(args.workers, args.read_threads, logging.info)
   cells = [[form.format(row[k]) for k, form in COLUMNS.items()] for row in rows]
   print(f"images/s; speedup: train, relative to {args.workers[0]} workers")
+  print("requests, kB and the share of time spent waiting: train, from a store")
   print(markdown_table(list(COLUMNS), cells))
   if args.out:
     text = json.dumps(description | {"rows": rows}, indent=1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vmoe_study.data.classes import ClassNames
-from vmoe_study.data.records import RecordError
+from vmoe_study.data.records import RecordError, intact
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_SHOWN = 3
@@ -26,10 +26,12 @@ class ImageFolderSource:
     empty_folders: paths of the class folders without images.
     notes: what was passed over.
     many_labels: False.
+    is_remote: False, as it reads local folders only.
     channels: 3, as grey images are converted to RGB.
   """
 
   many_labels = False
+  is_remote = False
   channels = 3
 
   def __init__(self, data_dir: str, split: str):
@@ -66,20 +68,24 @@ class ImageFolderSource:
     name = self.class_names[self._labels[index]]
     return str(self._root / name / self._files[index])
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    """Reads the file of an image.
+  def read(self, indices: Sequence[int]) -> list[dict[str, Any] | RecordError]:
+    return [self._read(int(index)) for index in indices]
 
-    Raises:
-      RecordError: it cannot be read.
-    """
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return intact(self.read([index])[0])
+
+  def _read(self, index: int) -> dict[str, Any] | RecordError:
     path = self.where(index)
     try:
       image = Path(path).read_bytes()
     except OSError as error:
-      raise RecordError(
+      return RecordError(
         f"{path}: cannot be read: {error.strerror}. Repair or remove the file."
-      ) from error
+      )
     return {"image": image, "label": int(self._labels[index])}
+
+  def blocks(self) -> np.ndarray:
+    return np.arange(len(self) + 1)  # Every file is one example.
 
   def file_ends(self) -> np.ndarray:
     return np.zeros(0, np.int64)  # Every file is one example.

@@ -60,6 +60,15 @@ class Window:
         runs.append((example, example + 1))
     return cls(np.asarray(examples, np.int64), runs)
 
+  def rest(self, offset: int) -> "Window":
+    """The window without its first examples, and what only they need."""
+    if not offset:
+      return self
+    left = np.sort(self.examples[offset:])
+    places = np.searchsorted(left, self.runs)
+    runs = [run for run, (a, b) in zip(self.runs, places, strict=True) if a < b]
+    return Window(self.examples[offset:], runs)
+
 
 class Order(Protocol):
   """See the module's docstring; can be pickled for worker processes."""
@@ -70,8 +79,8 @@ class Order(Protocol):
   def __getitem__(self, position: int) -> int:
     """The example at a position."""
 
-  def window(self, position: int) -> Window:
-    """The window that the example at a position belongs to."""
+  def window(self, position: int) -> tuple[Window, int]:
+    """The window of the example at a position, and its place in it."""
 
 
 class FullOrder:
@@ -89,8 +98,8 @@ class FullOrder:
   def __getitem__(self, position: int) -> int:
     return int(self.examples[position])
 
-  def window(self, position: int) -> Window:
-    return Window.of([self[position]])
+  def window(self, position: int) -> tuple[Window, int]:
+    return Window.of([self[position]]), 0
 
 
 class BlockOrder:
@@ -120,17 +129,13 @@ class BlockOrder:
     return sys.maxsize
 
   def __getitem__(self, position: int) -> int:
-    window, offset = self._find(position)
+    window, offset = self.window(position)
     return int(window.examples[offset])
-
-  def window(self, position: int) -> Window:
-    return self._find(position)[0]
 
   def __getstate__(self) -> dict:
     return {k: v for k, v in vars(self).items() if not k.startswith("_cached")}
 
-  def _find(self, position: int) -> tuple[Window, int]:
-    """The window of a position, and the place in it."""
+  def window(self, position: int) -> tuple[Window, int]:
     epoch, lane = position // self._size, position % self._lanes
     first = self._first(epoch, lane)
     row = self._row(epoch)

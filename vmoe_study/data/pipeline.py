@@ -11,20 +11,23 @@ Evaluation: every example once, in order; the last batch is padded and masked.
 Batches are bytes, which `device_ops` turns into what the model gets.
 """
 
-import functools
-from collections.abc import Iterator, Sequence
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from vmoe_study.data.classes import ClassNames, training_classes
 from vmoe_study.data.device_ops import DeviceOps, class_bits, class_numbers
-from vmoe_study.data.examples import Batch, ExampleReader, collate
+from vmoe_study.data.examples import Batch, ExampleReader
 from vmoe_study.data.ops import parse_ops
-from vmoe_study.data.sources import open_source
+from vmoe_study.data.order import BlockOrder, FullOrder, Order, num_lanes
+from vmoe_study.data.parts import EvalParts, HostRows, TrainParts, join
+from vmoe_study.data.read_ahead import READ_THREADS
+from vmoe_study.data.sources import Source, open_source
 from vmoe_study.data.spec import DataSpec
-from vmoe_study.data.workers import iterate_batches
+from vmoe_study.data.workers import shared_workers
 
 Mixture = Sequence[tuple[DataSpec, float]]
 
@@ -39,16 +42,19 @@ class _Input:
     class_names: by class number; empty if the classes have only numbers.
     notes: what the user should know of the data sets.
     skipped: damaged examples skipped or masked so far, on this host.
+    parts: what the workers compute.
+    reading: requests to stores, bytes read, and seconds in which the workers
+      waited for them so far, on this host.
   """
 
   def __init__(
     self,
     readers: Sequence[ExampleReader],
-    batches: grain.MapDataset,
+    parts: TrainParts | EvalParts,
     num_examples: int,
     num_workers: int,
   ):
-    """Takes this host's collated batches and the readers of their examples."""
+    """Takes the parts of the batches and the readers of their examples."""
     first = readers[0]
     self.num_examples = num_examples
     self.image_shape = first.image_shape
@@ -60,13 +66,24 @@ class _Input:
       for note in reader.notes
     ]
     self.skipped = 0
+    self.reading = np.zeros(3)
     self._many_labels = any(reader.source.many_labels for reader in readers)
-    self._batches = batches
-    self._num_workers = num_workers
+    self.parts = parts
+    self._workers = shared_workers(num_workers)
+
+  def _batch(self, step: int) -> Batch:
+    """This host's slice of a batch, computed in this thread."""
+    return self._finish(self.parts.open(0, 1, examples_ahead=0)(step))
+
+  def _iterate(self, steps: Iterable[int]) -> Iterator[Batch]:
+    parts = self._workers.iterate(self.parts, steps)
+    with contextlib.closing(parts):
+      yield from map(self._finish, map(join, parts))
 
   def _finish(self, batch: Batch) -> Batch:
     """Turns a collated batch into the form that travels to the devices."""
     self.skipped += int(batch["skipped"].sum())
+    self.reading += batch["reading"]
     labels = batch["labels"], batch["owner"], len(batch["image"])
     return {
       "image": batch["image"],
@@ -86,18 +103,14 @@ class TrainInput(_Input):
 
   def __init__(
     self,
-    readers: Sequence[ExampleReader],
-    batches: grain.MapDataset,
-    order: grain.MapDataset,
-    batch_size: int,
+    parts: TrainParts,
     num_workers: int,
   ):
-    """Also takes `order`: (reader, example) for every position."""
-    num_examples = sum(len(reader.source) for reader in readers)
-    super().__init__(readers, batches, num_examples, num_workers)
-    self.batch_size = batch_size
-    self._order = order
-    self._specs = [reader.spec for reader in readers]
+    """Takes the parts of the batches."""
+    num_examples = sum(len(reader.source) for reader in parts.readers)
+    super().__init__(parts.readers, parts, num_examples, num_workers)
+    self.batch_size = parts.rows.batch_size
+    self.parts: TrainParts = parts
 
   def _finish(self, batch: Batch) -> Batch:
     finished = super()._finish(batch)
@@ -111,26 +124,23 @@ class TrainInput(_Input):
       batch size divided by the number of hosts. If images may have several
       labels, "label" is uint8 (b, ceil(classes / 8)), see `DeviceOps`.
     """
-    return self._finish(self._batches[step])
+    return self._batch(step)
 
   def examples(self, step: int) -> list[tuple[str, int]]:
     """Data set and index of each example in the global batch of `step`.
 
     Reads no data. If a damaged example is skipped, the batch has the next one.
     """
-    first = step * self.batch_size
-    pairs = [self._order[first + row] for row in range(self.batch_size)]
-    specs = [self._specs[number] for number, _ in pairs]
+    specs = [reader.spec for reader in self.parts.readers]
     names = [f"{spec.name}[{spec.split}]" for spec in specs]
-    return [(n, int(i)) for n, (_, i) in zip(names, pairs, strict=True)]
+    return [(names[n], i) for n, i in self.parts.examples(step)]
 
   def iterate(self, start_step: int = 0) -> Iterator[Batch]:
     """Yields the batches of `start_step` and all later steps.
 
-    Close the iterator (or let it be collected) to end its worker processes.
+    Close the iterator (or let it be collected) to end the work for it.
     """
-    batches = self._batches[start_step:]
-    return iterate_batches(batches, self._finish, self._num_workers)
+    return self._iterate(itertools.count(start_step))
 
 
 class EvalInput(_Input):
@@ -138,7 +148,7 @@ class EvalInput(_Input):
 
   def __len__(self) -> int:
     """Number of batches: the same on every host."""
-    return len(self._batches)
+    return len(self.parts)
 
   def decode_first(self) -> None:
     """Decodes this host's part of the first batch, and drops it.
@@ -146,14 +156,14 @@ class EvalInput(_Input):
     Raises:
       RecordError: an example cannot be used.
     """
-    self._batches[0]
+    self._batch(0)
 
   def __iter__(self) -> Iterator[Batch]:
     """Yields "image" and "label" as `TrainInput` does, and a "mask".
 
     The mask is float32 (b,), 0 for examples that do not count.
     """
-    return iterate_batches(self._batches, self._finish, self._num_workers)
+    return self._iterate(range(len(self)))
 
 
 def train_input(
@@ -162,9 +172,11 @@ def train_input(
   batch_size: int,
   seed: int,
   class_names: ClassNames | None = None,
+  shuffle: str = "auto",
   process_index: int = 0,
   process_count: int = 1,
   num_workers: int = 0,
+  read_threads: int = READ_THREADS,
 ) -> TrainInput:
   """Opens the training input.
 
@@ -175,9 +187,13 @@ def train_input(
     seed: determines order and augmentation; in [0, 2**32).
     class_names: of the run, which number its classes; None for those of the
       data sets, in order.
+    shuffle: "full", "blocks" (see `order`), or "auto", which is "blocks" for
+      data sets in an object store.
     process_index: number of this host.
     process_count: number of hosts.
-    num_workers: worker processes; 0 uses threads of this process.
+    num_workers: worker processes, which all inputs with this number share; 0
+      uses threads of this process.
+    read_threads: requests to an object store that a worker has open at a time.
 
   Raises:
     MissingDataError: a data set is not prepared; names the command.
@@ -188,7 +204,7 @@ def train_input(
   _check_weights(mixture)
   if not 0 <= seed < 2**32:
     raise ValueError(f"seed={seed}: must be in [0, 2**32).")
-  host_batch = _host_batch_size(batch_size, process_count)
+  rows = _host_rows(batch_size, process_index, process_count)
   sources = [open_source(spec) for spec, _ in mixture]
   if class_names is None:
     class_names = training_classes(sources, mixture[0][0].num_classes)
@@ -197,47 +213,36 @@ def train_input(
     for (spec, _), source in zip(mixture, sources, strict=True)
   ]
   _check_agreement(readers)
-  orders = [
-    grain.MapDataset.range(len(reader.source))
-    .seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
-    .shuffle()
-    .repeat()
-    for number, reader in enumerate(readers)
+  in_blocks = [_in_blocks(source, shuffle) for source in sources]
+  lanes = num_lanes(batch_size) if any(in_blocks) else 1
+  seeds = [
+    int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    for number in range(len(readers))
+  ]
+  orders: list[Order] = [
+    BlockOrder(reader.source.blocks(), seed, lanes)
+    if blocks
+    else FullOrder(len(reader.source), seed)
+    for reader, seed, blocks in zip(readers, seeds, in_blocks, strict=True)
   ]
   weights = [weight for _, weight in mixture]
-  examples = [
-    order.random_map(reader.read_or_next)
-    for order, reader in zip(orders, readers, strict=True)
-  ]
-  batches = _mix(examples, weights).batch(host_batch, batch_fn=collate)
-  local = batches[process_index::process_count]
-  numbered = [
-    order.map(functools.partial(_numbered, number))
-    for number, order in enumerate(orders)
-  ]
-  order = _mix(numbered, weights)
-  return TrainInput(readers, local, order, batch_size, num_workers)
+  parts = TrainParts(readers, orders, weights, rows, lanes, read_threads)
+  return TrainInput(parts, num_workers)
 
 
-def _host_batch_size(batch_size: int, process_count: int) -> int:
+def _in_blocks(source: Source, shuffle: str) -> bool:
+  return source.is_remote if shuffle == "auto" else shuffle == "blocks"
+
+
+def _host_rows(
+  batch_size: int, process_index: int, process_count: int
+) -> HostRows:
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(
       f"batch_size={batch_size}: must be a positive multiple of the number of "
       f"processes, {process_count}. Change it to one."
     )
-  return batch_size // process_count
-
-
-def _mix(
-  sequences: Sequence[grain.MapDataset], weights: Sequence[float]
-) -> grain.MapDataset:
-  if len(sequences) == 1:
-    return sequences[0]
-  return grain.MapDataset.mix(sequences, weights)
-
-
-def _numbered(number: int, index: int) -> tuple[int, int]:
-  return number, index
+  return HostRows(batch_size, process_index, process_count)
 
 
 def _check_weights(mixture: Mixture) -> None:
@@ -274,6 +279,7 @@ def eval_input(
   process_count: int = 1,
   indices: Sequence[int] | np.ndarray | None = None,
   num_workers: int = 0,
+  read_threads: int = READ_THREADS,
 ) -> EvalInput:
   """Opens an evaluation input: every example once, in order.
 
@@ -285,7 +291,9 @@ def eval_input(
     process_index: number of this host.
     process_count: number of hosts.
     indices: the examples to take, in this order; all of them when None.
-    num_workers: worker processes; 0 uses threads of this process.
+    num_workers: worker processes, which all inputs with this number share; 0
+      uses threads of this process.
+    read_threads: requests to an object store that a worker has open at a time.
 
   Raises:
     MissingDataError: the data set is not prepared; names the command.
@@ -297,17 +305,12 @@ def eval_input(
       f"ops={spec.ops!r}: evaluation must not draw random numbers. Use "
       "deterministic operations such as resize_small and central_crop."
     )
-  host_batch = _host_batch_size(batch_size, process_count)
+  rows = _host_rows(batch_size, process_index, process_count)
   reader = ExampleReader(spec, class_names)
   if indices is None:
     indices = np.arange(len(reader.source))
   num_batches = -(-len(indices) // batch_size)
   padding = num_batches * batch_size - len(indices)
   order = np.pad(indices, (0, padding), constant_values=len(reader.source))
-  batches = (
-    grain.MapDataset.source(order)
-    .map(reader.read_or_mask)
-    .batch(host_batch, batch_fn=collate)
-  )
-  local = batches[process_index::process_count]
-  return EvalInput([reader], local, len(indices), num_workers)
+  parts = EvalParts(reader, order, rows, read_threads)
+  return EvalInput([reader], parts, len(indices), num_workers)

@@ -1,110 +1,53 @@
-"""Random access to the records of TFRecord and ArrayRecord files.
+"""The records of TFRecord and ArrayRecord files, as one sequence of bytes.
 
 A TFRecord file is a sequence of records, each of
     length (uint64), masked crc32c of length (uint32),
     data (`length` bytes), masked crc32c of data (uint32),
-all little-endian. It has no index, so all headers are read once, and the
-offsets of the records are stored as int64 in a file of the cache folder. To
-read a record is then one ranged read, on a local disk or a remote store.
+all little-endian. `record_index` says where each record begins.
+
+`Records.read` is the only way to data: it takes the numbers of any records, and
+reads neighbours with one request.
 """
 
 import dataclasses
-import hashlib
-import os
+import itertools
 import resource
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
-import fsspec
-import google_crc32c
 import numpy as np
 from absl import logging
 
-from vmoe_study.files.atomic import write_atomically
-from vmoe_study.files.location import locate
+from vmoe_study.data import array_record_file
+from vmoe_study.data.record_index import (
+  FILE_THREADS,
+  FOOTER_BYTES,
+  HEADER_BYTES,
+  REMEDY,
+  RecordError,
+  all_indices,
+  array_record_index,
+  digest,
+  file_key,
+  masked_crc,
+  record_length,
+  tfrecord_index,
+)
+from vmoe_study.files.ranges import is_remote, read_range
 
-HEADER_BYTES = 12
-FOOTER_BYTES = 4
-FILE_THREADS = 16
-REMEDY = "Fetch or prepare it again."
-
-
-class RecordError(ValueError):
-  """A record, or the example in it, cannot be used."""
-
-
-def masked_crc(data: bytes) -> int:
-  """TFRecord's checksum: crc32c rotated by 15 bits, plus a constant."""
-  crc = google_crc32c.value(data)
-  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _length(header: bytes, where: str) -> int:
-  """Returns the record length in a header; verifies its checksum."""
-  length, crc = struct.unpack("<QI", header)
-  if masked_crc(header[:8]) != crc:
-    raise RecordError(
-      f"{where}: the checksum of the record's length is wrong, so the file is "
-      f"damaged. {REMEDY}"
-    )
-  return length
+BLOCK_BYTES = 4 * 2**20  # Of one request, if records are read in blocks.
 
 
-def scan_offsets(
-  filesystem: fsspec.AbstractFileSystem, path: str
-) -> np.ndarray:
-  """Reads the record headers of one TFRecord file.
-
-  Args:
-    filesystem: any fsspec file system.
-    path: the file's path on it.
-
-  Returns:
-    int64 (N + 1,): the start of each complete record, and the end of the last
-    one. A record that the end of the file truncates is left out.
-
-  Raises:
-    RecordError: a header's checksum is wrong.
-  """
-  offsets = [0]
-  with filesystem.open(path, "rb") as file:
-    size = file.seek(0, os.SEEK_END)
-    while offsets[-1] + HEADER_BYTES <= size:
-      file.seek(offsets[-1])
-      where = f"{path}, record {len(offsets) - 1}"
-      length = _length(file.read(HEADER_BYTES), where)
-      end = offsets[-1] + HEADER_BYTES + length + FOOTER_BYTES
-      if end > size:
-        break
-      offsets.append(end)
-  return np.asarray(offsets, np.int64)
+T = TypeVar("T")
 
 
-def cache_dir() -> Path:
-  """$XDG_CACHE_HOME/vmoe_study, by default ~/.cache/vmoe_study."""
-  root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  return Path(root) / "vmoe_study"
-
-
-def digest(text: str) -> str:
-  """The first 32 digits of the SHA-256 of `text`."""
-  return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def file_key(url: str) -> str:
-  """A digest of a file's name, size and times; changes with the file."""
-  filesystem, path = locate(url)
-  return digest(f"{url} {filesystem.ukey(path)}")
-
-
-def offset_index(url: str) -> Path:
-  """Returns the file of offsets of a TFRecord file, written on first use."""
-  target = cache_dir() / "offsets" / f"{file_key(url)}.i64"
-  if not target.exists():
-    write_atomically(target, scan_offsets(*locate(url)).tobytes())
-  return target
+def intact(found: T | RecordError) -> T:
+  """Returns what was read; raises the error if it is damaged."""
+  if isinstance(found, RecordError):
+    raise found
+  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +60,23 @@ class FileSpan:
 
 
 class Records:
-  """The records of several file spans, as one sequence of bytes."""
+  """The records of several file spans.
 
-  def __init__(self, spans: Sequence[FileSpan]):
-    """Takes spans in order, as `FileSpan` or with the same attributes."""
+  Attributes:
+    is_remote: whether every read takes a request.
+  """
+
+  def __init__(self, spans: Sequence[FileSpan], indices: Sequence[Path] = ()):
+    """Takes spans in order, as `FileSpan` or with the same attributes.
+
+    Args:
+      spans: of the files.
+      indices: the index of each file, for `blocks`.
+    """
     self._spans = list(spans)
+    self._indices = list(indices)
     self._starts = np.cumsum([0, *(span.take for span in spans)])
+    self.is_remote = any(is_remote(span.filename) for span in spans)
 
   def __len__(self) -> int:
     return int(self._starts[-1])
@@ -135,7 +89,9 @@ class Records:
 
   def where(self, index: int) -> str:
     """File and number of record `index`, for error messages."""
-    shard, record = self.locate(index)
+    return self._where(*self.locate(index))
+
+  def _where(self, shard: int, record: int) -> str:
     return f"{self._spans[shard].filename}, record {record}"
 
   def file_ends(self) -> np.ndarray:
@@ -149,8 +105,68 @@ class Records:
     parts = zip(keys, self._spans, strict=True)
     return digest(" ".join(f"{k}[{s.skip}:+{s.take}]" for k, s in parts))
 
+  def blocks(self) -> np.ndarray:
+    """Cuts the records into blocks of about `BLOCK_BYTES`, for large reads.
+
+    Returns:
+      int64 (M + 1,): the first record of every block, and the total.
+      No block has records of two files.
+    """
+    starts = [np.zeros(0, np.int64)]
+    spans = zip(self._spans, self._indices, self._starts, strict=False)
+    for span, index, first in spans:
+      offsets = np.fromfile(index, np.int64)[span.skip : span.skip + span.take]
+      numbers = offsets // BLOCK_BYTES
+      changes = np.flatnonzero(np.diff(numbers)) + 1
+      starts.append(first + np.concatenate([[0], changes]))
+    return np.append(np.concatenate(starts), len(self)).astype(np.int64)
+
+  def read(self, indices: Sequence[int]) -> list[bytes | RecordError]:
+    """Reads records; neighbours in a file, in this order, with one request.
+
+    Returns:
+      The data of each record, or the error of one that is damaged.
+
+    Raises:
+      OSError: a file cannot be read.
+    """
+    places = [self.locate(int(index)) for index in indices]
+    return [
+      record
+      for shard, numbers in _runs(places)
+      for record in self._read_run(shard, numbers)
+    ]
+
   def __getitem__(self, index: int) -> bytes:
+    """Reads one record.
+
+    Raises:
+      RecordError: it is damaged.
+    """
+    return intact(self.read([index])[0])
+
+  def _read_run(self, shard: int, numbers: range) -> list[bytes | RecordError]:
+    """Reads records with these numbers in one file."""
     raise NotImplementedError
+
+  def _offsets(self, shard: int, numbers: range) -> np.ndarray:
+    """The starts of records and the end of the last, as far as they exist."""
+    return np.fromfile(
+      self._indices[shard],
+      np.int64,
+      len(numbers) + 1,
+      offset=8 * numbers.start,
+    )
+
+
+def _runs(places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, range]]:
+  """Joins (shard, record) pairs that follow each other."""
+  enumerated = enumerate(places)
+  for (shard, _), group in itertools.groupby(
+    enumerated, lambda item: (item[1][0], item[1][1] - item[0])
+  ):
+    records = [record for _, (_, record) in group]
+    yield shard, range(records[0], records[-1] + 1)
 
 
 class TfRecords(Records):
@@ -160,35 +176,77 @@ class TfRecords(Records):
   """
 
   def __init__(self, spans: Sequence[FileSpan]):
-    """Opens the offset index of every file, or writes it."""
-    super().__init__(spans)
-    with ThreadPoolExecutor(FILE_THREADS) as pool:
-      self._offsets = list(pool.map(offset_index, [s.filename for s in spans]))
+    """Opens the index of every file, or writes it."""
+    urls = [str(span.filename) for span in spans]
+    super().__init__(spans, all_indices(tfrecord_index, urls))
     logging.info("offset index ready for %d record files", len(spans))
 
-  def __getitem__(self, index: int) -> bytes:
-    """Returns the data of one record; verifies its checksums.
+  def _read_run(self, shard: int, numbers: range) -> list[bytes | RecordError]:
+    offsets = self._offsets(shard, numbers)
+    records: list[bytes | RecordError] = []
+    if len(offsets) > 1:
+      first, last = int(offsets[0]), int(offsets[-1])
+      data = read_range(self._spans[shard].filename, first, last)
+      parts = itertools.pairwise((offsets - first).tolist())
+      records = [
+        _checked(data[start:stop], self._where(shard, number))
+        for number, (start, stop) in zip(numbers, parts, strict=False)
+      ]
+    for number in numbers[len(records) :]:
+      records.append(
+        RecordError(
+          f"{self._where(shard, number)}: the file is truncated and ends "
+          f"before this record. {REMEDY}"
+        )
+      )
+    return records
 
-    Raises:
-      RecordError: the record is damaged or truncated.
-    """
-    shard, record = self.locate(index)
-    where = self.where(index)
-    span = np.fromfile(self._offsets[shard], np.int64, 2, offset=8 * record)
-    if len(span) < 2:
-      raise RecordError(
-        f"{where}: the file is truncated and ends before this record. {REMEDY}"
-      )
-    filesystem, path = locate(self._spans[shard].filename)
-    raw = filesystem.cat_file(path, start=int(span[0]), end=int(span[1]))
-    length = _length(raw[:HEADER_BYTES], where)
-    data = raw[HEADER_BYTES : HEADER_BYTES + length]
-    if masked_crc(data) != int.from_bytes(raw[-FOOTER_BYTES:], "little"):
-      raise RecordError(
-        f"{where}: the checksum of the data is wrong, so the file is damaged. "
-        f"{REMEDY}"
-      )
-    return data
+
+def _checked(raw: bytes, where: str) -> bytes | RecordError:
+  """The data of a TFRecord, or what is wrong with it."""
+  try:
+    length = record_length(raw[:HEADER_BYTES], where)
+  except RecordError as error:
+    return error
+  data = raw[HEADER_BYTES : HEADER_BYTES + length]
+  if masked_crc(data) != int.from_bytes(raw[-FOOTER_BYTES:], "little"):
+    return RecordError(
+      f"{where}: the checksum of the data is wrong, so the file is damaged. "
+      f"{REMEDY}"
+    )
+  return data
+
+
+class RemoteArrayRecords(Records):
+  """Records of ArrayRecord files on any file system that fsspec knows."""
+
+  def __init__(self, spans: Sequence[FileSpan]):
+    """Opens the index of every file, which its end has."""
+    urls = [str(span.filename) for span in spans]
+    super().__init__(spans, all_indices(array_record_index, urls))
+
+  def _read_run(self, shard: int, numbers: range) -> list[bytes | RecordError]:
+    span, index = self._spans[shard], self._indices[shard]
+    offsets = np.fromfile(index, np.int64)
+    first = int(offsets[numbers.start])
+    # The end of the chunk of the last record, which others may share.
+    last = offsets[numbers.stop - 1]
+    stop = int(offsets[np.searchsorted(offsets, last, side="right")])
+    tail = index.with_suffix(".tail").read_bytes()
+    part = read_range(str(span.filename), first, stop)
+    records = array_record_file.read_part(
+      part, first, tail, int(offsets[-1]), numbers
+    )
+    return [
+      _as_record_error(record, self._where(shard, number))
+      if isinstance(record, Exception)
+      else record
+      for number, record in zip(numbers, records, strict=True)
+    ]
+
+
+def _as_record_error(error: Exception, where: str) -> RecordError:
+  return RecordError(f"{where}: {error}. {REMEDY}")
 
 
 RESERVED_FILES = 200  # For the rest of the process.
@@ -218,18 +276,12 @@ def allow_open_files(count: int) -> None:
     )
 
 
-class ArrayRecords(Records):
+class LocalArrayRecords(Records):
   """Records of ArrayRecord files on local disks, which are kept open."""
 
   def __init__(self, spans: Sequence[FileSpan]):
-    """Raises ValueError if a file is not on a local path."""
+    """Opens the files, of which many may be needed at once."""
     super().__init__(spans)
-    for span in spans:
-      if "://" in str(span.filename):
-        raise ValueError(
-          f"{span.filename}: ArrayRecord files must be on a local path. Mount "
-          "the bucket, or prepare the data set as TFRecord."
-        )
     allow_open_files(len(spans))
     from grain.sources import ArrayRecordDataSource  # Slow to import.
 
@@ -237,12 +289,15 @@ class ArrayRecords(Records):
       [f"{s.filename}[{s.skip}:{s.skip + s.take}]" for s in spans]
     )
 
-  def __getitem__(self, index: int) -> bytes:
-    """Returns the data of one record.
+  def blocks(self) -> np.ndarray:
+    urls = [str(span.filename) for span in self._spans]
+    self._indices = all_indices(array_record_index, urls)
+    return super().blocks()
 
-    Raises:
-      RecordError: the record is damaged.
-    """
+  def read(self, indices: Sequence[int]) -> list[bytes | RecordError]:
+    return [self._read(int(index)) for index in indices]
+
+  def _read(self, index: int) -> bytes | RecordError:
     try:
       return self._source[index]
     except (ValueError, RuntimeError, IndexError) as error:
@@ -250,4 +305,10 @@ class ArrayRecords(Records):
         raise OSError(
           f"{self.where(index)}: {error}. Raise the limit with `ulimit -n`."
         ) from error
-      raise RecordError(f"{self.where(index)}: {error}. {REMEDY}") from error
+      return _as_record_error(error, self.where(index))
+
+
+def open_array_records(spans: Sequence[FileSpan]) -> Records:
+  """Records of ArrayRecord files, which are all local or all remote."""
+  remote = any(is_remote(span.filename) for span in spans)
+  return (RemoteArrayRecords if remote else LocalArrayRecords)(spans)

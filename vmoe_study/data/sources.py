@@ -7,6 +7,7 @@ import numpy as np
 
 from vmoe_study.data.classes import ClassNames
 from vmoe_study.data.image_folder import ImageFolderSource
+from vmoe_study.data.records import RecordError
 from vmoe_study.data.spec import DataSpec
 
 IMAGE_FOLDER = "image_folder"
@@ -42,7 +43,26 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """Returns {"image": bytes or uint8 (H, W, C), "label": int or ints}."""
+    """Reads one example.
+
+    Raises:
+      RecordError: it is damaged.
+    """
+
+  def read(self, indices: Sequence[int]) -> list[dict[str, Any] | RecordError]:
+    """Reads examples, neighbours among them with one request.
+
+    Returns:
+      For each example {"image": bytes or uint8 (H, W, C), "label": int or
+      ints}, or the error of an example that is damaged.
+    """
+
+  @property
+  def is_remote(self) -> bool:
+    """Whether every read takes a request to a store."""
+
+  def blocks(self) -> np.ndarray:
+    """Returns int64 (M + 1,): where blocks for large reads begin, and N."""
 
   def labels(self) -> np.ndarray:
     """Returns int64 (N,): every label; decodes no image."""

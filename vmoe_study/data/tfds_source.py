@@ -11,20 +11,19 @@ import tensorflow_datasets as tfds
 from vmoe_study.data import builders
 from vmoe_study.data.classes import ClassNames
 from vmoe_study.data.dataset_specs import find_spec
+from vmoe_study.data.record_index import FILE_THREADS, cache_dir, digest
 from vmoe_study.data.records import (
-  FILE_THREADS,
-  ArrayRecords,
   RecordError,
   Records,
   TfRecords,
-  cache_dir,
-  digest,
+  intact,
+  open_array_records,
 )
 from vmoe_study.data.tfds_metadata import check_files
 from vmoe_study.files.atomic import write_atomically
 
-LABELS_BLOCK = 1000  # Records that one thread reads in turn.
-FORMATS = {"tfrecord": TfRecords, "array_record": ArrayRecords}
+LABELS_READ = 64  # Records of one request.
+FORMATS = {"tfrecord": TfRecords, "array_record": open_array_records}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,22 +78,35 @@ class TfdsSource:
   def file_ends(self) -> np.ndarray:
     return self.records.file_ends()
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    """Reads example `index`; the image stays encoded.
+  @property
+  def is_remote(self) -> bool:
+    return self.records.is_remote
 
-    Raises:
-      RecordError: the record is damaged, or not an example of this data set.
-    """
-    record = self.records[index]
+  def blocks(self) -> np.ndarray:
+    return self.records.blocks()
+
+  def read(self, indices: Sequence[int]) -> list[dict[str, Any] | RecordError]:
+    records = self.records.read(indices)
+    return [self._parse(i, r) for i, r in zip(indices, records, strict=True)]
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return intact(self.read([index])[0])
+
+  def _parse(
+    self, index: int, record: bytes | RecordError
+  ) -> dict[str, Any] | RecordError:
+    """Decodes an example; its image stays encoded."""
+    if isinstance(record, RecordError):
+      return record
     is_file = isinstance(self.features["image"], tfds.features.Image)
     decoders = {"image": tfds.decode.SkipDecoding()} if is_file else None
     try:
       example = self.features.deserialize_example_np(record, decoders=decoders)
     except Exception as error:  # protobuf and TFDS raise many types.
-      raise RecordError(
+      return RecordError(
         f"{self.where(index)}: not an example of this data set: {error}. "
         "Prepare the data set again."
-      ) from error
+      )
     return {"image": example["image"], "label": example[self.label_key]}
 
   def labels(self) -> np.ndarray:
@@ -117,12 +129,13 @@ class TfdsSource:
 
   def _read_labels(self) -> np.ndarray:
     """Reads in several threads, as remote stores have a high latency."""
-    blocks = np.array_split(np.arange(len(self)), -(-len(self) // LABELS_BLOCK))
+    parts = np.array_split(np.arange(len(self)), -(-len(self) // LABELS_READ))
     with ThreadPoolExecutor(FILE_THREADS) as pool:
-      return np.concatenate(list(pool.map(self._labels_of, blocks)))
+      return np.concatenate(list(pool.map(self._labels_of, parts)))
 
   def _labels_of(self, indices: np.ndarray) -> np.ndarray:
-    return np.asarray([self[int(i)]["label"] for i in indices], np.int64)
+    examples = map(intact, self.read(indices.tolist()))
+    return np.asarray([example["label"] for example in examples], np.int64)
 
 
 def open_tfds(

@@ -1,58 +1,287 @@
-"""Iterating over batches, prepared ahead of time in threads or processes."""
+"""Worker processes that compute the batches of all inputs of a run.
 
+Every batch is cut into one part per worker. A worker always computes the same
+part, so it knows what it will read next, and no batch waits in a worker while
+the others work on the next ones. Parts return through memory without a file
+system (`memfd_create`), so the size of /dev/shm does not matter.
+"""
+
+import collections
 import contextlib
-import multiprocessing.connection
+import itertools
+import mmap
+import multiprocessing
 import multiprocessing.resource_tracker
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import connection, reduction
+from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
-import grain
-from absl import flags
+import numpy as np
 
-from vmoe_study.data.examples import Batch
-
+CPU_LIMIT = "/sys/fs/cgroup/cpu.max"  # "QUOTA PERIOD" in the same unit.
 THREADS = 2  # Of this process, if there are no worker processes.
 BATCHES_AHEAD = 2
 
+Part = dict[str, np.ndarray]
+ComputePart = Callable[[int], Part]
 
-def iterate_batches(
-  batches: grain.MapDataset,
-  finish: Callable[[Batch], Batch],
-  num_workers: int,
-) -> Iterator[Batch]:
-  """Yields all batches in order.
 
-  Close the iterator (or let it be collected) to end its worker processes.
+class Parts(Protocol):
+  """Batches to be computed in parts; is pickled for the workers."""
 
-  Args:
-    batches: collated batches.
-    finish: applied to every batch in this process.
-    num_workers: worker processes; 0 uses threads of this process.
+  @property
+  def size(self) -> int:
+    """Images of a batch on this host."""
+
+  def open(self, number: int, count: int) -> ComputePart:
+    """A function of the step that computes part `number` of `count`."""
+
+
+class Workers:
+  """Computes batches in processes, which start with the first one and stay.
+
+  Attributes:
+    count: number of worker processes; 0 if threads do their work.
   """
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags.
-  workers = grain.MultiprocessingOptions(
-    num_workers, per_worker_buffer_size=BATCHES_AHEAD
-  )
-  threads = 1 if num_workers else THREADS
-  reading = grain.ReadOptions(threads, prefetch_buffer_size=BATCHES_AHEAD)
-  dataset = batches.to_iter_dataset(reading)
-  if num_workers:  # Its start would unblock the signals that are blocked here.
-    multiprocessing.resource_tracker.ensure_running()
-  with _requests_blocked():
-    iterator = iter(dataset.mp_prefetch(workers, _start_worker))
+
+  def __init__(self, count: int = 0):
+    """Starts nothing yet."""
+    self.count = count
+    self._workers: list[_Process] | list[_Thread] = []
+    self._numbers = itertools.count()
+    self._lock = threading.Lock()
+
+  def iterate(self, parts: Parts, steps: Iterable[int]) -> Iterator[list[Part]]:
+    """Yields all parts of the batches of `steps`, in order.
+
+    Several iterations may run at the same time, in several threads. Close the
+    iterator (or let it be collected) to end its part of the work.
+
+    Raises:
+      Exception: a part could not be computed.
+      RuntimeError: a worker process has ended.
+    """
+    workers = self._start()[: parts.size]
+    number = next(self._numbers)
+    for place, worker in enumerate(workers):
+      worker.open(number, parts, place, len(workers))
+    waiting: collections.deque[list[Future[Part]]] = collections.deque()
+    try:
+      for step in steps:
+        waiting.append([worker.submit(number, step) for worker in workers])
+        if len(waiting) > BATCHES_AHEAD:
+          yield [future.result() for future in waiting.popleft()]
+      while waiting:
+        yield [future.result() for future in waiting.popleft()]
+    finally:
+      for worker in workers:
+        worker.forget(number)
+
+  def _start(self) -> "Sequence[_Process] | Sequence[_Thread]":
+    with self._lock:
+      if not self._workers and self.count:
+        multiprocessing.resource_tracker.ensure_running()
+        with _requests_blocked():
+          self._workers = [_Process(number) for number in range(self.count)]
+      elif not self._workers:
+        self._workers = [_Thread() for _ in range(THREADS)]
+      return self._workers
+
+  def close(self) -> None:
+    """Ends all workers. Further iterations start new ones."""
+    with self._lock:
+      workers, self._workers = self._workers, []
+    for worker in workers:
+      worker.close()
+
+
+def num_cores() -> int:
+  """Processor cores that this process may use.
+
+  Those of its affinity, or fewer if its control group has less time on them.
+  """
+  cores = len(os.sched_getaffinity(0))
+  with contextlib.suppress(OSError, ValueError):
+    quota, period = Path(CPU_LIMIT).read_text().split()
+    cores = min(cores, max(1, int(quota) // int(period)))
+  return cores
+
+
+_SHARED: dict[int, Workers] = {}
+
+
+def shared_workers(count: int) -> Workers:
+  """The workers that all inputs of this process with this number share."""
+  return _SHARED.setdefault(count, Workers(count))
+
+
+def close_workers() -> None:
+  """Ends all shared workers; what uses them next starts new ones."""
+  for workers in _SHARED.values():
+    workers.close()
+
+
+class _Thread:
+  """A worker in this process."""
+
+  def __init__(self) -> None:
+    self._thread = ThreadPoolExecutor(1, "worker")
+    self._open: dict[int, ComputePart] = {}
+
+  def open(self, number: int, parts: Parts, place: int, count: int) -> None:
+    self._open[number] = parts.open(place, count)
+
+  def submit(self, number: int, step: int) -> Future[Part]:
+    return self._thread.submit(self._open[number], step)
+
+  def forget(self, number: int) -> None:
+    self._open.pop(number, None)
+
+  def close(self) -> None:
+    self._thread.shutdown(cancel_futures=True)
+
+
+class _Process:
+  """A worker process, seen from this one."""
+
+  def __init__(self, number: int) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    self._connection, theirs = spawn.Pipe()
+    self._process = spawn.Process(
+      target=_serve, args=(theirs,), name=f"input-{number}", daemon=True
+    )
+    self._process.start()
+    theirs.close()  # So that reading ends with the process.
+    self._lock = threading.Lock()
+    self._waiting: dict[tuple[int, int], Future[Part]] = {}
+    self._error: Exception | None = None
+    self._receiver = threading.Thread(target=self._receive, daemon=True)
+    self._receiver.start()
+
+  def open(self, number: int, parts: Parts, place: int, count: int) -> None:
+    self._send(number, None, (parts, place, count))
+
+  def submit(self, number: int, step: int) -> Future[Part]:
+    future: Future[Part] = Future()
+    with self._lock:
+      if self._error is not None:
+        raise self._error
+      self._waiting[number, step] = future
+    self._send(number, step, None)
+    return future
+
+  def forget(self, number: int) -> None:
+    self._send(number, None, None)
+
+  def close(self) -> None:
+    self._process.kill()  # It holds nothing that must be saved.
+    self._receiver.join()
+    self._connection.close()
+
+  def _send(self, *message: Any) -> None:
+    with contextlib.suppress(OSError):  # `_receive` notices the end, too.
+      self._connection.send(message)
+
+  def _receive(self) -> None:
+    with contextlib.suppress(EOFError, OSError):
+      while True:
+        number, step, layout, error = self._connection.recv()
+        future = self._waiting.pop((number, step))
+        if error is not None:
+          future.set_exception(error)
+        else:
+          file = reduction.recv_handle(self._connection)
+          future.set_result(_unpack(file, layout))
+    self._process.join()
+    with self._lock:
+      self._error = RuntimeError(
+        f"worker process {self._process.name} ended with exit code "
+        f"{self._process.exitcode}. If that is -9, memory was probably "
+        "exhausted: lower train.num_workers, or give the job more memory."
+      )
+    for future in self._waiting.values():
+      future.set_exception(self._error)
+
+
+def _serve(requests: connection.Connection) -> None:
+  """The main function of a worker process.
+
+  A request is (number of an iteration, step, None) for a part, or (number,
+  None, what to open), or (number, None, None) to forget it.
+  """
+  cv2.setNumThreads(1)  # The workers share the cores.
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+  compute: dict[int, ComputePart] = {}
+  while True:
+    number, step, opened = requests.recv()
+    if opened is not None:
+      parts, place, count = opened
+      compute[number] = parts.open(place, count)
+    elif step is None:
+      compute.pop(number, None)
+    else:
+      _answer(requests, number, step, compute[number])
+
+
+def _answer(
+  requests: connection.Connection, number: int, step: int, compute: ComputePart
+) -> None:
   try:
-    while True:
-      with _requests_blocked():
-        batch = next(iterator, None)
-      if batch is None:
-        return
-      yield finish(batch)
-  finally:
-    iterator.close()
+    file, layout = _pack(compute(step))
+  except Exception as error:
+    requests.send((number, step, None, _portable(error)))
+    return
+  requests.send((number, step, layout, None))
+  reduction.send_handle(requests, file, os.getppid())
+  os.close(file)
+
+
+def _portable(error: Exception) -> Exception:
+  """The error with its traceback as a note, or a simpler one."""
+  error.add_note("".join(traceback.format_exception(error)))
+  try:
+    pickle.loads(pickle.dumps(error))
+  except Exception:
+    return RuntimeError("\n".join(error.__notes__))
+  return error
+
+
+Layout = list[
+  tuple[str, str, tuple[int, ...], int]
+]  # Name, type, shape, place.
+
+
+def _pack(part: Part) -> tuple[int, Layout]:
+  """Puts arrays into memory that another process can open.
+
+  Returns:
+    The descriptor of a file in memory, and where in it the arrays are.
+  """
+  descriptor, layout = os.memfd_create("part"), []
+  with os.fdopen(os.dup(descriptor), "wb") as file:
+    for name, array in part.items():
+      layout.append((name, array.dtype.str, array.shape, file.tell()))
+      file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+      file.write(bytes(-file.tell() % 64 or 64))  # Aligned, and never empty.
+  return descriptor, layout
+
+
+def _unpack(descriptor: int, layout: Layout) -> Part:
+  """The arrays of a file from `_pack`, read-only; closes it."""
+  memory = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+  os.close(descriptor)
+  return {
+    name: np.ndarray(shape, dtype, memory, place)
+    for name, dtype, shape, place in layout
+  }
 
 
 @contextlib.contextmanager
@@ -70,16 +299,9 @@ def _requests_blocked() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(index: int, count: int) -> None:
-  """Limits OpenCV to one thread per worker, as the workers share the cores."""
-  del index, count
-  cv2.setNumThreads(1)
-  threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
 def _end_with_parent() -> None:
   """Ends this worker when its parent ends, even if the parent is killed."""
   parent = multiprocessing.parent_process()
   if parent is not None:
-    multiprocessing.connection.wait([parent.sentinel])
+    connection.wait([parent.sentinel])
     os._exit(1)

@@ -12,7 +12,7 @@ from vmoe_study.data.sources import open_source
 from vmoe_study.inspection.measure import Batch
 from vmoe_study.run.data_dirs import check_confirmed
 from vmoe_study.run.experiment import Model
-from vmoe_study.run.inputs import to_devices
+from vmoe_study.run.inputs import num_workers, to_devices
 
 
 class EvaluationImages:
@@ -80,7 +80,8 @@ class EvaluationImages:
       batch_size=min(self._spec.batch_size, -(-count // unit) * unit),
       class_names=self._class_names,
       indices=np.arange(count) * total // count,
-      num_workers=config.train.num_workers,
+      num_workers=num_workers(config),
+      read_threads=config.train.read_threads,
     )
 
   def to_devices(self, batch: Batch) -> Any:

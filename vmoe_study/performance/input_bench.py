@@ -1,7 +1,6 @@
 """Benchmark of the input pipeline: images per second on this machine."""
 
 import dataclasses
-import functools
 import itertools
 import os
 import time
@@ -9,15 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
-import grain
 import numpy as np
 
 from vmoe_study.data.decoding import decode
-from vmoe_study.data.examples import Batch
-from vmoe_study.data.pipeline import eval_input, train_input
+from vmoe_study.data.examples import Batch, Example, ExampleReader
+from vmoe_study.data.pipeline import TrainInput, eval_input, train_input
 from vmoe_study.data.sources import Source, open_split
 from vmoe_study.data.spec import DataSpec
-from vmoe_study.data.workers import BATCHES_AHEAD, iterate_batches
+from vmoe_study.data.workers import (
+  BATCHES_AHEAD,
+  THREADS,
+  close_workers,
+  shared_workers,
+)
 
 SAMPLE = 200  # Images whose mean size is reported.
 
@@ -65,37 +68,46 @@ class InputBench:
     }
 
   def measure(
-    self, num_workers: Sequence[int], log: Callable[..., None]
+    self,
+    num_workers: Sequence[int],
+    read_threads: Sequence[int],
+    log: Callable[..., None],
   ) -> list[dict[str, Any]]:
-    """Measures with each number of worker processes.
+    """Measures with each number of worker processes and of read threads.
 
     Args:
       num_workers: numbers of worker processes.
+      read_threads: numbers of requests that a worker has open at a time.
       log: called with progress messages, like `logging.info`.
 
     Returns:
-      A row for each: median images/s, their ratios to "decode", and the speedup
-      of "train" over the first row.
+      A row for each pair: median images/s, their ratios to "decode", and the
+      speedup of "train" over the first row; the requests, the kB and the share
+      of the workers' time that "train" waits for them, which are 0 for data
+      that are not read ahead.
     """
     rows: list[dict[str, Any]] = []
-    for workers in num_workers:
+    for workers, threads in itertools.product(num_workers, read_threads):
       log("%d worker processes, %d rounds", workers, self.rounds)
-      rows.append(self._measure(workers))
+      rows.append(self._measure(workers, threads))
       rows[-1]["speedup"] = rows[-1]["train"] / rows[0]["train"]
     return rows
 
-  def _measure(self, workers: int) -> dict[str, Any]:
+  def _measure(self, workers: int, threads: int) -> dict[str, Any]:
     """Times the three pipelines in turn; the others wait with full queues."""
-    inputs = self._iterators(workers)
-    rounds = [
-      {
-        name: self._images_per_second(batches, workers)
-        for name, batches in inputs.items()
-      }
-      for _ in range(self.rounds)
-    ]
+    train, inputs = self._iterators(workers, threads)
+    rounds, reading, seconds = [], np.zeros(3), 0.0
+    for _ in range(self.rounds):
+      rates = {}
+      for name, batches in inputs.items():
+        before, start = train.reading.copy(), time.perf_counter()
+        rates[name] = self._images_per_second(batches)
+        reading += train.reading - before
+        seconds += (time.perf_counter() - start) * (name == "train")
+      rounds.append(rates)
     for batches in inputs.values():
       batches.close()
+    close_workers()
     rates = {
       name: float(np.median([r[name] for r in rounds])) for name in inputs
     }
@@ -103,46 +115,70 @@ class InputBench:
       f"{name}/decode": rates[name] / rates["decode"]
       for name in ("train", "eval")
     }
-    return {"workers": workers, **rates, **ratios, "rounds": rounds}
+    images = self.rounds * self.batch_size
+    images *= self.num_batches + _num_warmup()
+    requests, size, waited = reading.tolist()
+    return {
+      "workers": workers,
+      "read_threads": threads,
+      **rates,
+      **ratios,
+      "requests/image": requests / images,
+      "kB/image": size / images / 1000,
+      "wait": waited / (seconds * (workers or THREADS)),
+      "rounds": rounds,
+    }
 
-  def _iterators(self, workers: int) -> dict[str, Any]:
+  def _iterators(
+    self, workers: int, threads: int
+  ) -> tuple[TrainInput, dict[str, Any]]:
     source = self.open()
-    decoding = (
-      grain.MapDataset.range(len(source))
-      .shuffle(seed=0)
-      .repeat()
-      .map(functools.partial(_decode_only, source))
-      .batch(self.batch_size)
-    )
-    train = DataSpec(
+    spec = DataSpec(
       self.name, self.split, self.train_ops, source.num_classes, self.data_dir
     )
-    evaluation = dataclasses.replace(train, ops=self.eval_ops)
-    sizes = {"batch_size": self.batch_size, "num_workers": workers}
+    sizes = {
+      "batch_size": self.batch_size,
+      "num_workers": workers,
+      "read_threads": threads,
+    }
+    train = train_input(spec, seed=0, **sizes)
+    decoding = dataclasses.replace(
+      train.parts, readers=[_DecodeOnly(r) for r in train.parts.readers]
+    )
     # Repeats examples, so that one pass is long enough.
-    batches = self.rounds * (self.num_batches + _num_warmup(workers))
+    batches = self.rounds * (self.num_batches + _num_warmup())
     indices = np.arange(self.batch_size * batches) % len(source)
-    return {
-      "decode": iterate_batches(decoding, lambda x: x, workers),
-      "train": train_input(train, seed=0, **sizes).iterate(),
+    evaluation = dataclasses.replace(spec, ops=self.eval_ops)
+    steps = itertools.count()
+    return train, {
+      "decode": shared_workers(workers).iterate(decoding, steps),
+      "train": train.iterate(),
       "eval": iter(eval_input(evaluation, indices=indices, **sizes)),
     }
 
-  def _images_per_second(self, batches: Iterator[Batch], workers: int) -> float:
+  def _images_per_second(self, batches: Iterator[Batch]) -> float:
     """Times `num_batches` batches, after those that were prefetched."""
-    for _ in itertools.islice(batches, _num_warmup(workers)):
+    for _ in itertools.islice(batches, _num_warmup()):
       pass
     start = time.perf_counter()
     count = sum(1 for _ in itertools.islice(batches, self.num_batches))
     return count * self.batch_size / (time.perf_counter() - start)
 
 
-def _num_warmup(workers: int) -> int:
-  return 2 * (workers + 1) * BATCHES_AHEAD
+def _num_warmup() -> int:
+  return 2 * (BATCHES_AHEAD + 1)
 
 
-def _decode_only(source: Source, index: int) -> int:
-  return decode(source[index]["image"]).size
+class _DecodeOnly(ExampleReader):
+  """Decodes images, and leaves out everything else."""
+
+  def __init__(self, reader: ExampleReader):
+    vars(self).update(vars(reader))
+
+  def read(self, index: int, rng: np.random.Generator | None = None) -> Example:
+    decode(self.source[index]["image"])
+    nothing = np.zeros(0, np.int64)
+    return {"image": nothing, "labels": nothing, "mask": 1.0, "skipped": 0}
 
 
 def describe_images(source: Source) -> str:

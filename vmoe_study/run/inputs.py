@@ -21,11 +21,21 @@ from vmoe_study.data.pipeline import (
 )
 from vmoe_study.data.sources import open_source
 from vmoe_study.data.spec import DataSpec
+from vmoe_study.data.workers import num_cores
 from vmoe_study.evaluation.classification import ClassificationEvaluator
 from vmoe_study.evaluation.fewshot import FewshotEvaluator, FewshotTask
 from vmoe_study.parallel import sharding
 from vmoe_study.run.experiment import Model
 from vmoe_study.training.loss import LOSSES
+
+
+def num_workers(config: Config) -> int:
+  """Number of worker processes of this host; see `TrainSpec`."""
+  given = config.train.num_workers
+  if given != "auto":
+    return int(given)
+  # On a CPU, the model needs the cores.
+  return 0 if jax.default_backend() == "cpu" else max(1, num_cores() - 1)
 
 
 def open_train_input(
@@ -47,9 +57,11 @@ def open_train_input(
     batch_size=config.train.batch_size,
     seed=config.seed,
     class_names=class_names,
+    shuffle=config.train.shuffle,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
-    num_workers=config.train.num_workers,
+    num_workers=num_workers(config),
+    read_threads=config.train.read_threads,
   )
   check_several(data.class_names)
   for note in data.notes:
@@ -149,7 +161,8 @@ def _open(
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       indices=indices,
-      num_workers=model.config.train.num_workers,
+      num_workers=num_workers(model.config),
+      read_threads=model.config.train.read_threads,
     )
     if indices is None:
       batches.decode_first()

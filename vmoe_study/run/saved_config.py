@@ -19,6 +19,7 @@ _SPARSE_TOKEN_CHOICE = "sparsity_constrained_token_choice"
 HARMLESS = (
   "mesh.",
   "train.num_workers",
+  "train.read_threads",
   "train.batches_ahead",
   "train.report_every",
   "train.evaluate_every",

@@ -1,0 +1,261 @@
+"""What a worker computes: the same part of every batch.
+
+A global batch is a row of positions. Each host takes a contiguous part of the
+row, and each of its workers a contiguous part of that. Which examples stand at
+the positions does not depend on either number.
+"""
+
+import copy
+import dataclasses
+import functools
+import itertools
+import weakref
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+
+import grain
+import numpy as np
+
+from vmoe_study.data.examples import Batch, Example, ExampleReader, collate
+from vmoe_study.data.order import BlockOrder, Order, Window
+from vmoe_study.data.read_ahead import ReadAhead
+
+# Examples of a part that are being read while earlier ones are decoded: about a
+# second of work, enough for a request that has to be repeated.
+EXAMPLES_AHEAD = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class HostRows:
+  """The rows of the global batch that one host computes."""
+
+  batch_size: int
+  process_index: int
+  process_count: int
+
+  @property
+  def host_size(self) -> int:
+    return self.batch_size // self.process_count
+
+  def of(self, number: int, count: int) -> range:
+    """The rows of part `number` of `count` of this host."""
+    first = self.process_index * self.host_size
+    start, stop = (self.host_size * n // count for n in (number, number + 1))
+    return range(first + start, first + stop)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainParts:
+  """Training batches; `order` says how batches and positions relate.
+
+  Attributes:
+    readers: of the mixed data sets.
+    orders: of their examples.
+    weights: of the data sets.
+    rows: of this host.
+    lanes: of the orders.
+    read_threads: of every part.
+  """
+
+  readers: Sequence[ExampleReader]
+  orders: Sequence[Order]
+  weights: Sequence[float]
+  rows: HostRows
+  lanes: int
+  read_threads: int
+
+  @property
+  def size(self) -> int:
+    return self.rows.host_size
+
+  @functools.cached_property
+  def _mixed(self) -> grain.MapDataset:
+    """(data set, position in it) for every place in a lane."""
+    places = [
+      grain.MapDataset.source(range(len(order))).map(
+        functools.partial(_numbered, number)
+      )
+      for number, order in enumerate(self.orders)
+    ]
+    if len(places) == 1:
+      return places[0]
+    return grain.MapDataset.mix(places, self.weights)
+
+  def position(self, step: int, row: int) -> tuple[int, int]:
+    """The data set, and the position in its order, in a row of a batch.
+
+    The rows of a lane follow each other in the batch, and its examples follow
+    each other in the rows.
+    """
+    size = self.rows.batch_size // self.lanes  # Of a lane, in one batch.
+    lane, place = divmod(row, size)
+    number, position = self._mixed[step * size + place]
+    return number, position * self.lanes + lane
+
+  def examples(self, step: int) -> list[tuple[int, int]]:
+    """(data set, example) in every row of a global batch."""
+    rows = range(self.rows.batch_size)
+    places = [self.position(step, row) for row in rows]
+    return [(number, self.orders[number][p]) for number, p in places]
+
+  def open(
+    self, number: int, count: int, examples_ahead: int = EXAMPLES_AHEAD
+  ) -> "_Part":
+    """See `workers.Parts`; reads the next examples in the background.
+
+    Without examples ahead, it reads only those of a batch, one by one.
+    """
+    rows = self.rows.of(number, count)
+    readers = [
+      _ahead(reader, self.read_threads, isinstance(order, BlockOrder))
+      for reader, order in zip(self.readers, self.orders, strict=True)
+    ]
+    examples = [
+      order.examples.random_map(reader.read_or_next)
+      for order, reader in zip(self.orders, readers, strict=True)
+    ]
+
+    begun: MutableMapping[Window, Window] = weakref.WeakKeyDictionary()
+
+    def windows(step: int) -> Iterator[tuple[int, Window]]:
+      for row in rows:
+        data_set, position = self.position(step, row)
+        if examples_ahead:
+          window, offset = self.orders[data_set].window(position)
+          # What precedes the first step is not read.
+          yield data_set, begun.setdefault(window, window.rest(offset))
+        else:
+          yield data_set, Window.of([self.orders[data_set][position]])
+
+    def compute(step: int) -> Iterator[Example]:
+      for row in rows:
+        data_set, position = self.position(step, row)
+        yield examples[data_set][position]
+
+    steps_ahead = -(-examples_ahead // max(1, len(rows)))
+    return _Part(readers, windows, compute, steps_ahead)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalParts:
+  """Evaluation batches: examples in a given order.
+
+  Attributes:
+    reader: of the data set.
+    indices: the examples; one beyond the end of the data set is padding.
+    rows: of this host.
+    read_threads: of every part.
+  """
+
+  reader: ExampleReader
+  indices: np.ndarray
+  rows: HostRows
+  read_threads: int
+
+  @property
+  def size(self) -> int:
+    return self.rows.host_size
+
+  def __len__(self) -> int:
+    """Number of batches."""
+    return len(self.indices) // self.rows.batch_size
+
+  def open(
+    self, number: int, count: int, examples_ahead: int = EXAMPLES_AHEAD
+  ) -> "_Part":
+    """See `workers.Parts`; reads the next examples in the background."""
+    rows = self.rows.of(number, count)
+    reader = _ahead(self.reader, self.read_threads)
+
+    def indices(step: int) -> np.ndarray:
+      first = step * self.rows.batch_size
+      return self.indices[first + rows.start : first + rows.stop]
+
+    def windows(step: int) -> Iterator[tuple[int, Window]]:
+      found = indices(step)
+      yield 0, Window.of(found[found < len(reader.source)])
+
+    def compute(step: int) -> Iterator[Example]:
+      return (reader.read_or_mask(int(index)) for index in indices(step))
+
+    steps_ahead = -(-examples_ahead // max(1, len(rows)))
+    return _Part([reader], windows, compute, steps_ahead)
+
+
+class _Part:
+  """Computes a part of every batch, and reads for the next ones meanwhile."""
+
+  def __init__(
+    self,
+    readers: Sequence[ExampleReader],
+    windows: Callable[[int], Iterator[tuple[int, Window]]],
+    compute: Callable[[int], Iterator[Example]],
+    steps_ahead: int,
+  ):
+    """Takes functions of the step: what will be read, and the examples."""
+    self._sources = [reader.source for reader in readers]
+    self._windows, self._compute = windows, compute
+    self._steps_ahead = steps_ahead
+    self._expected: dict[int, list[dict[Window, None]]] = {}
+    self._counted = np.zeros(3)
+
+  def __call__(self, step: int) -> Batch:
+    self._expect(range(step, step + self._steps_ahead + 1))
+    batch = collate(list(self._compute(step)))
+    before, self._counted = self._counted, self._counters()
+    return batch | {"reading": self._counted - before}
+
+  def _expect(self, steps: range) -> None:
+    """Has the windows of these steps read, those of the first step first."""
+    if not any(isinstance(source, ReadAhead) for source in self._sources):
+      return
+    known, self._expected = self._expected, {}
+    for step in steps:
+      self._expected[step] = known.get(step) or self._list(step)
+    for number, source in enumerate(self._sources):
+      if isinstance(source, ReadAhead):
+        by_step = [expected[number] for expected in self._expected.values()]
+        source.expect(dict.fromkeys(itertools.chain(*by_step)))
+
+  def _list(self, step: int) -> list[dict[Window, None]]:
+    """The windows of a step, by data set, each once and in order."""
+    found: list[dict[Window, None]] = [{} for _ in self._sources]
+    for number, window in self._windows(step):
+      found[number][window] = None
+    return found
+
+  def _counters(self) -> np.ndarray:
+    """Requests, bytes and seconds of waiting of this part so far."""
+    counters = np.zeros(3)
+    for source in self._sources:
+      if isinstance(source, ReadAhead):
+        traffic = source.traffic
+        counters += traffic.requests, traffic.bytes, source.wait_seconds
+    return counters
+
+
+def _ahead(
+  reader: ExampleReader, threads: int, in_blocks: bool = False
+) -> ExampleReader:
+  """A reader that reads ahead, if that makes a difference."""
+  if not (in_blocks or reader.source.is_remote):
+    return reader
+  reader = copy.copy(reader)
+  reader.source = ReadAhead(reader.source, threads)
+  return reader
+
+
+def _numbered(number: int, position: int) -> tuple[int, int]:
+  return number, position
+
+
+def join(parts: Sequence[Batch]) -> Batch:
+  """Puts the parts of a batch together."""
+  batch = {
+    name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+  }
+  sizes = [len(part["image"]) for part in parts]
+  firsts = np.cumsum([0, *sizes[:-1]])
+  owners = zip(parts, firsts, strict=True)
+  batch["owner"] = np.concatenate([p["owner"] + first for p, first in owners])
+  batch["reading"] = sum(part["reading"] for part in parts)
+  return batch

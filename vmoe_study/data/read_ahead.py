@@ -1,0 +1,78 @@
+"""Reads examples before they are needed, with many reads in flight."""
+
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from vmoe_study.data.order import Run, Window
+from vmoe_study.data.records import RecordError, intact
+from vmoe_study.data.sources import Source
+from vmoe_study.files.ranges import TRAFFIC, Traffic
+
+READ_THREADS = 16
+
+Found = dict[str, Any] | RecordError
+
+
+class ReadAhead:
+  """A source that reads in the background what it is told to expect.
+
+  It holds the examples of the expected windows, and nothing else. All other
+  examples can be read as well, but have to be waited for.
+
+  Attributes:
+    traffic: what was read.
+    wait_seconds: total time in which `[]` has waited for reads.
+  """
+
+  def __init__(self, source: Source, threads: int = READ_THREADS):
+    """Takes a source, whose attributes are also those of this one.
+
+    Args:
+      source: any.
+      threads: number of reads at a time.
+    """
+    self.traffic = Traffic()
+    self.wait_seconds = 0.0
+    self._source = source
+    self._runs: dict[Run, Future[Sequence[Found]]] = {}
+    self._run_of: dict[int, Run] = {}
+    self._threads = ThreadPoolExecutor(
+      threads, "read_ahead", TRAFFIC.set, (self.traffic,)
+    )
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._source, name)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def expect(self, windows: Iterable[Window]) -> None:
+    """Starts to read windows, in this order; forgets all others."""
+    expected = dict.fromkeys(run for w in windows for run in w.runs)
+    for run in [run for run in self._runs if run not in expected]:
+      self._runs.pop(run).cancel()
+      for index in range(*run):
+        if self._run_of.get(index) == run:
+          del self._run_of[index]
+    for run in expected:
+      if run not in self._runs:
+        self._runs[run] = self._threads.submit(self._source.read, range(*run))
+        self._run_of.update(dict.fromkeys(range(*run), run))
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Returns an example, as the source does.
+
+    Raises:
+      RecordError: it is damaged.
+      OSError: it cannot be read.
+    """
+    start = time.perf_counter()
+    run = self._run_of.get(index)
+    if run is None:
+      (found,) = self._threads.submit(self._source.read, [index]).result()
+    else:
+      found = self._runs[run].result()[index - run[0]]
+    self.wait_seconds += time.perf_counter() - start
+    return intact(found)
