@@ -332,3 +332,20 @@ def test_changed_headers_give_an_image_or_our_error():
     data[int(rng.integers(min(len(data), 200)))] ^= 1 << int(rng.integers(8))
     with contextlib.suppress(ImageError):
       assert decode(bytes(data)).dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "BMP"])
+def test_damage_is_raised_and_not_printed(kind, capfd):
+  """OpenCV and libpng print what they find, once per file."""
+  data = encoded(photo(20, 30), kind)
+  rng = np.random.default_rng(0)
+  refused = 0
+  for _ in range(40):
+    damaged = bytearray(data)
+    damaged[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+    try:
+      decode(bytes(damaged[: rng.choice([len(data), len(data) // 2])]))
+    except ImageError:
+      refused += 1
+  assert refused >= (40 if kind == "PNG" else 10)
+  assert capfd.readouterr().err == ""

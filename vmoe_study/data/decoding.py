@@ -88,6 +88,7 @@ def _read(data: bytes, header: ImageHeader, channels: int) -> Image:
 
 
 def _imdecode(data: bytes, flags: int) -> Image:
+  cv2.utils.logging.setLogLevel(0)  # It would also print what it raises.
   try:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   except cv2.error as error:

@@ -7,6 +7,7 @@ gets wrong.
 import dataclasses
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 
 # The next marker of a JPEG. Within a scan, 0xFF is followed by a zero or a
@@ -123,6 +124,8 @@ def _truncated() -> ImageError:
 
 
 def _read_png(data: bytes) -> ImageHeader:
+  if not _is_intact_png(data):
+    raise unreadable(data)
   header = ImageHeader()
   colour = 0
   for kind, content in _chunks(data, len(_PNG), ">I4s", 4):
@@ -174,6 +177,29 @@ def _read_bmp(data: bytes) -> ImageHeader:
 def _read_tiff(data: bytes) -> ImageHeader:
   tags = _tags(data)
   return ImageHeader(tags.get(_HEIGHT, 0), tags.get(_WIDTH, 0), is_tiff=True)
+
+
+def _is_intact_png(data: bytes) -> bool:
+  """Whether no chunk that is needed is truncated or fails its checksum.
+
+  The decoder would say so on stderr, once per file.
+  """
+  position = len(_PNG)
+  while position + 8 <= len(data):
+    length, kind = struct.unpack_from(">I4s", data, position)
+    end = position + 8 + length
+    if end + 4 > len(data):
+      return False
+    (checksum,) = struct.unpack_from(">I", data, end)
+    is_needed = kind[:1].isupper()
+    if (
+      is_needed and zlib.crc32(memoryview(data)[position + 4 : end]) != checksum
+    ):
+      return False
+    if kind == b"IEND":
+      return True
+    position = end + 4
+  return False
 
 
 def _chunks(
