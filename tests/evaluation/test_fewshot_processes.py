@@ -36,7 +36,7 @@ def share(images, labels, size=16, hosts=2):
            "label": np.eye(4, dtype=np.float32)[labels[rows]]}
 
 # Devices of the two processes take turns, as they do on TPUs.
-devices = np.array(jax.devices())[[0, 2, 1, 3]].reshape(4, 1)
+devices = np.array(jax.devices())[[0, 2, 1, 3]].reshape(1, 4, 1)
 mesh = jax.sharding.Mesh(devices, AXES)
 
 def features(scale, images):

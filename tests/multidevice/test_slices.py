@@ -48,4 +48,5 @@ def test_every_mesh_is_possible_on_every_slice():
   chips = open_target("v6e:4x4").devices
   for expert in (1, 2, 4, 8, 16):
     mesh = make_mesh(MeshSpec(-1, expert), chips)
-    assert mesh.shape == {"replica": 16 // expert, "expert": expert}
+    shape = {"slice": 1, "replica": 16 // expert, "expert": expert}
+    assert mesh.shape == shape

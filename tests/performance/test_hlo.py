@@ -68,8 +68,13 @@ source_target_pairs={{0,1},{1,0}}
 
 
 @pytest.fixture(scope="module")
-def traffic():
-  return hlo.traffic(MODULE)
+def schedule():
+  return hlo.schedule(MODULE)
+
+
+@pytest.fixture(scope="module")
+def traffic(schedule):
+  return hlo.traffic(schedule)
 
 
 def test_loops_chains_and_asynchronous_pairs_count_as_they_run(traffic):
@@ -99,7 +104,8 @@ def test_groups_in_every_notation(traffic):
 def test_hbm_bytes_leave_out_what_stays_on_the_chip(traffic):
   slice_done, fusions = 8 * 4, 2 * 8 * 4 * 2
   loop = 5 * (16 + 16) * 4
-  done = 16 * 4 + 16 * 4
+  # An all-reduce from HBM to HBM, an all-gather from the chip to HBM.
+  done = (16 + 16) * 4 + 16 * 4
   scattered, moved = (16 + 4) * 4, (16 + 16) * 4
   expected = slice_done + fusions + loop + done + scattered + moved
   assert traffic.hbm_bytes == expected
@@ -107,7 +113,92 @@ def test_hbm_bytes_leave_out_what_stays_on_the_chip(traffic):
 
 def test_unknown_groups_are_an_error():
   with pytest.raises(ValueError, match="notation"):
-    hlo.traffic(MODULE.replace("{'x'}", "{'x':(1)2}"))
+    hlo.schedule(MODULE.replace("{'x'}", "{'x':(1)2}"))
+
+
+def test_what_starts_is_ended(schedule):
+  starts = [e.starts for e in schedule if isinstance(e, hlo.Event) and e.starts]
+  ends = [e.ends for e in schedule if isinstance(e, hlo.Event) and e.ends]
+  assert starts == ends == ["chain 7", "reduced", "both"]
+  (loop,) = [e for e in schedule if isinstance(e, hlo.Loop)]
+  assert loop.count == 5 and loop.body[0].collective.kind == "all-to-all"
+
+
+# As the TPU compiler writes an asynchronous all-to-all, in either notation.
+ASYNCHRONOUS = """\
+HloModule jit_step, is_scheduled=true, num_partitions=4
+
+%wrapped (p: bf16[4,40]) -> bf16[4,40] {
+  %p = bf16[4,40]{1,0} parameter(0)
+  ROOT %moved = bf16[4,40]{1,0} all-to-all(%p), channel_id=1, \
+replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+ENTRY %main (p: bf16[4,40]) -> bf16[4,40] {
+  %p = bf16[4,40]{1,0:T(4,128)(2,1)} parameter(0)
+  %a = ((bf16[4,40]{1,0}), bf16[4,40]{1,0}, u32[]) async-start(%p), \
+calls=%wrapped
+  %b = ((bf16[4,40]{1,0}), bf16[4,40]{1,0}, u32[]) all-to-all-start(%p), \
+channel_id=2, replica_groups={{0,1,2,3}}, dimensions={0}
+  %got = bf16[4,40]{1,0} async-done(%a)
+  ROOT %too = bf16[4,40]{1,0} all-to-all-done(%b)
+}
+"""
+
+
+def test_an_asynchronous_exchange_counts_once():
+  schedule = hlo.schedule(ASYNCHRONOUS)
+  totals = hlo.summary(hlo.traffic(schedule).collectives)
+  assert totals == {"all-to-all": {"count": 2, "bytes": 2 * 4 * 40 * 2}}
+  assert [e.starts or e.ends for e in schedule] == ["a", "b", "a", "b"]
+
+
+# As the TPU compiler writes an all-reduce of two slices with four chips each.
+BETWEEN_SLICES = """\
+HloModule jit_step, is_scheduled=true, num_partitions=4
+
+ENTRY %main (p: f32[16]) -> f32[16] {
+  %p = f32[16]{0} parameter(0)
+  %t = token[] after-all()
+  %send = (f32[16]{0}, u32[], token[]) send(%p, %t), channel_id=3, \
+is_host_transfer=true, frontend_attributes={\
+_xla_host_transfer_rendezvous="all-reduce.8_0",\
+_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[16]{0}, u32[], token[]) recv(%t), channel_id=2, \
+is_host_transfer=true, frontend_attributes={\
+_xla_host_transfer_rendezvous="all-reduce.8_0"}
+  %sent = token[] send-done(%send), channel_id=3, is_host_transfer=true
+  %got = (f32[16]{0}, token[]) recv-done(%recv), channel_id=2
+  ROOT %sum = f32[16]{0} get-tuple-element(%got), index=0
+}
+"""
+
+
+def test_slices_meet_between_send_and_receive():
+  start, end = hlo.schedule(BETWEEN_SLICES)
+  assert start.starts == end.ends == "all-reduce.8_0"
+  assert (start.hbm_bytes, end.hbm_bytes) == (16 * 4, 16 * 4)
+  assert (start.collective.kind, start.collective.bytes) == ("all-reduce", 64)
+  pairs = [[0, 4], [1, 5], [2, 6], [3, 7]]
+  assert start.collective.groups.tolist() == pairs
+
+
+def test_arrays_are_padded_to_their_tiles():
+  assert hlo.argument_bytes(ASYNCHRONOUS) == [4 * 128 * 2]
+  text = "HloModule m\n\nENTRY %main (p: f32[2]) -> f32[2] {\n"
+  for shape, size in {
+    "f32[5,3]{1,0:T(8,128)}": 8 * 128 * 4,
+    "f32[5,3]{0,1:T(8,128)}": 8 * 128 * 4,
+    "f32[16,6,130]{2,0,1:T(8,128)}": 6 * 16 * 256 * 4,
+    "bf16[16,6,130]{2,1,0:T(8,128)(2,1)}": 16 * 8 * 256 * 2,
+    "u8[7,224,224,3]{0,3,2,1:T(8,128)(4,1)}": 224 * 224 * 8 * 128,
+    "f32[100]{0:T(256)}": 256 * 4,
+    "f32[100]{0:T(8,128)}": 128 * 4,
+    "f32[5,3]{1,0}": 15 * 4,
+    "f32[]": 4,
+  }.items():
+    line = f"  %p = {shape} parameter(0)\n}}\n"
+    assert hlo.argument_bytes(text + line) == [size], shape
 
 
 def test_a_compiled_exchange():
@@ -125,7 +216,7 @@ def test_a_compiled_exchange():
     return jnp.sum(y)
 
   x = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=sharding)
-  found = hlo.traffic(step.lower(x).compile().as_text())
+  found = hlo.traffic(hlo.schedule(step.lower(x).compile().as_text()))
   totals = hlo.summary(found.collectives)
   local = 64 * 16 * 4 / 8
   assert totals["all-to-all"] == {"count": 3, "bytes": 3 * local}

@@ -1,7 +1,8 @@
 """Where arrays are placed: a table of rules for parameters, and batches.
 
 Images are sharded over all devices, and experts over the mesh axis `expert`.
-All other parameters are replicated or, with FSDP, sharded over all devices.
+All other parameters are replicated or, with FSDP, sharded over all devices of
+a slice.
 """
 
 import math
@@ -12,9 +13,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vmoe_study.parallel.mesh import AXES
+from vmoe_study.parallel.mesh import AXES, WITHIN_SLICE
 
-FSDP = "fsdp"  # Shard the largest axis that the number of devices divides.
+FSDP = "fsdp"  # Shards the largest axis that a slice's devices divide.
 
 # Pairs of a path pattern and a partition spec or FSDP; the first match counts.
 Rules = tuple[tuple[str, PartitionSpec | str], ...]
@@ -110,11 +111,12 @@ def to_local(array: jax.Array) -> np.ndarray:
 
 
 def _fsdp_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
-  divisible = [i for i, n in enumerate(shape) if n % mesh.size == 0]
+  devices = math.prod(mesh.shape[axis] for axis in WITHIN_SLICE)
+  divisible = [i for i, n in enumerate(shape) if n % devices == 0]
   if not divisible:
     return PartitionSpec()
   largest = max(divisible, key=lambda i: shape[i])
-  return PartitionSpec(*[None] * largest, AXES)
+  return PartitionSpec(*[None] * largest, WITHIN_SLICE)
 
 
 def _check_is_sharded(name: str, leaf: Any, spec: PartitionSpec) -> None:

@@ -1,4 +1,4 @@
-"""TPU chips and slices: published figures, and names such as "v5e:4x4"."""
+"""TPU chips, slices and GPUs: published figures, and names as "v5e:4x4"."""
 
 import dataclasses
 import re
@@ -17,22 +17,28 @@ class Chip:
     hbm_bandwidth: bytes/s.
     ici_bandwidth: outgoing bytes/s over all links of the chip: half of the
       bidirectional figure in newer documents.
+    network_bandwidth: bytes/s of the chip's share of the network between
+      slices; 0 if it is not published.
     torus_multiple: an axis of a slice wraps around (its last chip is linked to
-      its first) if its length is a multiple of this.
+      its first) if its length is a multiple of this; in three dimensions only
+      if that holds for all axes.
     slices: published slice shapes, in chips; for three dimensions only the most
       common ones.
     source: where the figures are published.
-    options: options with which libtpu describes a slice as one device per chip.
+    options: options with which libtpu describes a slice.
+    devices: JAX devices per chip, which share the chip's resources.
   """
 
   flops: float
   hbm_bytes: float
   hbm_bandwidth: float
   ici_bandwidth: float
+  network_bandwidth: float
   torus_multiple: int
   slices: tuple[str, ...]
   source: str
   options: tuple[tuple[str, str], ...] = ()
+  devices: int = 1
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -44,6 +50,7 @@ CHIPS = {
     hbm_bytes=32 * GIB,
     hbm_bandwidth=1200e9,
     ici_bandwidth=300e9,
+    network_bandwidth=0.0,
     torus_multiple=4,
     slices=_DEEP,
     source=f"{_DOCS}v4; six links of 50 GB/s: arXiv:2304.01433",
@@ -54,6 +61,7 @@ CHIPS = {
     hbm_bytes=16 * GIB,
     hbm_bandwidth=819e9,
     ici_bandwidth=200e9,
+    network_bandwidth=25e9 / 8,
     torus_multiple=16,
     slices=_FLAT,
     source=f"{_DOCS}v5e",
@@ -63,6 +71,7 @@ CHIPS = {
     hbm_bytes=95 * GIB,
     hbm_bandwidth=2765e9,
     ici_bandwidth=600e9,
+    network_bandwidth=50e9 / 8,
     torus_multiple=4,
     slices=_DEEP,
     source=f"{_DOCS}v5p",
@@ -72,10 +81,38 @@ CHIPS = {
     hbm_bytes=32 * GIB,
     hbm_bandwidth=1640e9,
     ici_bandwidth=400e9,
+    network_bandwidth=100e9 / 8,
     torus_multiple=16,
     slices=_FLAT,
     source=f"{_DOCS}v6e",
   ),
+  "tpu7x": Chip(
+    flops=2307e12,
+    hbm_bytes=192 * GIB,
+    hbm_bandwidth=7380e9,
+    ici_bandwidth=600e9,
+    network_bandwidth=100e9 / 8,
+    torus_multiple=4,
+    slices=_DEEP,
+    source=f"{_DOCS}tpu7x",
+    devices=2,
+  ),
+}
+
+_NVIDIA = "https://www.nvidia.com/en-us/data-center/"
+
+
+def _gpu(flops, hbm_bytes, hbm_bandwidth, nvlink, page):
+  """A GPU in nodes of 8, with a network adapter of 400 Gbit/s each."""
+  source = _NVIDIA + page
+  return Chip(flops, hbm_bytes, hbm_bandwidth, nvlink, 50e9, 0, (), source)
+
+
+# Dense bfloat16 FLOP/s; NVLink in one direction, which is half of the figure.
+GPUS = {
+  "h100": _gpu(989e12, 80e9, 3350e9, 450e9, "h100/"),
+  "h200": _gpu(989e12, 141e9, 4800e9, 450e9, "h200/"),
+  "b200": _gpu(2250e12, 180e9, 8000e9, 900e9, "dgx-b200/"),
 }
 
 
@@ -92,6 +129,12 @@ class Slice:
   name: str
   chip: Chip
   shape: tuple[int, ...]
+
+  @property
+  def wraps(self) -> tuple[bool, ...]:
+    """Whether the ends of each axis are linked."""
+    whole = [n % self.chip.torus_multiple == 0 for n in self.shape]
+    return tuple(whole) if len(whole) == 2 else (all(whole),) * len(whole)
 
 
 def parse_slice(name: str) -> Slice:
@@ -117,3 +160,18 @@ def parse_slice(name: str) -> Slice:
       f"Known slices: {', '.join(f'{kind}:{s}' for s in chip.slices)}."
     )
   return Slice(name, chip, tuple(map(int, shape.split("x"))))
+
+
+def parse_gpus(name: str) -> tuple[Chip, int]:
+  """Parses a name such as "h100:8": the kind of GPU, and how many.
+
+  Raises:
+    ValueError: for an unknown GPU, or no number of them.
+  """
+  kind, _, count = name.partition(":")
+  if kind not in GPUS or not re.fullmatch(r"[1-9]\d*", count):
+    raise ValueError(
+      f"devices={name!r}: must be one of {', '.join(GPUS)} and a number. Write "
+      "it as h100:8."
+    )
+  return GPUS[kind], int(count)

@@ -1,24 +1,31 @@
-"""Resource estimate of a run on a TPU slice: its compiled step, analysed.
+"""Resource estimate of a run on TPU slices: its compiled step, analysed.
 
 The real training step of a config is compiled ahead of time by libtpu. Memory
-and FLOPs are the compiler's figures, traffic is read from the program
-(`performance.hlo`), and times are a roofline (`performance.roofline`).
+of the program and FLOPs are the compiler's figures; to the memory come the
+batches that wait on the devices. Traffic is read from the program
+(`performance.hlo`), and times follow from it (`performance.roofline`).
 """
 
 import dataclasses
-import math
 import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from vmoe_study.config import Config
 from vmoe_study.nn import cost
-from vmoe_study.parallel import sharding
 from vmoe_study.parallel.mesh import make_mesh
 from vmoe_study.performance import hlo, roofline
-from vmoe_study.performance.target import Target
+from vmoe_study.performance.progress import progress
+from vmoe_study.performance.sizes import (
+  batch_template,
+  host_bytes,
+  kept_bytes,
+  plan_form,
+  sizes_of,
+  with_plan_form,
+)
+from vmoe_study.performance.target import Target, libtpu_version
 from vmoe_study.routing.plan import best_plan_form
 from vmoe_study.run.experiment import Model, Training
 
@@ -28,38 +35,57 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class ResourceEstimate:
-  """What a training step needs on a slice, and how fast it can be at best.
+  """What a training step needs on slices of TPUs, and how long it may take.
 
-  Bytes and FLOPs are per chip and step. If the step does not fit into the HBM,
-  it has no compiled program, and the fields that need one are None.
+  Bytes and FLOPs are per device and step. If XLA finds no room for the step, it
+  has no compiled program, and the fields that need one are None.
 
   Attributes:
     config: name of the config.
     topology: name of the slice, such as "v5e:4x4".
-    chips: number of chips.
+    slices: number of slices.
+    devices: number of JAX devices: one per chip, two on tpu7x.
+    compiler: what compiled the step, with its version.
     mesh: mesh axes and their sizes.
+    fsdp: whether all parameters are sharded.
+    remat: what is computed again in the backward pass.
+    accumulation: parts of a batch that are computed in sequence.
+    moment_dtype: of the optimizer's first moment; empty for the default.
+    batches_ahead: batches that may wait on the devices.
     plan_form: "index" or "dense" for a sparse router, else None.
     capacity_factor: in effect, after rounding the slots; None without a router.
     batch_size: images per step, over all chips.
     parameters: number of parameters.
     active_parameters: number of parameters that one token passes.
     model_flops_per_chip: FLOPs of the matrix products that define the model.
-    fits: whether the step fits into the HBM.
-    hbm_bytes: use of HBM by part, their "total", and the chip's "capacity".
+    fits: whether all that is counted in `hbm_bytes` fits. Evaluations are not
+      counted.
+    hbm_bytes: use of HBM by part, their "total", and the "capacity" that
+      programs can use.
+    host_bytes: memory of all hosts together: "checkpoint", the copy that is
+      being written, and "batches", those that wait to be sent.
     flops_per_chip: FLOPs of the compiled step.
-    hbm_traffic_bytes: bytes read from and written to HBM.
+    hbm_traffic_bytes: bytes read from and written to HBM, with the padding of
+      tiles.
     collectives: {kind: {"count", "bytes"}} of the communication.
-    step_seconds: time that each resource is busy: "compute", "hbm",
-      "interconnect".
-    bound: the resource with the longest time.
-    images_per_second: upper bound of the speed, over all chips.
-    days: lower bound of the time of the whole run.
+    step_seconds: see `roofline.step_seconds`.
+    bottleneck: "compute", "hbm" or "exposed" communication.
+    images_per_second: over all devices, if a step takes
+      step_seconds["step"].
+    days: of the whole run at this speed, without evaluations and checkpoints.
   """
 
   config: str
   topology: str
-  chips: int
+  slices: int
+  devices: int
+  compiler: str
   mesh: dict[str, int]
+  fsdp: bool
+  remat: str
+  accumulation: int
+  moment_dtype: str
+  batches_ahead: int
   plan_form: str | None
   capacity_factor: float | None
   batch_size: int
@@ -68,11 +94,12 @@ class ResourceEstimate:
   model_flops_per_chip: float
   fits: bool
   hbm_bytes: dict[str, float]
+  host_bytes: dict[str, float]
   flops_per_chip: float | None = None
   hbm_traffic_bytes: float | None = None
   collectives: dict[str, dict[str, float]] | None = None
   step_seconds: dict[str, float] | None = None
-  bound: str | None = None
+  bottleneck: str | None = None
   images_per_second: float | None = None
   days: float | None = None
 
@@ -87,11 +114,11 @@ def estimate_resources(
   image_shape: tuple[int, int, int],
   num_examples: int,
 ) -> ResourceEstimate:
-  """Compiles the training step for a slice and analyses it.
+  """Compiles the training step for slices and analyses it.
 
   Args:
     config: of the run.
-    target: the slice.
+    target: the slices.
     image_shape: height, width and channels.
     num_examples: number of training images; used if the config counts epochs.
 
@@ -105,110 +132,73 @@ def estimate_resources(
     config = with_plan_form(config, best_plan_form("tpu", slots))
     model = Model(config, image_shape, mesh)
   training = Training(model, num_examples)
-  template = training.state_template()
-  state = {
-    "parameters": _bytes_per_chip(template.params),
-    "optimizer": _bytes_per_chip(template.opt_state),
+  kept = kept_bytes(training)
+  sizes = sizes_of(model) | {
+    "topology": target.tpu_slice.name,
+    "slices": target.num_slices,
+    "compiler": f"libtpu {libtpu_version()}",
+    "host_bytes": host_bytes(training),
   }
-  capacity = target.tpu_slice.chip.hbm_bytes
-  sizes = _sizes(model) | {"topology": target.tpu_slice.name}
+  batch = batch_template(model)
   try:
-    compiled = training.step.lower(template, _batch_template(model)).compile()
+    with progress(f"compiling for {target.tpu_slice.name}"):
+      lowered = training.step.lower(training.state_template(), batch)
+      compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    needed = _needed_bytes(error, state)
-    memory = _memory_of_failed(state, needed, capacity)
+    needed = _needed_bytes(error, kept)
+    memory = _memory_of_failed(kept, needed, target.hbm_bytes)
     return ResourceEstimate(**sizes, fits=False, hbm_bytes=memory)
-  memory = _memory(compiled, state, capacity)
+  memory = _memory(compiled, kept, config.train.batches_ahead, target.hbm_bytes)
+  fits = memory["total"] <= memory["capacity"]
   speed = _speed(compiled, training, target)
-  return ResourceEstimate(**sizes, fits=True, hbm_bytes=memory, **speed)
-
-
-def plan_form(config: Config) -> str | None:
-  """The plan form of a sparse router; None for Soft MoE and dense models."""
-  moe = config.model.moe
-  if not moe.is_sparse:
-    return None
-  return moe.options.get("plan_form", "index")
-
-
-def with_plan_form(config: Config, form: str | None) -> Config:
-  """The config with another plan form; None changes nothing."""
-  if form is None:
-    return config
-  moe = config.model.moe
-  moe = dataclasses.replace(moe, options={**moe.options, "plan_form": form})
-  model = dataclasses.replace(config.model, moe=moe)
-  return dataclasses.replace(config, model=model)
-
-
-def _sizes(model: Model) -> dict[str, Any]:
-  """What is known before compilation."""
-  config = model.config
-  moe = cost.routing(model.module, model.image_shape)
-  total, active = cost.parameter_counts(model.params_shape, moe)
-  batch_size = config.train.batch_size
-  flops = cost.training_flops(model.module, model.image_shape) * batch_size
-  return {
-    "config": config.name,
-    "chips": model.mesh.size,
-    "mesh": dict(model.mesh.shape),
-    "plan_form": plan_form(config),
-    "capacity_factor": moe.capacity_factor if moe else None,
-    "batch_size": batch_size,
-    "parameters": total,
-    "active_parameters": active,
-    "model_flops_per_chip": flops / model.mesh.size,
-  }
-
-
-def _batch_template(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes, dtypes and shardings of a training batch."""
-  size = model.config.train.batch_size
-  shapes = {
-    "image": (size, *model.image_shape),
-    "label": (size, model.config.data.num_classes),
-  }
-  spec = sharding.by_batch(model.mesh)
-  return {
-    name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=spec)
-    for name, shape in shapes.items()
-  }
+  return ResourceEstimate(**sizes, fits=fits, hbm_bytes=memory, **speed)
 
 
 def _speed(compiled: Any, training: Training, target: Target) -> dict[str, Any]:
-  """Work and traffic of a step, and lower bounds of their time."""
+  """Work and traffic of a step, and their time."""
   model, spec = training.model, training.model.config.train
   # XLA counts the body of the accumulation loop once, which is nearly the whole
   # step.
   flops = compiled.cost_analysis()["flops"] * spec.accumulation
-  traffic = hlo.traffic(compiled.as_text())
-  seconds = roofline.step_seconds(
-    flops, traffic, target.tpu_slice, target.coordinates(model.mesh)
-  )
-  bound = roofline.bottleneck(seconds)
+  schedule = hlo.schedule(compiled.as_text())
+  traffic = hlo.traffic(schedule)
+  seconds = roofline.step_seconds(flops, schedule, target.wiring(model.mesh))
   return {
     "flops_per_chip": flops,
     "hbm_traffic_bytes": traffic.hbm_bytes,
     "collectives": hlo.summary(traffic.collectives),
+    **speed_of(seconds, training),
+  }
+
+
+def speed_of(seconds: dict[str, float], training: Training) -> dict[str, Any]:
+  """The fields of a `ResourceEstimate` that follow from the time of a step."""
+  size = training.model.config.train.batch_size
+  return {
     "step_seconds": seconds,
-    "bound": bound,
-    "images_per_second": spec.batch_size / seconds[bound],
-    "days": seconds[bound] * training.num_steps / SECONDS_PER_DAY,
+    "bottleneck": roofline.bottleneck(seconds),
+    "images_per_second": size / seconds["step"],
+    "days": seconds["step"] * training.num_steps / SECONDS_PER_DAY,
   }
 
 
 def _memory(
-  compiled: Any, state: dict[str, int], capacity: float
+  compiled: Any, kept: dict[str, int], batches_ahead: int, capacity: float
 ) -> dict[str, float]:
-  """Use of HBM by part: inputs, peak of the temporaries, program code.
+  """Use of HBM by part.
 
-  "batch" includes the padding of arrays to the chip's tiles; "activations" are
-  all temporaries, including gradients.
+  "padding" is that of parameters and optimizer state to tiles; batches include
+  theirs. "activations" are all temporaries, including gradients.
   """
   memory = compiled.memory_analysis()
+  arguments = hlo.argument_bytes(compiled.as_text())
+  batch = sum(arguments[-2:])  # The batch comes last: image, label.
+  state = sum(kept.values()) - kept["batch"] - kept["waiting batches"]
   parts = {
-    **state,
-    "batch": memory.argument_size_in_bytes - sum(state.values()),
+    **kept,
+    "padding": memory.argument_size_in_bytes - batch - state,
+    "batch": batch,
+    "waiting batches": batches_ahead * batch,
     "activations": memory.temp_size_in_bytes
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes,
@@ -218,22 +208,22 @@ def _memory(
 
 
 def _memory_of_failed(
-  state: dict[str, int], needed: float, capacity: float
+  kept: dict[str, int], needed: float, capacity: float
 ) -> dict[str, float]:
-  """Use of HBM by part, for a step that needs more than there is."""
-  rest = max(needed - sum(state.values()), 0)
-  return {**state, "activations": rest, "total": needed, "capacity": capacity}
+  """Use of HBM by part, for a step that needs more than there is.
 
-
-def _bytes_per_chip(template: Any) -> int:
-  return sum(
-    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(template)
-  )
+  Args:
+    kept: as of `kept_bytes`.
+    needed: by the step, with its state and one batch.
+    capacity: of the HBM.
+  """
+  total = needed + kept["waiting batches"]
+  rest = max(total - sum(kept.values()), 0)
+  return {**kept, "activations": rest, "total": total, "capacity": capacity}
 
 
 def _needed_bytes(
-  error: jax.errors.JaxRuntimeError, state: dict[str, int]
+  error: jax.errors.JaxRuntimeError, kept: dict[str, int]
 ) -> float:
   """HBM that the step needs, from the compiler's error message.
 
@@ -244,4 +234,5 @@ def _needed_bytes(
   if "RESOURCE_EXHAUSTED" not in message or not sizes:
     raise error
   largest = max(float(number) * _UNITS[unit] for number, unit in sizes)
-  return largest + ("temporaries" in message) * sum(state.values())
+  arguments = sum(kept.values()) - kept["waiting batches"]
+  return largest + ("temporaries" in message) * arguments

@@ -2,7 +2,12 @@
 
 XLA's own cost analysis counts the body of a loop once, and counts accesses to
 on-chip memory as HBM traffic. Here the body of a loop counts once per
-iteration, and an array counts only if it is in HBM. All figures are per chip.
+iteration, and an array counts only if it is in HBM, with the padding to the
+tiles of its layout. All figures are per chip.
+
+A program is read as a schedule: its operations in the order in which they run.
+Asynchronous operations are pairs of a start and an end, between which others
+run.
 """
 
 import dataclasses
@@ -29,8 +34,7 @@ _CALLED = re.compile(
   r"(calls|to_apply|body|condition|\w+_computations?)="
   r"(?:%?([\w.\-]+)|\{([^{}]*)\})"
 )
-# Operations without memory traffic of their own. The bytes of an asynchronous
-# operation count at its "-done" half.
+# Operations without memory traffic of their own.
 _NO_TRAFFIC = {
   "parameter",
   "constant",
@@ -66,29 +70,45 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
-class Traffic:
-  """Memory and network traffic of a program.
+class Event:
+  """One operation of a schedule.
 
   Attributes:
-    hbm_bytes: bytes read from and written to HBM. An estimate: a fusion is
-      assumed to read each of its operands once, in full.
-    collectives: communication operations, in program order.
+    hbm_bytes: bytes that it reads from and writes to HBM. An estimate: a fusion
+      is assumed to read each of its operands once, in full.
+    collective: the communication that it does, or starts.
+    starts: name of the asynchronous operation that it starts; else empty.
+    ends: name of the asynchronous operation that it waits for; else empty.
+  """
+
+  hbm_bytes: float = 0.0
+  collective: Collective | None = None
+  starts: str = ""
+  ends: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """A part of a schedule that runs several times."""
+
+  body: "Schedule"
+  count: int
+
+
+Schedule = tuple[Event | Loop, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """Memory and network traffic of a schedule.
+
+  Attributes:
+    hbm_bytes: bytes read from and written to HBM, see `Event`.
+    collectives: communication operations, in the order of the schedule.
   """
 
   hbm_bytes: float = 0.0
   collectives: tuple[Collective, ...] = ()
-
-  def times(self, count: int) -> "Traffic":
-    """Traffic of `count` executions."""
-    repeated = [
-      dataclasses.replace(c, count=c.count * count) for c in self.collectives
-    ]
-    return Traffic(self.hbm_bytes * count, tuple(repeated))
-
-  def __add__(self, other: "Traffic") -> "Traffic":
-    return Traffic(
-      self.hbm_bytes + other.hbm_bytes, self.collectives + other.collectives
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,16 +138,38 @@ def summary(collectives: Sequence[Collective]) -> dict[str, dict[str, float]]:
   return totals
 
 
-def traffic(text: str) -> Traffic:
-  """Traffic of one execution of a program.
+def traffic(schedule: Schedule, count: int = 1) -> Traffic:
+  """Traffic of `count` executions of a schedule."""
+  hbm_bytes, collectives = 0.0, []
+  for event in schedule:
+    if isinstance(event, Loop):
+      inner = traffic(event.body, count * event.count)
+      hbm_bytes += inner.hbm_bytes
+      collectives += inner.collectives
+      continue
+    hbm_bytes += count * event.hbm_bytes
+    if event.collective:
+      found = event.collective
+      found = dataclasses.replace(found, count=count * found.count)
+      collectives.append(found)
+  return Traffic(hbm_bytes, tuple(collectives))
+
+
+def schedule(text: str) -> Schedule:
+  """The schedule of a program.
 
   Args:
-    text: optimised HLO module, as returned by `compiled.as_text()`.
+    text: optimised and scheduled HLO module, as of `compiled.as_text()`.
 
   Raises:
     ValueError: the groups of a collective are in an unknown notation.
   """
-  return _Program(text).traffic()
+  return _Program(text).schedule()
+
+
+def argument_bytes(text: str) -> list[float]:
+  """HBM that each argument of a program takes, with the padding of tiles."""
+  return _Program(text).argument_bytes()
 
 
 class _Program:
@@ -145,84 +187,233 @@ class _Program:
         instructions.append(_instruction(*match.groups()))
     found = re.search(r"num_partitions=(\d+)", text)
     self._num_partitions = int(found[1]) if found else 1
-    self._chains: set[str] = set()
 
-  def traffic(self) -> Traffic:
+  def schedule(self) -> Schedule:
     return self._computation(self._entry)
 
-  def _computation(self, name: str) -> Traffic:
-    instructions = self._computations[name]
-    shapes = {i.name: i.shape for i in instructions}
-    total = Traffic()
-    for instruction in instructions:
-      total += self._called_traffic(instruction)
-      if collective := self._collective(instruction):
-        total += Traffic(0.0, (collective,))
-      total += Traffic(_hbm_bytes(instruction, shapes))
-    return total
+  def argument_bytes(self) -> list[float]:
+    found = {
+      int(instruction.operands[0]): sum(_array_bytes(instruction.shape))
+      for instruction in self._computations[self._entry]
+      if instruction.op == "parameter"
+    }
+    return [found[number] for number in sorted(found)]
 
-  def _called_traffic(self, instruction: _Instruction) -> Traffic:
-    """Traffic of the computations that an instruction calls."""
+  def _computation(self, name: str) -> Schedule:
+    instructions = self._computations[name]
+    by_name = {i.name: i for i in instructions}
+    events: list[Event | Loop] = []
+    chains: dict[str, int] = {}  # The last event of each.
+    for instruction in instructions:
+      events += self._called(instruction)
+      event = self._event(instruction, by_name)
+      if chain := self._chain(instruction):
+        # A collective that is interleaved with computation is spread over a
+        # chain of fusions, and appears in each of them.
+        if chain in chains:
+          last = chains[chain]
+          events[last] = dataclasses.replace(events[last], ends="")
+          event = dataclasses.replace(event, ends=chain)
+        else:
+          collective = self._inner_collective(instruction)
+          event = dataclasses.replace(
+            event, collective=collective, starts=chain
+          )
+        chains[chain] = len(events)
+      if event != Event():
+        events.append(event)
+    return tuple(events)
+
+  def _called(self, instruction: _Instruction) -> Schedule:
+    """The schedule of the computations that an instruction calls."""
     called = instruction.called
     if instruction.op == "while":
       condition = self._computations[called["condition"][0]]
       trips = _trip_count(instruction, condition)
-      return self._computation(called["body"][0]).times(trips)
+      return (Loop(self._computation(called["body"][0]), trips),)
     if instruction.op == "conditional":
       branches = [n for use, ns in called.items() for n in ns if "comp" in use]
-      return max(map(self._computation, branches), key=lambda t: t.hbm_bytes)
-    if instruction.op in ("call", "async-start"):
+      return max(
+        map(self._computation, branches), key=lambda s: traffic(s).hbm_bytes
+      )
+    if instruction.op == "call":
       return self._computation(*called.get("to_apply", called.get("calls")))
-    if instruction.op == "fusion":
-      inner = self._computation(*called["calls"])
-      return Traffic(0.0, inner.collectives)
-    return Traffic()
+    return ()
 
-  def _collective(self, instruction: _Instruction) -> Collective | None:
-    op = instruction.op.removesuffix("-start")
-    if op not in KINDS:
-      return None
-    # A collective that is interleaved with computation is spread over a chain
-    # of fusions and appears in each of them.
-    chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
-    if chain and chain[1] in self._chains:
-      return None
-    self._chains |= {chain[1]} if chain else set()
+  def _chain(self, instruction: _Instruction) -> str:
+    """The number of the chain that a fusion belongs to, or an empty string."""
+    if instruction.op != "fusion":
+      return ""
+    for inner in self._computations[instruction.called["calls"][0]]:
+      found = re.search(r'chain_id="(\d+)"', inner.attributes)
+      if found and _kind(inner.op):
+        return f"chain {found[1]}"
+    return ""
+
+  def _inner_collective(self, instruction: _Instruction) -> Collective | None:
+    """The collective within a fusion, or a wrapper of an asynchronous one."""
+    for use in ("calls", "called_computations"):
+      for name in instruction.called.get(use, ()):
+        for inner in self._computations.get(name, ()):
+          if _kind(inner.op):
+            return self._collective(inner, inner.shape)
+    return None
+
+  def _event(
+    self, instruction: _Instruction, by_name: Mapping[str, _Instruction]
+  ) -> Event:
+    """What an instruction itself does, without what it calls."""
+    op, operands = instruction.op, instruction.operands
+    if op == "async-start":
+      found = self._inner_collective(instruction)
+      return Event(0.0, found, instruction.name if found else "")
+    if op.endswith("-start") and _kind(op):
+      shape = _result_shape(instruction)
+      found = self._collective(instruction, shape)
+      read = _hbm_bytes(operands, by_name)
+      return Event(read, found, instruction.name)
+    if op == "send" and (between := _between_slices(instruction)):
+      return Event(
+        _hbm_bytes(operands, by_name), between, _meeting(instruction)
+      )
+    if op == "recv-done" and (meeting := _meeting(by_name[operands[0]])):
+      return Event(sum(_array_bytes(instruction.shape)), ends=meeting)
+    if op.endswith("-update") or op in ("send", "recv"):
+      return Event()
+    if op.endswith("-done"):
+      start = _start_of(instruction, by_name)
+      is_collective = start and (_kind(start.op) or start.op == "async-start")
+      written = sum(_array_bytes(instruction.shape))
+      return Event(written, ends=start.name if is_collective else "")
+    if op.endswith("-start") or op in _NO_TRAFFIC:
+      return Event()
+    moved = _hbm_bytes(operands, by_name)
+    moved += sum(_array_bytes(instruction.shape, hbm_only=True))
+    if _kind(op):
+      return Event(moved, self._collective(instruction, instruction.shape))
+    if op == "fusion" and not self._chain(instruction):
+      return Event(moved, self._inner_collective(instruction))
+    return Event(moved)
+
+  def _collective(self, instruction: _Instruction, shape: str) -> Collective:
+    """The collective of an instruction whose result has a shape."""
+    kind = _kind(instruction.op)
     groups = _groups(instruction.attributes, self._num_partitions)
-    sizes = _array_bytes(instruction.shape)
-    if instruction.op == "all-gather-start":
-      sizes = sizes[len(sizes) // 2 :]  # Inputs come first, then outputs.
-    if instruction.op == "collective-permute-start":
-      sizes = sizes[1:2]
-    scale = groups.shape[1] if op == "reduce-scatter" else 1
-    return Collective(op, scale * sum(sizes), groups)
+    scale = groups.shape[1] if kind == "reduce-scatter" else 1
+    # What is sent has no padding.
+    return Collective(
+      kind, scale * sum(_array_bytes(shape, tiled=False)), groups
+    )
+
+
+def _meeting(instruction: _Instruction) -> str:
+  """What names a transfer between slices in its send and its receive."""
+  found = re.search(
+    r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes
+  )
+  return found[1] if found else ""
+
+
+def _between_slices(send: _Instruction) -> Collective | None:
+  """The transfer to other slices that an instruction starts, if it does.
+
+  It is a collective of devices that have the same number in each slice.
+  """
+  kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.attributes)
+  target = re.search(
+    r'_xla_megascale_target="\{([\d,:]+)\}x\{([\d,:]+)\}"', send.attributes
+  )
+  if not kind or not target:
+    return None
+  slices, devices = map(_length, target.groups())
+  groups = np.arange(slices * devices).reshape(slices, devices).T
+  # The shape of a send ends with a context and a token.
+  size = _array_bytes(send.shape, tiled=False)[0]
+  return Collective(kind[1].lower().replace("_", "-"), size, groups)
+
+
+def _length(numbers: str) -> int:
+  """How many numbers "0:3" or "1,2" lists."""
+  ranges = [part.split(":") for part in numbers.split(",")]
+  return sum(int(part[-1]) - int(part[0]) + 1 for part in ranges)
+
+
+def _kind(op: str) -> str:
+  """The kind of collective of an operation; empty if it is none."""
+  kind = op.removesuffix("-start")
+  return kind if kind in KINDS else ""
+
+
+def _start_of(
+  instruction: _Instruction, by_name: Mapping[str, _Instruction]
+) -> _Instruction | None:
+  """The instruction that started what this one waits for."""
+  while instruction and not instruction.op.endswith("-start"):
+    names = [name for name in instruction.operands if name in by_name]
+    if not names:
+      return None
+    instruction = by_name[names[0]]
+  return instruction
+
+
+def _result_shape(start: _Instruction) -> str:
+  """The shape of the result in that of a start: (inputs, outputs, contexts)."""
+  if start.op == "all-reduce-start" or not start.shape.startswith("("):
+    return start.shape
+  arrays = [match[0] for match in _ARRAY.finditer(start.shape)]
+  arrays = [array for array in arrays if not array.startswith("u32[]")]
+  count = len(start.operands)
+  return " ".join(arrays[count : 2 * count])
 
 
 def _instruction(name: str, shape: str, op: str, rest: str) -> _Instruction:
   operands, _, attributes = rest.partition(")")
   names = tuple(re.findall(r"%([\w.\-]+)", operands))
-  if op == "constant":
-    names = (operands,)
+  if op in ("constant", "parameter"):
+    names = (operands,)  # A value, or a number.
   return _Instruction(name, shape, op, names, attributes)
 
 
-def _hbm_bytes(instruction: _Instruction, shapes: Mapping[str, str]) -> float:
-  if instruction.op in _NO_TRAFFIC or instruction.op.endswith("-start"):
-    return 0.0
-  if instruction.op.endswith("-done"):  # A copy between HBM and on-chip memory.
-    return sum(_array_bytes(instruction.shape))
-  touched = [instruction.shape]
-  touched += [shapes.get(operand, "") for operand in instruction.operands]
-  return sum(sum(_array_bytes(shape, hbm_only=True)) for shape in touched)
+def _hbm_bytes(
+  operands: Sequence[str], by_name: Mapping[str, _Instruction]
+) -> float:
+  """Size of the operands that are in HBM."""
+  shapes = [by_name[name].shape for name in operands if name in by_name]
+  return sum(sum(_array_bytes(shape, hbm_only=True)) for shape in shapes)
 
 
-def _array_bytes(shape: str, hbm_only: bool = False) -> list[float]:
-  """Size of each array in a shape; S(n) marks memory other than HBM."""
+def _array_bytes(
+  shape: str, hbm_only: bool = False, tiled: bool = True
+) -> list[float]:
+  """Size of each array in a shape.
+
+  Args:
+    shape: such as "(f32[5,3]{1,0:T(8,128)}, bf16[2]{0:S(1)})", where S(n) marks
+      memory other than HBM, and T(...) the tiles that a layout is padded to.
+    hbm_only: leave out arrays in other memory.
+    tiled: with the padding.
+  """
   return [
-    _item_bytes(dtype) * math.prod(_numbers(dims))
+    _item_bytes(dtype) * _count(_numbers(dims), layout if tiled else "")
     for dtype, dims, layout in _ARRAY.findall(shape)
     if not (hbm_only and "S(" in layout)
   ]
+
+
+def _count(dims: Sequence[int], layout: str) -> int:
+  """Number of elements, with the padding to the first tile of a layout."""
+  order, _, rest = layout.partition(":")
+  tile = re.match(r"T\(([\d,]+)\)", rest)
+  if not tile or not dims:
+    return math.prod(dims)
+  padded = [
+    dims[axis] for axis in _numbers(order)
+  ]  # The innermost comes first.
+  for i, size in enumerate(reversed(_numbers(tile[1]))):
+    if i == len(padded):
+      break
+    padded[i] = -(-padded[i] // size) * size
+  return math.prod(padded)
 
 
 def _item_bytes(dtype: str) -> float:

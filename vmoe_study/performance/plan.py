@@ -1,43 +1,54 @@
-"""Resource estimates of a run on TPU slices, without a TPU.
+"""Resource estimates of a run, on TPU slices without a TPU, and on GPUs.
 
-One config on one mesh (`plan_run`), or on all meshes of a slice in all plan
-forms (`compare_meshes`).
+One config on one mesh (`plan_run`, `plan_gpus`), or a search for the fastest
+way to run it on given slices (`search`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 from absl import logging
 
 from vmoe_study.config import Config, check_batches
-from vmoe_study.parallel.mesh import MeshSpec
-from vmoe_study.performance import data_sizes
-from vmoe_study.performance.estimate import (
-  ResourceEstimate,
-  estimate_resources,
-  plan_form,
-  with_plan_form,
-)
-from vmoe_study.performance.target import open_target
+from vmoe_study.parallel.mesh import MeshSpec, make_mesh
+from vmoe_study.performance import analytic, data_sizes
+from vmoe_study.performance.estimate import ResourceEstimate, estimate_resources
+from vmoe_study.performance.progress import progress
+from vmoe_study.performance.sizes import plan_form, with_plan_form
+from vmoe_study.performance.target import Target, open_target
+from vmoe_study.run.experiment import Model, Training
+
+ImageShape = tuple[int, int, int]
+
+COMPILED = 6  # Candidates that a search compiles, more until one of them fits.
+MOST_COMPILED = 12
+# The analytic model may be wrong by this factor; what it finds larger is left
+# out.
+SLACK = 1.3
+REMAT = ("none", "dots", "full")
+ACCUMULATION = (1, 2, 4)
 
 
 def plan_run(
   config: Config,
   topology: str,
   *,
-  image_shape: tuple[int, int, int] | None = None,
+  num_slices: int = 1,
+  image_shape: ImageShape | None = None,
   num_examples: int | None = None,
 ) -> ResourceEstimate:
-  """Estimates what a run needs on a TPU slice and how fast it can be.
+  """Estimates what a run needs on TPU slices, and how long a step takes.
 
-  Compiles the training step with libtpu, for a slice that need not exist: small
-  models take seconds, large ones minutes. Times are lower bounds, with every
-  resource at its published peak (`performance.roofline`). From then on JAX
-  computes on the CPU in this process.
+  Compiles the training step with libtpu, for slices that need not exist: small
+  models take seconds, large ones minutes. What is modelled, and what is not, is
+  told in `launch/README.md`. From then on JAX computes on the CPU in this
+  process.
 
   Args:
     config: of the run.
     topology: the slice, such as "v5e:4x4" or "v5p:4x4x4".
+    num_slices: number of such slices, connected by the data centre's network.
     image_shape: height, width and channels; by default from the config's image
       operations or the data set.
     num_examples: number of training images; by default read from the data set
@@ -50,42 +61,68 @@ def plan_run(
   >>> from vmoe_study import load_config
   >>> config = load_config("configs/digits.py", ["model.fields.depth=2"])
   >>> estimate = plan_run(config, "v5e:2x2")  # doctest: +SKIP
-  >>> estimate.fits, estimate.bound  # doctest: +SKIP
-  (True, 'interconnect')
+  >>> estimate.fits, estimate.bottleneck  # doctest: +SKIP
+  (True, 'exposed')
   """
   sizes = _data_sizes(config, image_shape, num_examples)
-  target = open_target(topology)
+  target = open_target(topology, num_slices)
   return estimate_resources(config, target, *sizes)
 
 
-def compare_meshes(
+def plan_gpus(
+  config: Config,
+  devices: str,
+  *,
+  image_shape: ImageShape | None = None,
+  num_examples: int | None = None,
+) -> ResourceEstimate:
+  """Estimates a run on GPUs, such as "h100:8", by the analytic model.
+
+  Nothing is compiled (`performance.analytic`). Arguments and errors are those
+  of `plan_run`.
+  """
+  sizes = _data_sizes(config, image_shape, num_examples)
+  return analytic.estimate_gpus(config, devices, *sizes)
+
+
+def search(
   config: Config,
   topology: str,
   *,
-  image_shape: tuple[int, int, int] | None = None,
+  num_slices: int = 1,
+  image_shape: ImageShape | None = None,
   num_examples: int | None = None,
 ) -> list[ResourceEstimate]:
-  """One estimate for every mesh and plan form; arguments as for `plan_run`.
+  """Looks for the fastest way to run a config on slices.
 
-  Raises:
-    ValueError: as `plan_run`, or if the config can run on no mesh of the slice.
+  Meshes, plan forms, FSDP, remat, accumulation, the dtype of the moments and
+  the batches ahead vary. The analytic model orders the candidates and leaves
+  out what is far too large; the best few are compiled. Arguments and errors are
+  those of `plan_run`.
+
+  Returns:
+    The compiled candidates; `fastest` finds the best.
   """
   sizes = _data_sizes(config, image_shape, num_examples)
-  target = open_target(topology)
-  configs = list(mesh_variants(config, len(target.devices)))
-  estimates = []
+  target = open_target(topology, num_slices)
+  configs = list(variants(config, len(target.devices), num_slices))
   # If there is no valid mesh, the config's own raises the right error.
-  for number, candidate in enumerate(configs or [config], start=1):
-    logging.info("estimate %d of %d: %s", number, len(configs), candidate.mesh)
-    estimates.append(estimate_resources(candidate, target, *sizes))
-  return estimates
+  order = _by_analytic_time(configs or [config], target, *sizes)
+  found: list[ResourceEstimate] = []
+  for candidate in order[:MOST_COMPILED]:
+    if len(found) >= COMPILED and fastest(found):
+      break
+    logging.info("candidate %d: %s", len(found) + 1, _description(candidate))
+    estimate = estimate_resources(candidate, target, *sizes)
+    found.append(_with_batches_that_fit(estimate))
+  return found
 
 
 def _data_sizes(
   config: Config,
-  image_shape: tuple[int, int, int] | None,
+  image_shape: ImageShape | None,
   num_examples: int | None,
-) -> tuple[tuple[int, int, int], int]:
+) -> tuple[ImageShape, int]:
   """Image shape and number of examples; what is None is looked up."""
   if image_shape is None:
     image_shape = data_sizes.image_shape(config)
@@ -94,20 +131,141 @@ def _data_sizes(
   return image_shape, num_examples
 
 
-def mesh_variants(config: Config, num_chips: int) -> Iterator[Config]:
-  """The config on every mesh that it can run on, in every plan form."""
-  for expert in range(1, num_chips + 1):
-    if num_chips % expert or (expert > 1 and not config.model.is_routed):
-      continue
-    mesh = MeshSpec(num_chips // expert, expert, config.mesh.fsdp)
-    candidate = dataclasses.replace(config, mesh=mesh)
+def variants(
+  config: Config, num_devices: int, num_slices: int = 1
+) -> Iterator[Config]:
+  """The ways to run a config on a number of devices that `search` considers.
+
+  On each mesh, and in each plan form, the first has the config's own remat,
+  accumulation and moments.
+  """
+  for mesh in _meshes(config, num_devices, num_slices):
+    on_mesh = dataclasses.replace(config, mesh=mesh)
     try:
-      check_batches(candidate, num_chips)
+      check_batches(on_mesh, num_devices)
     except ValueError:
       continue
-    forms = ["index", "dense"] if plan_form(config) else [None]
-    for form in forms:
-      yield with_plan_form(candidate, form)
+    for form in ["index", "dense"] if plan_form(config) else [None]:
+      for candidate in _memory_variants(with_plan_form(on_mesh, form)):
+        try:
+          check_batches(candidate, num_devices)
+        except ValueError:
+          continue
+        yield candidate
+
+
+def _meshes(
+  config: Config, num_devices: int, num_slices: int
+) -> Iterator[MeshSpec]:
+  for expert in range(1, num_devices // num_slices + 1):
+    if num_devices // num_slices % expert:
+      continue
+    if expert > 1 and not config.model.is_routed:
+      continue
+    for fsdp in (False, True) if num_devices > num_slices else (False,):
+      yield MeshSpec(num_devices // expert, expert, fsdp)
+
+
+def _memory_variants(config: Config) -> Iterator[Config]:
+  """Ways to need less memory, the config's own first."""
+  remat = config.model.fields.get("remat", "none")
+  train = config.train
+  for kind in dict.fromkeys((remat, *REMAT)):
+    fields = {**config.model.fields, "remat": kind}
+    model = dataclasses.replace(config.model, fields=fields)
+    for parts in dict.fromkeys((train.accumulation, *ACCUMULATION)):
+      if train.batch_size % parts:
+        continue
+      own = train.optimizer.moment_dtype
+      for dtype in dict.fromkeys((own, "bfloat16")):
+        optimizer = dataclasses.replace(train.optimizer, moment_dtype=dtype)
+        changed = dataclasses.replace(
+          train, accumulation=parts, optimizer=optimizer
+        )
+        yield dataclasses.replace(config, model=model, train=changed)
+
+
+def _by_analytic_time(
+  configs: Sequence[Config],
+  target: Target,
+  image_shape: ImageShape,
+  num_examples: int,
+) -> list[Config]:
+  """Orders candidates by the analytic model; the best of each mesh come first.
+
+  What is far too large for the HBM is left out, unless everything is.
+  """
+  most_shared = max(configs, key=lambda c: c.mesh.expert)
+
+  @functools.cache
+  def products(form: str | None, remat: str) -> analytic.Products:
+    """Those of the mesh with the most exchanges."""
+    fields = {**most_shared.model.fields, "remat": remat}
+    model = dataclasses.replace(most_shared.model, fields=fields)
+    traced = dataclasses.replace(most_shared, model=model)
+    return analytic.trace_products(
+      _model(with_plan_form(traced, form), target, image_shape)
+    )
+
+  @functools.cache
+  def training(mesh: MeshSpec, dtype: str) -> Training:
+    config = next(
+      c
+      for c in configs
+      if (c.mesh, c.train.optimizer.moment_dtype) == (mesh, dtype)
+    )
+    return Training(_model(config, target, image_shape), num_examples)
+
+  def ranked(number: int) -> tuple[float, float, int]:
+    config = configs[number]
+    train = config.train
+    work = products(plan_form(config), config.model.fields.get("remat", "none"))
+    run = training(config.mesh, train.optimizer.moment_dtype)
+    fewest = dataclasses.replace(train, batches_ahead=0)
+    size = sum(analytic.memory(run, work, fewest).values())
+    wiring = target.wiring(run.model.mesh)
+    seconds = analytic.step_seconds(run, work, train.accumulation, wiring)
+    return size, seconds["step"], number
+
+  with progress(f"comparing {len(configs)} candidates"):
+    ranks = [ranked(number) for number in range(len(configs))]
+  limit = max(SLACK * target.hbm_bytes, min(rank[0] for rank in ranks))
+  ranks = sorted((r for r in ranks if r[0] <= limit), key=lambda r: r[1:])
+  order = [configs[number] for _, _, number in ranks]
+  best: dict = {}
+  for config in order:
+    best.setdefault((config.mesh, plan_form(config)), config)
+  chosen = {id(config) for config in best.values()}
+  return [*best.values(), *(c for c in order if id(c) not in chosen)]
+
+
+def _model(config: Config, target: Target, image_shape: ImageShape) -> Model:
+  return Model(config, image_shape, make_mesh(config.mesh, target.devices))
+
+
+def _description(config: Config) -> str:
+  mesh, train = config.mesh, config.train
+  parts = [f"expert={mesh.expert}", f"fsdp={mesh.fsdp}"]
+  parts += [f"plan_form={plan_form(config)}"]
+  parts += [f"remat={config.model.fields.get('remat', 'none')}"]
+  parts += [f"accumulation={train.accumulation}"]
+  parts += [f"moment_dtype={train.optimizer.moment_dtype}"]
+  return ", ".join(parts)
+
+
+def _with_batches_that_fit(estimate: ResourceEstimate) -> ResourceEstimate:
+  """The estimate with fewer batches ahead, if the step fits only then."""
+  memory = estimate.hbm_bytes
+  spare = memory["capacity"] - memory["total"] + memory["waiting batches"]
+  if estimate.fits or estimate.step_seconds is None or spare < 0:
+    return estimate
+  number = int(spare // memory["batch"])
+  waiting = number * memory["batch"]
+  total = memory["total"] - memory["waiting batches"] + waiting
+  memory = {**memory, "waiting batches": waiting, "total": total}
+  return dataclasses.replace(
+    estimate, fits=True, hbm_bytes=memory, batches_ahead=number
+  )
 
 
 def fastest(estimates: Sequence[ResourceEstimate]) -> ResourceEstimate | None:

@@ -1,78 +1,104 @@
-"""Lower bound of the step time, with every resource at its published peak.
+"""The time of a step, with every resource at its published peak.
 
-Compute units, HBM and interconnect work in parallel, so the slowest of the
-three bounds the step time from below. Real steps take longer.
+Within a chip, computation and HBM traffic are taken to overlap perfectly.
+Communication adds to their time, except as far as the program's schedule lets
+other operations run between its start and its end. What a real chip does beside
+that is not known here, so the sum is a model and no bound; its parts "compute",
+"interconnect" and "network" are lower bounds.
 """
 
-import numpy as np
+from collections.abc import Callable
 
-from vmoe_study.performance.chips import Slice
-from vmoe_study.performance.hlo import Collective, Traffic
+from vmoe_study.performance.hlo import (
+  Collective,
+  Event,
+  Loop,
+  Schedule,
+  traffic,
+)
+from vmoe_study.performance.links import Wiring
 
 
 def step_seconds(
-  flops: float, traffic: Traffic, tpu_slice: Slice, coordinates: np.ndarray
+  flops: float, schedule: Schedule, wiring: Wiring
 ) -> dict[str, float]:
-  """Seconds that each resource is busy: "compute", "hbm", "interconnect".
+  """Seconds of one step.
 
   Args:
     flops: FLOPs of one chip.
-    traffic: memory and network traffic of one chip.
-    tpu_slice: the slice that the program runs on.
-    coordinates: (chips, axes): position of each chip in the slice, in the order
-      in which the collectives number the chips.
+    schedule: of the program.
+    wiring: of the chips that it runs on.
+
+  Returns:
+    "compute" and "hbm": time that these are busy; "interconnect" and "network":
+    time that data travels within and between slices; "exposed": the part of
+    that in which a chip does nothing else; "step": the larger of "compute" and
+    "hbm", and "exposed".
   """
-  wire = sum(
-    c.count * wire_bytes(c, tpu_slice, coordinates) for c in traffic.collectives
+  chip = wiring.chip
+  total = traffic(schedule)
+  compute = flops / (chip.flops / chip.devices)
+  hbm = total.hbm_bytes / (chip.hbm_bandwidth / chip.devices)
+  busy = max(compute, hbm)
+  seconds = [(c.count, wiring.seconds(c)) for c in total.collectives]
+  # Every operation gets a share of the busy time by its HBM traffic.
+  scale = busy / total.hbm_bytes if total.hbm_bytes else 0.0
+  exposed = exposed_seconds(
+    schedule, scale, lambda collective: sum(wiring.seconds(collective))
   )
   return {
-    "compute": flops / tpu_slice.chip.flops,
-    "hbm": traffic.hbm_bytes / tpu_slice.chip.hbm_bandwidth,
-    "interconnect": wire / tpu_slice.chip.ici_bandwidth,
+    "compute": compute,
+    "hbm": hbm,
+    "interconnect": sum(count * inside for count, (inside, _) in seconds),
+    "network": sum(count * between for count, (_, between) in seconds),
+    "exposed": exposed,
+    "step": busy + exposed,
   }
 
 
-def wire_bytes(
-  collective: Collective, tpu_slice: Slice, coordinates: np.ndarray
+def exposed_seconds(
+  schedule: Schedule,
+  seconds_per_byte: float,
+  wire_seconds: Callable[[Collective], float],
 ) -> float:
-  """Bytes over the links of one chip, averaged over the chips.
+  """Time in which a chip only waits for communication.
 
-  All-gather and reduce-scatter pass data around a ring, each chip to the
-  nearest chip of its group: with n chips, a share (n-1)/n of the array leaves
-  each chip. An all-reduce does both. In an all-to-all every pair of chips
-  exchanges its own data. Every hop occupies one link.
+  Operations run one after another. Communication that has been started runs
+  beside them, one transfer after another. A loop begins and ends with nothing
+  on the way.
+
+  Args:
+    schedule: of the program.
+    seconds_per_byte: time of an operation, per byte of its HBM traffic.
+    wire_seconds: time of a collective alone.
   """
-  size = collective.groups.shape[1]
-  if size == 1:
-    return 0.0
-  hops = _hops(collective.groups, tpu_slice, coordinates)
-  sent = collective.bytes * (size - 1) / size
-  if collective.kind == "collective-permute":
-    return collective.bytes * float(hops[:, 0, 1].mean())
-  if collective.kind.endswith("all-to-all"):
-    return sent * float(hops.sum() / (hops.size - hops[..., 0].size))
-  ring = sent * float(_nearest(hops).mean())
-  return 2 * ring if collective.kind == "all-reduce" else ring
+  now = free = waited = 0.0
+  arrives: dict[str, float] = {}
+  for event in schedule:
+    if isinstance(event, Loop):
+      inner = exposed_seconds(event.body, seconds_per_byte, wire_seconds)
+      work = traffic(event.body).hbm_bytes * seconds_per_byte
+      waited += event.count * inner
+      now += event.count * (inner + work)
+      continue
+    now += event.hbm_bytes * seconds_per_byte
+    if event.collective:
+      free = max(now, free) + wire_seconds(event.collective)
+      arrives[event.starts] = free
+    # An operation that starts nothing waits for its own communication.
+    due = _due(event, arrives)
+    waited += max(due - now, 0.0)
+    now = max(due, now)
+  return waited
 
 
-def _hops(
-  groups: np.ndarray, tpu_slice: Slice, coordinates: np.ndarray
-) -> np.ndarray:
-  """(groups, n, n): number of links between the chips of a group."""
-  position = coordinates[groups]
-  distance = np.abs(position[:, :, None] - position[:, None, :])
-  for axis, length in enumerate(tpu_slice.shape):
-    if length % tpu_slice.chip.torus_multiple == 0:
-      around = length - distance[..., axis]
-      distance[..., axis] = np.minimum(distance[..., axis], around)
-  return distance.sum(axis=-1)
-
-
-def _nearest(hops: np.ndarray) -> np.ndarray:
-  """(groups, n): number of links from each chip to the nearest other one."""
-  return np.sort(hops, axis=-1)[..., 1]
+def _due(event: Event, arrives: dict[str, float]) -> float:
+  """When the communication that an operation waits for has arrived."""
+  if event.collective and not event.starts:
+    return arrives[""]
+  return arrives.get(event.ends, 0.0) if event.ends else 0.0
 
 
 def bottleneck(seconds: dict[str, float]) -> str:
-  """The resource that bounds the step time."""
-  return max(seconds, key=lambda resource: seconds[resource])
+  """What takes longest: "compute", "hbm" or "exposed" communication."""
+  return max(("compute", "hbm", "exposed"), key=lambda name: seconds[name])
