@@ -108,3 +108,30 @@ def test_expert_choice_counts_slots_per_token():
   experts = 6 * 32 * (2 * 768 * 3072 + 3072 + 768)
   slots = 32 * round(197 * 2 / 32) / 197
   assert active == total - experts + round(experts * slots / 32)
+
+
+@pytest.mark.parametrize("pool", ["gap", "map"])
+@pytest.mark.parametrize(
+  "router, options",
+  [
+    ("softmax_expert_choice", {"capacity_factor": 2.0}),
+    ("dropless_token_choice", {"num_selected_experts": 3}),
+    ("soft", {}),
+  ],
+)
+def test_a_dense_model_of_the_same_flops(router, options, pool):
+  model = VisionTransformer(**SIZES, pool=pool, moe=moe(router, **options))
+  size = cost.dense_mlp_dim(model, IMAGE)
+  dense = model.clone(moe=None, mlp_dim=size)
+  found, wanted = (
+    sum(cost.forward_flops(m, IMAGE).values()) for m in (dense, model)
+  )
+  assert size > SIZES["mlp_dim"] and found == pytest.approx(wanted, rel=1e-3)
+
+
+def test_dropless_experts_compute_k_rows_per_token():
+  model = VisionTransformer(
+    **SIZES, moe=moe("dropless_token_choice", num_selected_experts=3)
+  )
+  found = cost.routing(model, IMAGE)
+  assert found.slots_per_token == found.experts_per_token == 3

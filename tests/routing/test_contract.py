@@ -37,7 +37,7 @@ SETTINGS += [
   for name, setting in SLOW.items()
 ]
 EXACT = [s for s in SETTINGS if "half precision" not in str(s.id)]
-SPARSE = [name for name, spec in ROUTERS.items() if spec.parts]
+SPARSE = [n for n, spec in ROUTERS.items() if "plan_form" in spec.options()]
 
 
 def for_all(names=ROUTERS, settings=SETTINGS):

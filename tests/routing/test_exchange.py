@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vmoe_study.nn.moe import Moe, MoeOptions
+from vmoe_study.nn.parameter_names import ROUTER_STATE
 from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.routing.exchange import Exchange
 
@@ -55,7 +56,10 @@ def params(x):
 def _forward(layer):
   def forward(params, x):
     rngs = {"router": jax.random.key(1)}
-    return layer.apply({"params": params}, x, False, rngs=rngs)
+    outputs, _ = layer.apply(  # States of routers are as at the start.
+      {"params": params}, x, False, rngs=rngs, mutable=[ROUTER_STATE]
+    )
+    return outputs
 
   return forward
 
@@ -86,7 +90,11 @@ def _count(compiled, operation):
   return len(re.findall(starts, compiled.as_text()))
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+# Dropless routing has an exchange of its own: `test_grouped`.
+SLOTTED = [n for n, spec in ROUTERS.items() if not spec.router.is_dropless]
+
+
+@pytest.mark.parametrize("name", SLOTTED)
 def test_equals_one_device_with_four_transfers(name, mesh, x, params):
   alone = _layer(name, Exchange())
   arguments = params(name), x
@@ -105,6 +113,28 @@ def test_equals_one_device_with_four_transfers(name, mesh, x, params):
   ):
     scale = np.abs(other).max()
     np.testing.assert_allclose(one, other, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+  "name", ["softmax_token_choice", "softmax_expert_choice", "soft"]
+)
+def test_tpus_exchange_two_local_experts_in_two_parts(
+  name, mesh, x, params, monkeypatch
+):
+  monkeypatch.setattr(Exchange, "platform", "tpu")
+  arguments = params(name), x
+  expected = jax.jit(_backward(_layer(name, Exchange())))(*arguments)
+  arguments = _shard(mesh, *arguments)
+  function = jax.jit(_backward(_layer(name, Exchange(mesh))))
+  compiled = function.lower(*arguments).compile()
+  assert _count(compiled, "all-to-all") == 8
+  assert _count(compiled, "all-gather") == 0
+  found = jax.tree.leaves(compiled(*arguments))
+  for one, other in zip(found, jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+  layer = _layer(name, Exchange(mesh))
+  shapes = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
+  assert shapes == jax.eval_shape(lambda: params(name))
 
 
 @pytest.mark.parametrize("name", ["softmax_token_choice", "soft"])

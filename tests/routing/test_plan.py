@@ -16,7 +16,7 @@ from .layer import Setting, draw, layer, loss, route, router_of
 
 # Many tokens of small width: the routing tensors are the largest arrays.
 SETTING = Setting(groups=2, tokens=64, experts=4)
-SPARSE = [name for name, spec in ROUTERS.items() if spec.parts]
+SPARSE = [n for n, spec in ROUTERS.items() if "plan_form" in spec.options()]
 
 
 def _inner(value):
@@ -123,3 +123,23 @@ def test_half_precision_is_summed_in_single(inverse):
   (gradient,) = vjp(outputs)
   assert gradient.item() == num_slots
   np.testing.assert_array_equal(plan.experts_per_token(), num_slots)
+
+
+@pytest.mark.parametrize("form", ["index", "index with slots", "dense"])
+def test_parts_have_their_own_experts_only(form):
+  scores = jax.random.normal(jax.random.key(0), (2, 5, 6))
+  if form == "index with slots":
+    plan = token_choice(scores, scores, capacity=2, num_selected_experts=2)
+  else:
+    plan = expert_choice(scores, scores, capacity=2)
+  plan = plan.to_dense() if form == "dense" else plan
+  x = jax.random.normal(jax.random.key(1), (2, 5, 3))
+  whole = plan.dispatch(x)
+  combined = 0
+  for index in range(3):
+    part = plan.part(index, 3)
+    assert (part.num_groups, part.num_experts) == (2, 2)
+    inputs = part.dispatch(x)
+    np.testing.assert_array_equal(inputs, whole[index::3])
+    combined += part.combine(inputs)
+  np.testing.assert_allclose(combined, plan.combine(whole), rtol=1e-6)

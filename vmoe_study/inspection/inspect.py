@@ -172,4 +172,4 @@ def _capacity_factor(moe: MoeOptions) -> float | None:
   if not moe.is_routed:
     return None
   router = make_router(moe.router, **moe.options)
-  return getattr(router, "capacity_factor", None)
+  return None if router.is_dropless else router.capacity_factor

@@ -65,9 +65,13 @@ def _run_rows(inspection: Inspection) -> list[tuple[str, str]]:
     rows += [
       ("images per routing group", str(inspection.group_images)),
       ("experts", str(num_experts)),
-      ("capacity factor", f"{inspection.capacity_factor:g}"),
-      ("slots per expert and group", str(inspection.slots_per_expert)),
     ]
+    if inspection.capacity_factor is not None:
+      slots = str(inspection.slots_per_expert)
+      rows += [
+        ("capacity factor", f"{inspection.capacity_factor:g}"),
+        ("slots per expert and group", slots),
+      ]
   return rows
 
 

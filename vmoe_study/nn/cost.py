@@ -72,6 +72,8 @@ def routing(
   router = make_router(moe.router, **moe.options)
   group_size = tokens_per_image(module, image_shape) * moe.group_images
   slots = router.num_experts * router.capacity(group_size)
+  if router.is_dropless:  # A row for every choice, and no empty ones.
+    slots = router.choice.num_selected_experts * group_size
   per_token = slots / group_size
   soft = isinstance(router, SoftRouter)
   limit, chosen = per_token, 1
@@ -116,6 +118,22 @@ def forward_flops(
     columns = 3 * moe.slots_per_group if moe.soft else moe.num_experts
     parts["router"] = 2 * tokens * width * columns
   return parts
+
+
+def dense_mlp_dim(
+  module: VisionTransformer, image_shape: tuple[int, int, int]
+) -> int:
+  """The hidden size with which a dense model has the FLOPs of a routed one.
+
+  Rounded to the nearest: `router` "dense" and this `mlp_dim` make the control
+  at the same cost of a forward pass.
+  """
+  dense = module.clone(moe=None)
+  missing = sum(forward_flops(module, image_shape).values())
+  missing -= sum(forward_flops(dense, image_shape).values())
+  tokens = module.depth * tokens_per_image(module, image_shape)
+  tokens += module.pool == "map"  # Its head has an MLP, too.
+  return module.mlp_dim + round(missing / (4 * module.width * tokens))
 
 
 def training_flops(

@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vmoe_study.nn import parameter_names as names
-from vmoe_study.nn.mlp import Mlp
-from vmoe_study.nn.router import SparseRouter
+from vmoe_study.nn.mlp import Mlp, apply_mlp
+from vmoe_study.nn.router import RouterLogits
 from vmoe_study.nn.zoo import ROUTERS, make_router
 from vmoe_study.options import check_least, check_names
 from vmoe_study.routing.balance import RoutingAux
-from vmoe_study.routing.exchange import Exchange
+from vmoe_study.routing.exchange import Exchange, Route
+from vmoe_study.routing.grouped import grouped_layer
 
 DENSE = "dense"  # In place of a router's name: no routed blocks.
 
@@ -65,10 +68,8 @@ class MoeOptions:
 
   @property
   def is_sparse(self) -> bool:
-    """Whether the router is a `SparseRouter`, which has a `plan_form`."""
-    return self.is_routed and issubclass(
-      ROUTERS[self.router].router, SparseRouter
-    )
+    """Whether the router has a capacity factor and a plan form."""
+    return self.is_routed and "plan_form" in ROUTERS[self.router].options()
 
   def check_router(self) -> None:
     """Checks the router's name and options.
@@ -132,7 +133,6 @@ class Moe(nn.Module):
 
     route = functools.partial(router.route, deterministic=deterministic)
     tokens = tokens.astype(self.dtype)
-    inputs, plan, aux = self.exchange.send(route, tokens, logits)
     rate = self.moe.expert_dropout_rate
     experts = make_experts(
       self.mlp_dim,
@@ -141,9 +141,60 @@ class Moe(nn.Module):
       shared_init=self.moe.shared_expert_init,
       name=names.MLP,
     )
-    outputs = experts(inputs, deterministic)
+    if router.is_dropless:
+      y, aux = self._grouped(experts, route, tokens, logits)
+      return y.reshape(x.shape), aux
+    inputs, plan, aux = self.exchange.send(route, tokens, logits)
+    outputs = self._outputs(experts, inputs, deterministic)
     tokens = self.exchange.receive(plan, outputs)
     return tokens.reshape(x.shape), aux
+
+  def _grouped(
+    self, experts: nn.Module, route: Route, tokens: Array, logits: RouterLogits
+  ) -> tuple[Array, RoutingAux]:
+    """Applies experts to all tokens that choose them, without slots."""
+    if experts.dropout_rate:
+      raise ValueError(
+        f"expert dropout of {experts.dropout_rate}: must be 0 with router "
+        f"{self.moe.router!r}. Set moe.expert_dropout_rate=0."
+      )
+    if self.is_initializing():
+      one_slot = jnp.zeros((logits.clean.shape[2], 1, tokens.shape[2]))
+      experts(one_slot, True)
+    params = experts.variables["params"]
+    return grouped_layer(
+      self.exchange, route, apply_mlp, params, tokens, logits
+    )
+
+  def _outputs(
+    self, experts: nn.Module, inputs: list[Array], deterministic: bool
+  ) -> list[Array]:
+    """Applies the experts of each part of `Exchange.send` to their inputs."""
+    count = len(inputs)
+    if count == 1:
+      return [experts(inputs[0], deterministic)]
+    if self.is_initializing():
+      one_slot = jnp.concatenate([part[:, :1] for part in inputs])
+      experts(one_slot, deterministic)
+
+    def parameters(index):
+      return jax.tree.map(
+        lambda p: p.reshape(-1, count, *p.shape[1:])[:, index],
+        experts.variables,
+      )
+
+    def rngs(index):
+      if deterministic or not self.has_rng("dropout"):
+        return {}
+      shared = self.moe.shared_expert_init  # As are the masks within a part.
+      return {"dropout": key if shared else jax.random.fold_in(key, index)}
+
+    key = self.make_rng("dropout") if self.has_rng("dropout") else None
+    unbound = experts.clone(parent=None, name=None)
+    return [
+      unbound.apply(parameters(i), part, deterministic, rngs=rngs(i))
+      for i, part in enumerate(inputs)
+    ]
 
 
 def make_experts(
@@ -154,7 +205,7 @@ def make_experts(
   shared_init: bool = False,
   name: str | None = None,
 ) -> nn.Module:
-  """E independent MLPs, mapped over the leading axis of (E, G, C, D).
+  """E independent MLPs, mapped over the leading axis of (E, ..., D).
 
   Args:
     mlp_dim: F, the hidden size of each expert.
@@ -165,7 +216,7 @@ def make_experts(
     name: of the module.
 
   Returns:
-    A module that is called with (E, G, C, D) and `deterministic`.
+    A module that is called with (E, ..., D) and `deterministic`.
   """
   experts = nn.vmap(
     Mlp,

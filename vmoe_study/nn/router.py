@@ -62,6 +62,7 @@ class Router(CheckedModule, abc.ABC):
       training; sparse routers divide it by E. Needs the RNG stream "router".
   """
 
+  is_dropless: ClassVar[bool] = False  # Whether experts have no slots.
   num_experts: int
   noise_std: float = 0.0
 
@@ -236,6 +237,21 @@ class SparseRouter(Router):
       "gshard_loss": self.gshard_loss_weight,
       "router_z_loss": self.router_z_loss_weight,
     }
+
+
+class DroplessRouter(SparseRouter):
+  """A sparse router whose experts have as many slots as tokens choose them.
+
+  A plan has C = S slots per expert, most of them empty. It shows what goes
+  where, but the layer computes without it: see `routing.grouped`.
+  """
+
+  is_dropless: ClassVar[bool] = True
+
+  @nn.nowrap
+  def capacity(self, num_tokens: int) -> int:
+    """S: more is never needed."""
+    return num_tokens
 
 
 class SoftRouter(Router):

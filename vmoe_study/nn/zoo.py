@@ -20,7 +20,12 @@ from vmoe_study.nn.logits import (
   PositionLogits,
   RandomLogits,
 )
-from vmoe_study.nn.router import Router, SoftRouter, SparseRouter
+from vmoe_study.nn.router import (
+  DroplessRouter,
+  Router,
+  SoftRouter,
+  SparseRouter,
+)
 from vmoe_study.options import check_least, check_names, check_type, defaults
 from vmoe_study.routing.affinity import (
   Linear,
@@ -71,6 +76,7 @@ class RouterSpec:
     parts: classes whose instances become fields of the router, by field name.
     defaults: option values that differ from the defaults of the classes.
     guarantees: what its plans satisfy, whatever the logits.
+    without: fields that mean nothing for it and are not among its options.
     about: for the page of all routers.
 
   Raises:
@@ -82,6 +88,7 @@ class RouterSpec:
   defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
   guarantees: Guarantees = SoftRouter.guarantees
   about: About = About()
+  without: tuple[str, ...] = ()
 
   def __post_init__(self):
     names = [field.name for field in self._fields()]
@@ -98,7 +105,7 @@ class RouterSpec:
 
   def options(self) -> dict[str, Any]:
     """Types of all options, by name."""
-    hidden = {"parent", "name", "controller", *self.parts}
+    hidden = {"parent", "name", "controller", *self.parts, *self.without}
     return {f.name: f.type for f in self._fields() if f.name not in hidden}
 
   def default_options(self) -> dict[str, Any]:
@@ -156,12 +163,18 @@ def sparse(
     >>> router.affinity, router.noise_std
     (Temperature(temperature=0.5), 1.0)
   """
-  parts = {"logits_rule": logits, "affinity": affinity, "choice": choice}
+  parts = _parts(affinity, choice, logits)
   if controller is not None:
     parts["controller"] = controller
   return RouterSpec(
     SparseRouter, parts, defaults, guarantees or choice.guarantees, about
   )
+
+
+def _parts(
+  affinity: type, choice: type, logits: type = LinearLogits
+) -> dict[str, type]:
+  return {"logits_rule": logits, "affinity": affinity, "choice": choice}
 
 
 _TOP_K = "the K largest of each token"
@@ -321,6 +334,21 @@ ROUTERS: dict[str, RouterSpec] = {
       "all above 0",
       _SOFTMAX,
       "2603.11535",
+    ),
+  ),
+  "dropless_token_choice": RouterSpec(
+    DroplessRouter,
+    _parts(Softmax, TokenChoice),
+    {"noise_std": 1.0},
+    Guarantees(load=("0", "S"), experts=("K", "K"), processed="always"),
+    About(_SOFTMAX, _TOP_K, _SOFTMAX, "2211.15841"),
+    (
+      "capacity_factor",
+      "capacity_rounding",
+      "capacity_multiple_of",
+      "batch_priority",
+      "fill_zero_scores",
+      "plan_form",
     ),
   ),
   # Controls: routing that is not learned, wholly or in part.

@@ -18,13 +18,14 @@ import numpy as np
 from jaxtyping import Float
 
 from vmoe_study.nn import parameter_names as names
-from vmoe_study.nn.mlp import Mlp
+from vmoe_study.nn.mlp import Mlp, apply_mlp
 from vmoe_study.nn.moe import Moe, MoeOptions, make_experts
-from vmoe_study.nn.router import SoftRouter
-from vmoe_study.nn.zoo import ROUTERS, make_router
+from vmoe_study.nn.zoo import ROUTERS, RouterSpec, make_router
 from vmoe_study.performance.bench_shapes import LayerShape
 from vmoe_study.performance.timing import interleaved_seconds, paired_ratio
 from vmoe_study.routing.capacity import expert_capacity
+from vmoe_study.routing.exchange import Exchange
+from vmoe_study.routing.grouped import grouped_layer
 
 PASSES = ("forward", "forward_backward")
 EXPERTS_ONLY, DENSE = "experts only", "dense MLP"
@@ -95,15 +96,22 @@ def make_cases(
   yield _case(EXPERTS_ONLY, experts, dispatched, {})
   yield _case(DENSE, Mlp(shape.mlp_dim, dtype=shape.dtype), _input(shape), {})
   for router in routers:
-    has_forms = ROUTERS[router].router is not SoftRouter
-    for form in plan_forms if has_forms else ("dense",):
-      options = {"num_experts": shape.num_experts, "capacity_factor": capacity}
-      options |= {"plan_form": form} if has_forms else {}
+    spec = ROUTERS[router]
+    for form in _forms(spec, plan_forms):
+      options = {"capacity_factor": capacity, "plan_form": form}
+      options = {k: v for k, v in options.items() if k in spec.options()}
+      options["num_experts"] = shape.num_experts
       moe = MoeOptions(router, options, group_images=group_images)
       layer = Moe(moe, shape.mlp_dim, dtype=shape.dtype)
       row = {"router": router, "form": form, "group_images": group_images}
       row["capacity"] = capacity
       yield _case(f"{router} {form}", layer, _input(shape), row)
+
+
+def _forms(spec: RouterSpec, plan_forms: Sequence[str]) -> Sequence[str]:
+  if "plan_form" in spec.options():
+    return plan_forms
+  return ("grouped",) if spec.router.is_dropless else ("dense",)
 
 
 def bench_layer(
@@ -122,7 +130,8 @@ def bench_layer(
     group_sizes: images per group.
     capacities: capacity factors.
     routers: names in `ROUTERS`.
-    plan_forms: "index", "dense" or both; Soft MoE has the dense form only.
+    plan_forms: "index", "dense" or both; Soft MoE has the dense form only, and
+      dropless routing needs none: "grouped".
     rounds: number of timings of each layer.
     progress: called with messages.
 
@@ -202,16 +211,20 @@ def breakdown(case: Case, rounds: int) -> dict[str, float]:
   tokens = x.reshape(-1, group_images * x.shape[1], x.shape[2])
   parts = _parts(case, tokens.shape[1])
   logits = parts["router"](tokens)
-  plan = parts["plan"](logits)
-  inputs = parts["dispatch"](plan, tokens)
   arguments = {
     "router": (tokens,),
     "solver": (logits,),
     "plan": (logits,),
-    "dispatch": (plan, tokens),
-    "experts": (inputs,),
-    "combine": (plan, inputs),
+    "grouped": (tokens, logits),
   }
+  if "dispatch" in parts:
+    plan = parts["plan"](logits)
+    inputs = parts["dispatch"](plan, tokens)
+    arguments |= {
+      "dispatch": (plan, tokens),
+      "experts": (inputs,),
+      "combine": (plan, inputs),
+    }
   calls = {
     name: functools.partial(part, *arguments[name])
     for name, part in parts.items()
@@ -220,6 +233,8 @@ def breakdown(case: Case, rounds: int) -> dict[str, float]:
   ms = {name: _median_ms(values) for name, values in seconds.items()}
   plan_ms = ms.pop("plan")
   solver_ms = min(ms.pop("solver", 0.0), plan_ms)
+  if "grouped" in ms:  # Dispatch, experts and combine in one, and the plan.
+    ms["experts"] = max(ms.pop("grouped") - plan_ms, 0.0)
   return ms | {"solver": solver_ms, "choice": plan_ms - solver_ms}
 
 
@@ -227,11 +242,15 @@ def _parts(case: Case, group_size: int) -> dict[str, Callable]:
   """The compiled parts of a routed layer, in its order."""
   layer, params = case.module, case.params["params"]
   router = make_router(layer.moe.router, **layer.moe.options)
-  router_params = {"params": params.get(names.ROUTER, {})}
+  state = case.params.get(names.ROUTER_STATE, {}).get(names.ROUTER, {})
+  variables = {
+    "params": params.get(names.ROUTER, {}),
+    names.ROUTER_STATE: state,
+  }
   experts = make_experts(layer.mlp_dim, dtype=layer.dtype)
   slots = router.capacity(group_size)
   parts: dict[str, Callable] = {
-    "router": lambda x: router.apply(router_params, x, True, method="logits"),
+    "router": lambda x: router.apply(variables, x, True, method="logits"),
     "solver": lambda x: router.affinity(
       x.clean, slots, router.choice.num_selected_experts
     ),
@@ -240,6 +259,11 @@ def _parts(case: Case, group_size: int) -> dict[str, Callable]:
     "experts": lambda x: experts.apply({"params": params[names.MLP]}, x, True),
     "combine": lambda plan, y: plan.combine(y),
   }
+  if router.is_dropless:
+    del parts["dispatch"], parts["experts"], parts["combine"]
+    parts["grouped"] = lambda x, logits: grouped_layer(
+      Exchange(), router.route, apply_mlp, params[names.MLP], x, logits
+    )[0]
   if not hasattr(router, "affinity"):
     del parts["solver"]
   return {name: jax.jit(part) for name, part in parts.items()}

@@ -56,7 +56,7 @@ def _draw_panel(axis: Axes, rows: Sequence[Row]) -> None:
   ]
   left = [0.0] * len(rows)
   for part in PARTS:
-    values = [row["breakdown_ms"][part] for row in rows]
+    values = [row["breakdown_ms"].get(part, 0.0) for row in rows]
     axis.barh(labels, values, left=left, label=part)
     left = [a + b for a, b in zip(left, values, strict=True)]
   axis.grid(axis="x", alpha=0.3)

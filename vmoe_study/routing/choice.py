@@ -313,7 +313,7 @@ class ExpertChoice:
   tokens_choose: ClassVar[bool] = False
   num_selected_experts: ClassVar[int] = 1
   guarantees: ClassVar[Guarantees] = Guarantees(
-    load=("min(C, S)", "C"), experts=("0", "E")
+    load=("min(C, S)", "min(C, S)"), experts=("0", "E")
   )
   fill_zero_scores: bool = True
 

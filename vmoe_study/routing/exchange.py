@@ -3,18 +3,27 @@
 Groups are sharded over all devices, experts over one mesh axis. No group spans
 two devices, so routing, dispatch and combine are local, and a layer only
 communicates the expert inputs and the expert outputs.
+
+The slots of an expert travel as rows, in the order C G: on TPUs the last two
+axes of an array are padded to tiles of 8 by 128, which few C divide, but most
+numbers of local groups. TPUs exchange the experts of a device in parts, so that
+the experts of one part compute while the tokens of the next one travel.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from vmoe_study.routing.balance import RoutingAux
 from vmoe_study.routing.plan import RoutingPlan
+
+_MAX_PARTS = 4  # A power of 2.
 
 Route = Callable[[Any], tuple[RoutingPlan, RoutingAux]]
 
@@ -47,11 +56,11 @@ class Exchange:
     Each device calls it on its own groups, or images, without communication.
     """
     groups = PartitionSpec(self.group_axes)
-    return self._per_device(function, (groups, PartitionSpec()), groups)
+    return self.per_device(function, (groups, PartitionSpec()), groups)
 
   def send(
     self, route: Route, tokens: Float[Array, "G S D"], logits: Any
-  ) -> tuple[Float[Array, "E G C D"], RoutingPlan, RoutingAux]:
+  ) -> tuple[list[Float[Array, "E N D"]], RoutingPlan, RoutingAux]:
     """Routes every group and sends its tokens to the experts.
 
     Args:
@@ -60,45 +69,76 @@ class Exchange:
       logits: tree of arrays with leading axis G, sharded by group.
 
     Returns:
-      Expert inputs in the dtype of the tokens, sharded by expert; the plan and
-      the aux, sharded by group.
+      Inputs of the N = G * C slots of the experts of each `RoutingPlan.part`, in
+      the dtype of the tokens, sharded by expert; the plan and the aux, sharded
+      by group.
     """
 
     def local(tokens_GSD, logits):
       plan, aux = route(logits)
-      inputs_EGCD = plan.dispatch(tokens_GSD)
-      # From (all experts, local groups) to (local experts, all groups).
-      return self._all_to_all(inputs_EGCD, split=0, concat=1), plan, aux
+      return (
+        [self._send(part, tokens_GSD) for part in self._parts(plan)],
+        plan,
+        aux,
+      )
 
     groups = PartitionSpec(self.group_axes)
     out_specs = self._by_expert(), groups, groups
-    return self._per_device(local, groups, out_specs)(tokens, logits)
+    return self.per_device(local, groups, out_specs)(tokens, logits)
 
   def receive(
-    self, plan: RoutingPlan, outputs: Float[Array, "E G C D"]
+    self, plan: RoutingPlan, outputs: list[Float[Array, "E N D"]]
   ) -> Float[Array, "G S D"]:
     """Returns expert outputs to their groups and combines them.
 
     Args:
       plan: of `send`, sharded by group.
-      outputs: of any float dtype, sharded by expert.
+      outputs: for the inputs of `send`, of any float dtype, sharded by expert.
 
     Returns:
       Tokens in the dtype of the outputs, sharded by group.
     """
 
-    def local(plan, outputs_EGCD):
-      return plan.combine(self._all_to_all(outputs_EGCD, split=1, concat=0))
+    def local(plan, outputs):
+      parts = zip(self._parts(plan), outputs, strict=True)
+      return sum(
+        self._receive(part, outputs_END) for part, outputs_END in parts
+      )
 
     groups = PartitionSpec(self.group_axes)
     in_specs = groups, self._by_expert()
-    return self._per_device(local, in_specs, groups)(plan, outputs)
+    return self.per_device(local, in_specs, groups)(plan, outputs)
+
+  def _send(self, plan, tokens_GSD):
+    inputs_ECGD = jnp.moveaxis(plan.dispatch(tokens_GSD), 2, 1)
+    inputs_END = inputs_ECGD.reshape(len(inputs_ECGD), -1, tokens_GSD.shape[2])
+    # From (all experts, local groups) to (local experts, all groups).
+    return self._all_to_all(inputs_END, split=0, concat=1)
+
+  def _receive(self, plan, outputs_END):
+    outputs_END = self._all_to_all(outputs_END, split=1, concat=0)
+    num_experts, _, width = outputs_END.shape
+    shape = num_experts, -1, plan.num_groups, width
+    return plan.combine(jnp.moveaxis(outputs_END.reshape(shape), 2, 1))
+
+  def _parts(self, plan: RoutingPlan) -> list[RoutingPlan]:
+    """Parts with the same number of experts on each device."""
+    count = 1
+    if self.platform == "tpu" and self.num_devices > 1:
+      local_experts = plan.num_experts // self.num_devices
+      count = math.gcd(local_experts, _MAX_PARTS)
+    return [plan.part(i, count) for i in range(count)]
+
+  @property
+  def num_devices(self) -> int:
+    """Devices among which tokens are exchanged."""
+    return 1 if self.mesh is None else self.mesh.shape[self.expert_axis]
 
   def _by_expert(self) -> PartitionSpec:
     others = tuple(a for a in self.group_axes if a != self.expert_axis)
     return PartitionSpec(self.expert_axis, others)
 
-  def _per_device(self, function, in_specs, out_specs):
+  def per_device(self, function, in_specs, out_specs):
     if self.mesh is None:
       return function
     return jax.shard_map(
@@ -109,9 +149,9 @@ class Exchange:
       check_vma=False,
     )
 
-  def _all_to_all(self, x_EGCD, split: int, concat: int):
-    if self.mesh is None or self.mesh.shape[self.expert_axis] == 1:
-      return x_EGCD
+  def _all_to_all(self, x_END, split: int, concat: int):
+    if self.num_devices == 1:
+      return x_END
     return jax.lax.all_to_all(
-      x_EGCD, self.expert_axis, split, concat, tiled=True
+      x_END, self.expert_axis, split, concat, tiled=True
     )

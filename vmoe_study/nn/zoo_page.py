@@ -1,0 +1,71 @@
+"""The table of ROUTERS.md, from the rows of `ROUTERS`.
+
+python -m vmoe_study.nn.zoo_page
+"""
+
+import re
+from collections.abc import Iterator
+
+from vmoe_study.nn.zoo import ROUTERS, RouterSpec
+from vmoe_study.routing.guarantees import Guarantees
+
+HEADER = (
+  ("router", "scores", "Dispatch", "Combine"),
+  ("a slot holds", "tokens per expert", "experts per token", "tokens dropped"),
+  ("expert rows per token", "source"),
+)
+_ARXIV = re.compile(r"(\d{4}\.\d{5})")
+
+
+def render() -> str:
+  """The table in Markdown."""
+  header = [name for names in HEADER for name in names]
+  lines = [header, ["---"] * len(header), *map(list, _rows())]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _rows() -> Iterator[tuple[str, ...]]:
+  for name, spec in ROUTERS.items():
+    about, promised = spec.about, spec.guarantees
+    yield (
+      f"`{name}`",
+      about.scores,
+      about.dispatch,
+      about.combine,
+      promised.slots,
+      _range(*promised.load),
+      _range("0" if _may_drop(promised) else "", promised.experts[1]),
+      _dropped(promised),
+      _cost(spec),
+      _ARXIV.sub(r"[\1](https://arxiv.org/abs/\1)", about.source),
+    )
+
+
+def _range(least: str, most: str) -> str:
+  return most if least in ("", most) else f"{least} to {most}"
+
+
+def _may_drop(promised: Guarantees) -> bool:
+  return promised.processed != "always"
+
+
+def _dropped(promised: Guarantees) -> str:
+  """When no token is dropped; then it has the least number of experts."""
+  if promised.processed == "never":
+    return "any"
+  if not _may_drop(promised):
+    return "none"
+  return f"none {promised.processed}; then {_range(*promised.experts)}"
+
+
+def _cost(spec: RouterSpec) -> str:
+  """Rows that experts compute per token, full or empty."""
+  if spec.router.is_dropless:
+    return "K"
+  options = spec.options()
+  chosen = {"num_selected_experts", "mean_experts_per_token"} & options.keys()
+  return "K x factor" if chosen else "factor"
+
+
+if __name__ == "__main__":
+  print(render())
