@@ -9,6 +9,7 @@ from vmoe_study.data.classes import ClassNames
 from vmoe_study.data.image_folder import ImageFolderSource
 from vmoe_study.data.records import RecordError
 from vmoe_study.data.spec import DataSpec
+from vmoe_study.files.ranges import is_remote
 
 IMAGE_FOLDER = "image_folder"
 
@@ -72,6 +73,20 @@ class Source(Protocol):
 
   def file_ends(self) -> np.ndarray:
     """Indices of the last example of each file; lost if it is truncated."""
+
+
+def make_indices(
+  spec: DataSpec, process_index: int, process_count: int, elsewhere: str
+) -> None:
+  """Makes the indices of one host's share of the files of a data set.
+
+  Without this, opening the data set makes those that are missing. Does nothing
+  for local data sets. Arguments are those of `tfds_source.make_indices`.
+  """
+  if spec.name != IMAGE_FOLDER and is_remote(spec.data_dir or ""):
+    from vmoe_study.data import tfds_source  # Imports TFDS.
+
+    tfds_source.make_indices(spec, process_index, process_count, elsewhere)
 
 
 def open_source(spec: DataSpec) -> Source:

@@ -1,6 +1,7 @@
 """Prepared TFDS data sets by random access, without TensorFlow."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +12,13 @@ import tensorflow_datasets as tfds
 from vmoe_study.data import builders
 from vmoe_study.data.classes import ClassNames
 from vmoe_study.data.dataset_specs import find_spec
-from vmoe_study.data.record_index import FILE_THREADS, cache_dir, digest
+from vmoe_study.data.record_index import (
+  FILE_THREADS,
+  all_indices,
+  cache_dir,
+  digest,
+  tfrecord_index,
+)
 from vmoe_study.data.records import (
   RecordError,
   Records,
@@ -19,6 +26,7 @@ from vmoe_study.data.records import (
   intact,
   open_array_records,
 )
+from vmoe_study.data.spec import DataSpec
 from vmoe_study.data.tfds_metadata import check_files
 from vmoe_study.files.atomic import write_atomically
 
@@ -136,6 +144,24 @@ class TfdsSource:
   def _labels_of(self, indices: np.ndarray) -> np.ndarray:
     examples = map(intact, self.read(indices.tolist()))
     return np.asarray([example["label"] for example in examples], np.int64)
+
+
+def make_indices(
+  spec: DataSpec, process_index: int, process_count: int, elsewhere: str
+) -> None:
+  """Makes the indices of one host's share of a data set's TFRecord files.
+
+  Args:
+    spec: of a data set in an object store.
+    process_index: number of this host.
+    process_count: number of hosts.
+    elsewhere: folder for the indices of read-only data.
+  """
+  info = builders.open_prepared(spec.name, spec.data_dir).info
+  if info.file_format.value == "tfrecord":
+    spans = info.splits[spec.split].file_instructions
+    urls = [str(span.filename) for span in spans[process_index::process_count]]
+    all_indices(functools.partial(tfrecord_index, elsewhere=elsewhere), urls)
 
 
 def open_tfds(

@@ -160,7 +160,7 @@ class _Process:
     )
     self._process.start()
     theirs.close()  # So that reading ends with the process.
-    self._lock = threading.Lock()
+    self._lock, self._sending = threading.Lock(), threading.Lock()
     self._waiting: dict[tuple[int, int], Future[Part]] = {}
     self._error: Exception | None = None
     self._receiver = threading.Thread(target=self._receive, daemon=True)
@@ -187,7 +187,8 @@ class _Process:
     self._connection.close()
 
   def _send(self, *message: Any) -> None:
-    with contextlib.suppress(OSError):  # `_receive` notices the end, too.
+    # `_receive` notices the end of the process, too.
+    with self._sending, contextlib.suppress(OSError):
       self._connection.send(message)
 
   def _receive(self) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import posixpath
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from vmoe_study.config import Config, FewshotSpec
+from vmoe_study.data import sources
 from vmoe_study.data.classes import ClassNames, check_several
+from vmoe_study.data.decode_rate import decode_rate, describe_rate
 from vmoe_study.data.device_ops import DeviceOps
 from vmoe_study.data.examples import Batch
 from vmoe_study.data.pipeline import (
@@ -24,7 +27,7 @@ from vmoe_study.data.spec import DataSpec
 from vmoe_study.data.workers import num_cores
 from vmoe_study.evaluation.classification import ClassificationEvaluator
 from vmoe_study.evaluation.fewshot import FewshotEvaluator, FewshotTask
-from vmoe_study.parallel import sharding
+from vmoe_study.parallel import hosts, sharding
 from vmoe_study.run.experiment import Model
 from vmoe_study.training.loss import LOSSES
 
@@ -36,6 +39,24 @@ def num_workers(config: Config) -> int:
     return int(given)
   # On a CPU, the model needs the cores.
   return 0 if jax.default_backend() == "cpu" else max(1, num_cores() - 1)
+
+
+def make_indices(config: Config, workdir: str) -> None:
+  """Makes the indices of remote data sets, each file's on one host.
+
+  They are stored beside the data, or in the workdir if these are read-only.
+  """
+  specs = [config.data, *(spec.data for spec in config.mixture.values())]
+  specs += [spec.data for spec in config.evaluations.values()]
+  for task in config.fewshot.values():
+    specs += [task.train, task.test]
+  folder = posixpath.join(workdir, "offsets")
+  count = jax.process_count()
+  # Each host makes its share, and then takes the others'.
+  for index, shares in ((jax.process_index(), count), (0, 1)):
+    with hosts.raise_on_all_hosts():
+      for spec in specs:
+        sources.make_indices(spec, index, shares, folder)
 
 
 def open_train_input(
@@ -67,6 +88,12 @@ def open_train_input(
   for note in data.notes:
     logging.warning("training data: %s", note)
   return data
+
+
+def describe_workers(config: Config, data: TrainInput) -> str:
+  """What this host can decode, measured on images of the main data set."""
+  rate = decode_rate(data.parts.readers[0])
+  return describe_rate(rate, num_workers(config))
 
 
 def make_evaluators(

@@ -18,6 +18,7 @@ from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.config import Config
 from vmoe_study.data.pipeline import TrainInput
 from vmoe_study.data.prefetch import Prefetcher
+from vmoe_study.data.workers import close_workers
 from vmoe_study.files.location import expand
 from vmoe_study.nn.cost import routing, training_flops
 from vmoe_study.parallel import hosts
@@ -29,7 +30,12 @@ from vmoe_study.run.experiment import Model, Training
 from vmoe_study.run.failures import Failures
 from vmoe_study.run.finished import is_evaluated
 from vmoe_study.run.initialize import initial_params, initial_router_state
-from vmoe_study.run.inputs import make_evaluators, open_train_input
+from vmoe_study.run.inputs import (
+  describe_workers,
+  make_evaluators,
+  make_indices,
+  open_train_input,
+)
 from vmoe_study.run.metadata import Metadata
 from vmoe_study.training import loop
 from vmoe_study.training.ahead import StepsAhead
@@ -92,6 +98,7 @@ def train(
   (23, True)
   """
   workdir = expand("workdir", workdir)
+  make_indices(config, workdir)
   data = open_train_input(config, known_classes(config, workdir))
   num_steps = config.train.total_steps(data.num_examples)
   check_schedule(config.train.schedule, num_steps)  # Before anything slow.
@@ -202,6 +209,7 @@ class _Run:
       self._data.num_examples,
       dict(model.mesh.shape),
     )
+    logging.info("%s", describe_workers(self._config, self._data))
 
   def train(
     self, state: TrainState, stack: contextlib.ExitStack
@@ -222,6 +230,7 @@ class _Run:
     if not described:
       writer.write_scalars(start_step, self._sizes(state))
     put = functools.partial(to_global, self._model.mesh)
+    stack.callback(close_workers)
     batches = Prefetcher(self._data.iterate(start_step), put)
     stack.callback(batches.close)
     steps = StepsAhead(

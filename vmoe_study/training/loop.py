@@ -152,6 +152,10 @@ def _measure(evaluator: Evaluator, params: Any, step: int) -> dict[str, float]:
   return metrics
 
 
+BOTTLENECK = 0.1  # Share of the time that steps wait for batches.
+BOTTLENECK_NOTE = " (the input is the bottleneck: see `bench input`)"
+
+
 class _Reporter:
   """Writes training metrics with speed, data waiting time and time to go."""
 
@@ -187,12 +191,13 @@ class _Reporter:
     }
     left = (self._num_steps - step) * seconds / steps
     logging.info(
-      "step %d/%d: loss %.4f, %.0f images/s, data wait %.0f%%, ETA %s",
+      "step %d/%d: loss %.4f, %.0f images/s, data wait %.0f%%%s, ETA %s",
       step,
       self._num_steps,
       metrics["loss"],
       speed["images_per_second"],
       100 * speed["data_wait_share"],
+      BOTTLENECK_NOTE if speed["data_wait_share"] > BOTTLENECK else "",
       dt.timedelta(seconds=round(left)),
     )
     train = {f"train/{k}": v for k, v in (metrics | speed).items()}

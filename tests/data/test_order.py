@@ -1,0 +1,94 @@
+"""Orders: every epoch is a permutation, and lanes do not share blocks."""
+
+import itertools
+import pickle
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmoe_study.data.order import (
+  WINDOW_BLOCKS,
+  BlockOrder,
+  FullOrder,
+  num_lanes,
+)
+
+SIZE, PER_BLOCK = 4000, 10
+BLOCKS = np.append(np.arange(0, SIZE, PER_BLOCK), SIZE)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+  cuts=st.sets(st.integers(1, 499), max_size=60),
+  seed=st.integers(0, 2**32 - 1),
+  lanes=st.sampled_from([1, 2, 8, 64, 128]),
+  size=st.integers(500, 520),
+)
+def test_every_epoch_has_every_example_once(cuts, seed, lanes, size):
+  order = BlockOrder(np.array([0, *sorted(cuts), size]), seed, lanes)
+  for epoch in range(3):
+    positions = range(epoch * size, (epoch + 1) * size)
+    assert sorted(order[p] for p in positions) == list(range(size))
+
+
+def test_an_example_is_in_its_window_and_the_window_in_its_runs():
+  order = BlockOrder(BLOCKS, 1, 8)
+  for position in range(0, 3 * SIZE, 37):
+    window, place = order.window(position)
+    assert window.examples[place] == order[position]
+    runs = [i for run in window.runs for i in range(*run)]
+    assert sorted(window.examples) == sorted(runs)
+    assert len(window.runs) <= WINDOW_BLOCKS // 8
+    rest = window.rest(place)
+    assert set(rest.examples) == set(window.examples[place:])
+    assert all(set(range(*run)) & set(rest.examples) for run in rest.runs)
+
+
+def test_random_access_does_not_depend_on_what_was_read_before():
+  order = BlockOrder(BLOCKS, 5, 16)
+  expected = [order[p] for p in range(2 * SIZE)]
+  copy = pickle.loads(pickle.dumps(order))
+  assert [copy[p] for p in (7777, 3, 4001)] == [
+    expected[p] for p in (7777, 3, 4001)
+  ]
+  assert expected[:SIZE] != expected[SIZE:]
+  assert expected != [BlockOrder(BLOCKS, 6, 16)[p] for p in range(2 * SIZE)]
+
+
+def test_lanes_share_no_blocks_but_those_that_a_cut_divides():
+  lanes = 16
+  order = BlockOrder(BLOCKS, 0, lanes)
+  by_lane = [
+    {order[p] // PER_BLOCK for p in range(lane, SIZE, lanes)}
+    for lane in range(lanes)
+  ]
+  shared = [a & b for a, b in itertools.combinations(by_lane, 2)]
+  assert sum(map(len, shared)) <= lanes - 1
+
+
+def test_lanes_divide_the_batch():
+  assert [num_lanes(b) for b in (4096, 96, 7, 1)] == [WINDOW_BLOCKS, 32, 1, 1]
+
+
+def mixing(order, batch=256, batches=12, classes=20):
+  """Distance of neighbours in the data, and classes missing in a batch.
+
+  The data are sorted by class, the worst case.
+  """
+  positions = range(batch * batches)
+  found = np.array([order[p] for p in positions]).reshape(batches, batch)
+  distance = np.abs(np.diff(found, axis=1)).mean() / SIZE
+  labels = found * classes // SIZE
+  seen = np.mean([len(set(row)) for row in labels]) / classes
+  return distance, seen
+
+
+def test_blocks_mix_nearly_as_well_as_single_examples():
+  """Two random examples are N / 3 apart; a batch has nearly all classes."""
+  full, blocks = (
+    mixing(order)
+    for order in (FullOrder(SIZE, 0), BlockOrder(BLOCKS, 0, num_lanes(256)))
+  )
+  np.testing.assert_allclose(full, (1 / 3, 1.0), atol=0.02)
+  np.testing.assert_allclose(blocks, full, atol=0.05)

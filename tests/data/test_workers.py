@@ -1,0 +1,123 @@
+"""Worker processes: shared, without /dev/shm, and missed when they end."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from vmoe_study.data.workers import (
+  Workers,
+  close_workers,
+  num_cores,
+  shared_workers,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.process]
+
+
+class Numbers:
+  """Batches of 8 rows that hold their step; step 5 fails."""
+
+  size = 8
+
+  def open(self, number, count):
+    rows = range(self.size * number // count, self.size * (number + 1) // count)
+
+    def compute(step):
+      if step == 5:
+        raise ValueError("step 5 fails")
+      values = np.full((len(rows), 50_000), step, np.float32)
+      return {"x": values, "pid": np.array([os.getpid()]), "no": np.zeros(0)}
+
+    return compute
+
+
+@pytest.fixture
+def workers():
+  workers = Workers(2)
+  yield workers
+  workers.close()
+
+
+def test_parts_arrive_in_order_from_the_same_processes(workers):
+  both = zip(
+    workers.iterate(Numbers(), range(4)),
+    workers.iterate(Numbers(), range(10, 14)),
+    strict=True,
+  )
+  pids = set()
+  for step, pair in enumerate(both):
+    for parts, value in zip(pair, (step, step + 10), strict=True):
+      assert len(parts) == 2
+      for part in parts:
+        assert part["x"].shape == (4, 50_000) and (part["x"] == value).all()
+        assert part["no"].shape == (0,)
+      pids.add(tuple(int(part["pid"][0]) for part in parts))
+  ((first, second),) = pids
+  assert len({first, second, os.getpid()}) == 3
+
+
+def test_an_error_of_a_worker_is_raised_here_and_the_others_go_on(workers):
+  batches = workers.iterate(Numbers(), range(3, 8))
+  assert [next(batches)[0]["x"][0, 0] for _ in range(2)] == [3, 4]
+  with pytest.raises(ValueError, match="step 5 fails") as error:
+    next(batches)
+  assert "in compute" in "".join(error.value.__notes__)
+  assert len(list(workers.iterate(Numbers(), range(2)))) == 2
+
+
+def test_a_worker_that_is_killed_is_missed(workers):
+  batches = workers.iterate(Numbers(), iter(range(6, 10**6)))
+  pid = int(next(batches)[1]["pid"][0])
+  os.kill(pid, signal.SIGKILL)
+  with pytest.raises(RuntimeError, match=r"input-1 ended .* -9.*num_workers"):
+    for _ in range(20):
+      next(batches)
+
+
+def test_all_inputs_of_a_process_share_workers():
+  assert shared_workers(0) is shared_workers(0) is not shared_workers(1)
+  list(shared_workers(0).iterate(Numbers(), range(2)))
+  close_workers()
+  assert len(list(shared_workers(0).iterate(Numbers(), range(2)))) == 2
+
+
+def test_a_small_dev_shm_is_enough(tmp_path):
+  """Containers have 64 MB there; here it is smaller than one batch."""
+  script = tmp_path / "script.py"
+  script.write_text(
+    textwrap.dedent("""
+      import sys
+      sys.path.insert(0, sys.argv[1])
+      from tests.data.test_workers import Numbers
+      from vmoe_study.data.workers import Workers
+
+      if __name__ == "__main__":
+        workers = Workers(2)
+        print(sum(len(parts) for parts in workers.iterate(Numbers(), range(5))))
+        workers.close()
+    """)
+  )
+  inside = f"mount -t tmpfs -o size=64k tmpfs /dev/shm && {sys.executable}"
+  root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+  done = subprocess.run(
+    ["unshare", "-m", "sh", "-c", f"{inside} {script} {root}"],
+    capture_output=True,
+    text=True,
+  )
+  if "unshare" in done.stderr or "mount" in done.stderr:
+    pytest.skip("needs the right to mount")
+  assert done.stdout == "10\n", done.stderr
+
+
+def test_cores_are_those_of_the_affinity():
+  before = os.sched_getaffinity(0)
+  try:
+    os.sched_setaffinity(0, {min(before)})
+    assert num_cores() == 1
+  finally:
+    os.sched_setaffinity(0, before)
