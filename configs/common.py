@@ -131,7 +131,9 @@ def moe(
 
 def _token_choice(args: Arguments, spec: RouterSpec) -> dict[str, Any]:
   """K, batch priority and losses."""
-  made: dict[str, Any] = {"batch_priority": args.batch_priority}
+  made: dict[str, Any] = {}
+  if args.batch_priority:
+    made["batch_priority"] = True
   if args.k:
     made["num_selected_experts"] = args.k
   balance = args.balance
