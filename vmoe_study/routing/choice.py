@@ -153,7 +153,10 @@ def expert_choice(
   """
   scores_GSE, weights_GSE = validate(scores, weights, capacity)
   return fill_slots(
-    scores_GSE, weights_GSE, capacity, above=-jnp.inf if fill_zero_scores else 0
+    scores_GSE,
+    weights_GSE,
+    capacity,
+    above=-jnp.inf if fill_zero_scores else 0.0,
   )
 
 
