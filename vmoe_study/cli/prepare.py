@@ -26,14 +26,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--manual-dir", type=paths.path, help="folder of files that you supply"
   )
   parser.add_argument(
+    "--to",
+    type=paths.path_or_any_url,
+    metavar="URL",
+    help="write a prepared data set anew into this TFDS folder: shuffled once, "
+    "in ArrayRecord files; the same command again goes on after a stop",
+  )
+  parser.add_argument(
     "--download", action="store_true", help="allow TFDS to use the network"
   )
 
 
 def run(args: argparse.Namespace) -> int:
   """Builds every named data set; prints its folder and sizes."""
-  from vmoe_study.data import builders  # Imports TFDS.
+  from absl import logging
 
+  from vmoe_study.data import builders, rewrite  # Imports TFDS.
+
+  if args.to:
+    for name in args.names:
+      folder = rewrite.rewrite(name, args.data_dir, args.to, logging.info)
+      print(f"{name}: written to {folder}")
+    return 0
   for name in args.names:
     builder = builders.prepare(
       name, args.data_dir, args.manual_dir, args.download

@@ -157,9 +157,9 @@ def make_indices(
     process_count: number of hosts.
     elsewhere: folder for the indices of read-only data.
   """
-  info = builders.open_prepared(spec.name, spec.data_dir).info
-  if info.file_format.value == "tfrecord":
-    spans = info.splits[spec.split].file_instructions
+  builder = builders.open_prepared(spec.name, spec.data_dir)
+  if builder.info.file_format.value == "tfrecord":
+    spans = _spans(builder, spec.name, spec.split)
     urls = [str(span.filename) for span in spans[process_index::process_count]]
     all_indices(functools.partial(tfrecord_index, elsewhere=elsewhere), urls)
 
@@ -185,12 +185,36 @@ def open_tfds(
       )
   _check_image(name, info.features["image"])
   _check_label(name, label_key, info.features[label_key])
-  file_format = info.file_format.value
+  features = tfds.features.FeaturesDict(
+    {key: info.features[key] for key in ("image", label_key)}
+  )
+  records = open_records(builder, name, split)
+  return TfdsSource(records, features, label_key, num_classes)
+
+
+def open_records(
+  builder: tfds.core.DatasetBuilder, name: str, split: str
+) -> Records:
+  """Opens the records of a split of a prepared data set.
+
+  Raises:
+    ValueError: there is no such split, it is empty, or the files are in another
+      folder or have an unknown format.
+  """
+  file_format = builder.info.file_format.value
   if file_format not in FORMATS:
     raise ValueError(
       f"name={name!r}: the data set is stored as {file_format!r}; it must be "
       f"one of {', '.join(FORMATS)}. Convert it with TFDS's convert_format."
     )
+  return FORMATS[file_format](_spans(builder, name, split))
+
+
+def _spans(
+  builder: tfds.core.DatasetBuilder, name: str, split: str
+) -> Sequence[Any]:
+  """The parts of files that a split consists of."""
+  info = builder.info
   try:
     spans = info.splits[split].file_instructions
   except (KeyError, ValueError) as error:
@@ -203,11 +227,7 @@ def open_tfds(
       f"split={split!r}: is empty in data set {name!r}. Choose a larger part."
     )
   check_files(name, str(builder.data_path), [s.filename for s in spans])
-  features = tfds.features.FeaturesDict(
-    {key: info.features[key] for key in ("image", label_key)}
-  )
-  records = FORMATS[file_format](spans)
-  return TfdsSource(records, features, label_key, num_classes)
+  return spans
 
 
 def _single_label(
