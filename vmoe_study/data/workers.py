@@ -6,6 +6,7 @@ the others work on the next ones. Parts return through memory without a file
 system (`memfd_create`), so the size of /dev/shm does not matter.
 """
 
+import atexit
 import collections
 import contextlib
 import itertools
@@ -159,6 +160,8 @@ class _Process:
       target=_serve, args=(theirs,), name=f"input-{number}", daemon=True
     )
     self._process.start()
+    # Python would ask it to stop, which it is not to hear, and then wait.
+    atexit.register(self._process.kill)
     theirs.close()  # So that reading ends with the process.
     self._lock, self._sending = threading.Lock(), threading.Lock()
     self._waiting: dict[tuple[int, int], Future[Part]] = {}
@@ -182,6 +185,7 @@ class _Process:
     self._send(number, None, None)
 
   def close(self) -> None:
+    atexit.unregister(self._process.kill)
     self._process.kill()  # It holds nothing that must be saved.
     self._receiver.join()
     self._connection.close()
