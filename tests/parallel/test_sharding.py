@@ -38,11 +38,30 @@ def test_fsdp_shards_the_largest_axis_that_divides():
   found = specs(MeshSpec(2, 4, fsdp=True))
   assert found["layer/router/kernel"] == P(None, ("replica", "expert"))
   assert found["odd"] == found["scalar"] == P()
+  assert found["layer/experts/kernel"] == P("expert", None, ("replica",))
+
+
+def test_fsdp_takes_several_axes_or_fewer_devices_where_it_must():
+  mesh = make_mesh(MeshSpec(2, 4, fsdp=True))
+  rules = sharding.parameter_rules(None, fsdp=True)
+  params = {
+    "two axes": np.zeros((4, 2, 3)),
+    "experts alone": np.zeros((3, 12)),
+    "replicas alone": np.zeros((3, 2)),
+  }
+  found = sharding.tree_shardings(mesh, rules, params)
+  assert {name: s.spec for name, s in found.items()} == {
+    "two axes": P(("expert",), ("replica",)),
+    "experts alone": P(None, ("expert",)),
+    "replicas alone": P(None, ("replica",)),
+  }
 
 
 def test_a_model_without_experts_has_one_rule():
   assert sharding.parameter_rules(None) == (("", P()),)
-  assert sharding.parameter_rules(None, fsdp=True) == (("", sharding.FSDP),)
+  assert sharding.parameter_rules(None, fsdp=True) == (
+    ("", sharding.Fsdp(P())),
+  )
 
 
 def test_a_rule_without_parameters_is_an_error():

@@ -1,13 +1,14 @@
 """Where arrays are placed: a table of rules for parameters, and batches.
 
 Images are sharded over all devices, and experts over the mesh axis `expert`.
-All other parameters are replicated or, with FSDP, sharded over all devices of
-a slice.
+All other parameters are replicated. With FSDP all parameters are sharded over
+all devices of a slice, as far as their sizes divide.
 """
 
+import itertools
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,10 +16,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vmoe_study.parallel.mesh import AXES, WITHIN_SLICE
 
-FSDP = "fsdp"  # Shards the largest axis that a slice's devices divide.
 
-# Pairs of a path pattern and a partition spec or FSDP; the first match counts.
-Rules = tuple[tuple[str, PartitionSpec | str], ...]
+class Fsdp(NamedTuple):
+  """A partition spec to be completed by the axes of a slice that it lacks."""
+
+  spec: PartitionSpec
+
+
+# Pairs of a path pattern and a partition spec; the first match counts.
+Rules = tuple[tuple[str, PartitionSpec | Fsdp], ...]
 
 
 def parameter_rules(experts: str | None, fsdp: bool = False) -> Rules:
@@ -27,10 +33,12 @@ def parameter_rules(experts: str | None, fsdp: bool = False) -> Rules:
   Args:
     experts: pattern of the paths of expert parameters, whose leading axis is E;
       None if the model has no experts.
-    fsdp: shard all other parameters too.
+    fsdp: shard all parameters over all devices of a slice.
   """
-  others = ("", FSDP if fsdp else PartitionSpec())
-  return ((experts, PartitionSpec("expert")), others) if experts else (others,)
+  specs = PartitionSpec("expert"), PartitionSpec()
+  of_experts, of_others = map(Fsdp, specs) if fsdp else specs
+  others = ("", of_others)
+  return ((experts, of_experts), others) if experts else (others,)
 
 
 def tree_shardings(
@@ -61,8 +69,8 @@ def tree_shardings(
       )
     used.add(index)
     spec = rules[index][1] if np.ndim(leaf) else PartitionSpec()
-    if spec == FSDP:
-      spec = _fsdp_spec(mesh, leaf.shape)
+    if isinstance(spec, Fsdp):
+      spec = _completed(mesh, spec.spec, leaf.shape)
     if experts and re.search(experts, name):
       _check_is_sharded(name, leaf, spec)
     _check_divides(mesh, name, leaf, spec)
@@ -110,13 +118,35 @@ def to_local(array: jax.Array) -> np.ndarray:
   return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
 
 
-def _fsdp_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
-  devices = math.prod(mesh.shape[axis] for axis in WITHIN_SLICE)
-  divisible = [i for i, n in enumerate(shape) if n % devices == 0]
-  if not divisible:
-    return PartitionSpec()
-  largest = max(divisible, key=lambda i: shape[i])
-  return PartitionSpec(*[None] * largest, WITHIN_SLICE)
+def _completed(
+  mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]
+) -> PartitionSpec:
+  """Shards an array also over the mesh axes that its spec leaves out.
+
+  Takes the way with the most shards that its sizes allow; of several, the one
+  along the fewest and largest axes of the array.
+  """
+  missing = [axis for axis in WITHIN_SLICE if axis not in spec]
+  free = [i for i in range(len(shape)) if i >= len(spec) or spec[i] is None]
+  ways = []
+  for places in itertools.product([*free, None], repeat=len(missing)):
+    axes: dict[int, tuple[str, ...]] = {}
+    for axis, place in zip(missing, places, strict=True):
+      if place is not None:
+        axes[place] = (*axes.get(place, ()), axis)
+    parts = {i: _num_shards(mesh, along) for i, along in axes.items()}
+    if all(shape[i] % count == 0 for i, count in parts.items()):
+      largest = sum(shape[i] for i in parts)
+      ways.append((math.prod(parts.values()), -len(parts), largest, axes))
+  *_, best = max(ways, key=lambda way: way[:3])
+  entries = [*spec, *[None] * (len(shape) - len(spec))]
+  for i, along in best.items():
+    entries[i] = along
+  return PartitionSpec(*entries[: max([len(spec) - 1, *best]) + 1])
+
+
+def _num_shards(mesh: Mesh, axes: tuple[str, ...]) -> int:
+  return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def _check_is_sharded(name: str, leaf: Any, spec: PartitionSpec) -> None:
