@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on a TPU slice of a GKE cluster, as a JobSet.
+# A run on TPU slices of a GKE cluster, as a JobSet.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname -- "$0")/lib.sh"
@@ -12,16 +12,29 @@ Actions:
   render  print the manifest that create and run would apply
   create  the same as run: the cluster starts the job when it has the slice
   run     apply the manifest
-  follow  print the log of host 0 as it grows
+  follow  print the log of one host as it grows
   resume  delete the job and start it again, from its last checkpoint
-  delete  end the job and give the slice back
+  delete  end the job and give the slices back
 
 Options:
   --name=NAME       of the job: letters, digits and dashes
   --topology=T      the slice, as v5e:4x4 or v5p:2x2x4
+  --slices=N        number of such slices, each in a node pool of its own; 1 if
+                    not given
   --image=IMAGE     a container with this project installed with extras `tpu`
                     and `gcs`
-  --restarts=N      how often a failed job is restarted; 10 if not given
+  --restarts=N      how often a failed job is restarted; 10 if not given. A
+                    preemption or another request to stop does not count
+  --spot            on spot nodes
+  --reservation=R   on nodes of this reservation
+  --flex-start      on nodes of flex-start
+  --queue=QUEUE     the local queue of Kueue that admits the job
+  --service-account=NAME
+                    of Kubernetes, for the pods
+  --host-network    pods use the network of their nodes, which is faster between
+                    slices
+  --slice=N         whose log `follow` prints; 0 if not given
+  --host=N          of that slice; 0 if not given
   --env=NAME=VALUE  a variable of the hosts' environment, such as
                     TFDS_DATA_DIR=gs://BUCKET/tfds; may be given several times;
                     not for secrets
@@ -62,7 +75,9 @@ read_topology() {
     v5e) accelerator=tpu-v5-lite-podslice ;;
     v5p) accelerator=tpu-v5p-slice ;;
     v6e) accelerator=tpu-v6e-slice ;;
-    *) fail "--topology=$topology: chip '$chip' must be v4, v5e, v5p or v6e" ;;
+    tpu7x) accelerator=tpu7x ;;
+    *) fail "--topology=$topology: chip '$chip' must be v4, v5e, v5p, v6e or \
+tpu7x" ;;
   esac
   case "$chip" in
     v5e | v6e)
@@ -92,12 +107,28 @@ check_manifest() {
   need_match "$image" --image "[A-Za-z0-9][A-Za-z0-9._/:@-]*" \
     "the name of a container image"
   need_number "$restarts" --restarts
+  need_number "$slices" --slices
+  ((slices == 1 || chips > 4)) || fail "--slices=$slices: must be 1 for \
+$topology, which is one host. Choose larger slices"
+  at_most_one --spot "$spot" --reservation "$reservation" \
+    --flex-start "$flex_start"
+  local word="[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
+  need_kubernetes_name "$queue" --queue
+  need_kubernetes_name "$service_account" --service-account
+  [[ -z "$reservation" ]] || need_match "$reservation" --reservation \
+    "$word" "the name of a reservation"
   need_command
   check_folders
   [[ -z "$no_check" ]] || return 0
   check_config_file "$launch/.." "Give a path in this project, which \
 launch/Dockerfile copies into the image; --no-check if the image has others"
   check_command "$launch/.."
+}
+
+# Checks a value that may be empty: need_kubernetes_name VALUE NAME.
+need_kubernetes_name() {
+  [[ -z "$1" ]] || need_match "$1" "$2" "[a-z0-9]([a-z0-9.-]*[a-z0-9])?" \
+    "a name in small letters, digits, dashes and dots"
 }
 
 # A word as a JSON string, which is valid YAML.
@@ -126,15 +157,37 @@ json_env() {
   (IFS=, && echo "[${entries[*]}]")
 }
 
+# The labels of the nodes that may run the pods, as JSON.
+json_nodes() {
+  local label=cloud.google.com entries=()
+  entries+=("\"$label/gke-tpu-accelerator\": \"$accelerator\"")
+  entries+=("\"$label/gke-tpu-topology\": \"$shape\"")
+  [[ -z "$spot" ]] || entries+=("\"$label/gke-spot\": \"true\"")
+  [[ -z "$flex_start" ]] || entries+=("\"$label/gke-flex-start\": \"true\"")
+  if [[ -n "$reservation" ]]; then
+    entries+=("\"$label/reservation-name\": \"$reservation\"")
+    entries+=("\"$label/reservation-affinity\": \"specific\"")
+  fi
+  (IFS=, && echo "{${entries[*]}}")
+}
+
 render() {
-  local manifest
+  local manifest labels="{}" network=false dns=ClusterFirst
+  [[ -z "$queue" ]] || labels="{\"kueue.x-k8s.io/queue-name\": \"$queue\"}"
+  if [[ -n "$host_network" ]]; then
+    network=true dns=ClusterFirstWithHostNet
+  fi
   manifest="$(< "$launch/gke_jobset.yaml")"
+  manifest="${manifest//@LABELS@/"$labels"}"
+  manifest="${manifest//@SLICES@/"$slices"}"
+  manifest="${manifest//@NODES@/"$(json_nodes)"}"
+  manifest="${manifest//@ACCOUNT@/"${service_account:-default}"}"
+  manifest="${manifest//@NETWORK@/"$network"}"
+  manifest="${manifest//@DNS@/"$dns"}"
   manifest="${manifest//@NAME@/"$name"}"
   manifest="${manifest//@RESTARTS@/"$restarts"}"
   manifest="${manifest//@HOSTS@/"$(((chips + 3) / 4))"}"
   manifest="${manifest//@CHIPS@/"$((chips < 4 ? chips : 4))"}"
-  manifest="${manifest//@ACCELERATOR@/"$accelerator"}"
-  manifest="${manifest//@SHAPE@/"$shape"}"
   manifest="${manifest//@IMAGE@/"$image"}"
   manifest="${manifest//@ENV@/"$(json_env "${env[@]}")"}"
   manifest="${manifest//@COMMAND@/"$(json_list python -m vmoe_study "${command[@]}")"}"
@@ -154,14 +207,21 @@ delete() {
   execute kubectl delete jobset "$name" --ignore-not-found
 }
 
-name="" topology="" image="" restarts=10 env=() no_check=""
-read_action "name= topology= image= restarts= env= yes no-check" "$@"
+name="" topology="" image="" restarts=10 env=() no_check="" slices=1 spot=""
+reservation="" flex_start="" queue="" service_account="" host_network=""
+slice=0 host=0
+read_action "name= topology= slices= image= restarts= spot reservation= \
+flex-start queue= service-account= host-network slice= host= env= yes no-check" \
+  "$@"
 
 # All checks come before the first command that has an effect.
 need_match "$name" --name "[a-z]([a-z0-9-]{0,38}[a-z0-9])?" \
   "small letters, digits and dashes, at most 40"
-host_0="jobset.sigs.k8s.io/jobset-name=$name"
-host_0+=",batch.kubernetes.io/job-completion-index=0"
+need_index "$slice" --slice
+need_index "$host" --host
+labels="jobset.sigs.k8s.io/jobset-name=$name"
+labels+=",jobset.sigs.k8s.io/job-index=$slice"
+labels+=",batch.kubernetes.io/job-completion-index=$host"
 case "$action" in
   render | create | run | resume) check_manifest ;;
   follow | delete) refuse_command ;;
@@ -176,7 +236,7 @@ esac
 case "$action" in
   render) render ;;
   create | run) run ;;
-  follow) execute kubectl logs -f -l "$host_0" ;;
+  follow) execute kubectl logs -f --tail=100 -l "$labels" ;;
   resume)
     delete
     run

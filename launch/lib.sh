@@ -115,6 +115,22 @@ need_number() {
   need_match "$1" "$2" "[1-9][0-9]*" "a number above 0"
 }
 
+# Checks a value that counts from 0: need_index VALUE NAME.
+need_index() {
+  need_match "$1" "$2" "0|[1-9][0-9]*" "a number, from 0"
+}
+
+# Checks that at most one of some options is given: at_most_one NAME VALUE...
+at_most_one() {
+  local given=()
+  while (($#)); do
+    [[ -z "$2" ]] || given+=("$1")
+    shift 2
+  done
+  ((${#given[@]} <= 1)) || fail "${given[*]}: must not be given together. \
+Choose one"
+}
+
 # Checks the values of --env, each NAME=VALUE.
 check_env() {
   local word

@@ -11,7 +11,8 @@ Usage: launch/slurm.sh ACTION --name=NAME [OPTIONS] [-- COMMAND...]
 Actions:
   create  the same as run: SLURM starts the job when it has the nodes
   run     submit COMMAND, with one process per GPU
-  follow  print the log as it grows
+  follow  print the log of all processes as it grows; each line begins with
+          the number of its process
   resume  submit COMMAND again, after an error or `delete`; it resumes from its
           last checkpoint
   delete  cancel all your jobs of that name
@@ -22,6 +23,11 @@ Options:
   --gpus=N          GPUs of each node; 8 if not given
   --time=LIMIT      such as 12:00:00; the cluster's default if not given
   --partition=P     the cluster's default if not given
+  --account=A       that is charged; your default if not given
+  --qos=Q           quality of service; your default if not given
+  --cpus=N          CPUs of each process; the cluster's default if not given
+  --mem=SIZE        memory of each node, such as 400G; the cluster's default if
+                    not given
   --yes             delete without asking; delete asks on a terminal, and
                     elsewhere refuses
   --dry-run         print the commands instead of running them
@@ -49,12 +55,15 @@ END
 run() {
   execute sbatch "--job-name=$name" "--output=$name.log" "--nodes=$nodes" \
     "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus" ${time:+"--time=$time"} \
-    ${partition:+"--partition=$partition"} \
+    ${partition:+"--partition=$partition"} ${account:+"--account=$account"} \
+    ${qos:+"--qos=$qos"} ${cpus:+"--cpus-per-task=$cpus"} \
+    ${mem:+"--mem=$mem"} \
     "$launch/slurm.sbatch" "${command[@]}"
 }
 
-name="" nodes=1 gpus=8 time="" partition=""
-read_action "name= nodes= gpus= time= partition= yes" "$@"
+name="" nodes=1 gpus=8 time="" partition="" account="" qos="" cpus="" mem=""
+read_action "name= nodes= gpus= time= partition= account= qos= cpus= mem= yes" \
+  "$@"
 
 # All checks come before the first command that has an effect.
 need_match "$name" --name "[A-Za-z0-9][A-Za-z0-9._-]*" \
@@ -65,6 +74,12 @@ need_number "$gpus" --gpus
   "([0-9]+-)?[0-9]+(:[0-9]+){0,2}" "minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS"
 [[ -z "$partition" ]] || need_match "$partition" --partition \
   "[A-Za-z0-9][A-Za-z0-9._,-]*" "the names of partitions"
+word="[A-Za-z0-9][A-Za-z0-9._-]*"
+[[ -z "$account" ]] || need_match "$account" --account "$word" "an account"
+[[ -z "$qos" ]] || need_match "$qos" --qos "$word" "a quality of service"
+[[ -z "$cpus" ]] || need_number "$cpus" --cpus
+[[ -z "$mem" ]] || need_match "$mem" --mem "[1-9][0-9]*[KMGT]?" \
+  "a size, such as 400G"
 case "$action" in
   create | run | resume)
     need_command

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on a slice of Cloud TPU VMs, by queued resources.
+# A run on slices of Cloud TPU VMs, by queued resources.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname -- "$0")/lib.sh"
@@ -9,24 +9,34 @@ usage() {
 Usage: launch/tpu_vm.sh ACTION --name=NAME --zone=ZONE [OPTIONS] [-- COMMAND...]
 
 Actions:
-  create  request the slice; it waits in a queue until it is granted
+  create  request the slices; they wait in a queue until they are granted
   status  print the state of the request
   run     copy this project to every host, install it, and start COMMAND there
           (uv fetches a Python, as that of the hosts is too old). Copies the
           files that git tracks, with your edits: `git add` a new file first
-  follow  print the log of host 0 as it grows
-  stop    ask COMMAND on every host to save and end; keep the slice
-  resume  after a preemption: delete the slice and request it again; then use
+  follow  print the log of one host as it grows
+  stop    ask COMMAND on every host to save and end; keep the slices
+  resume  after a preemption: delete the slices and request them again; then use
           `run` as before
-  delete  give the slice and the request back
+  delete  give the slices and the request back
 
 Options:
-  --name=NAME        of the slice and its request
+  --name=NAME        of the slice and its request; several slices are called
+                     NAME-0, NAME-1, ...
   --zone=ZONE        such as us-west4-a
   --project=PROJECT  gcloud's own default if not given
   --type=TYPE        accelerator type for create and resume: v4-32,
                      v5litepod-16, v5p-32, v6e-16, ...
+  --slices=N         number of slices, the same for all actions; 1 if not given
   --spot             cheaper, and may be taken away at any time
+  --reserved         from the reservations of the project
+  --flex-start=TIME  for at most this time, such as 2d, when there is room
+                     (gcloud alpha)
+  --service-account=EMAIL
+                     of the hosts; the project's default if not given
+  --network=NETWORK  and --subnetwork=SUBNETWORK: gcloud's defaults if not given
+  --slice=N          whose log `follow` prints; 0 if not given
+  --host=N           of that slice; 0 if not given
   --env=NAME=VALUE   a variable of COMMAND's environment on every host, such as
                      TFDS_DATA_DIR=gs://BUCKET/tfds; may be given several times;
                      not for secrets
@@ -77,18 +87,46 @@ cores, which a host has"
 }
 
 create() {
-  execute "${queue[@]}" create "$name" "${where[@]}" "--node-id=$name" \
-    "--accelerator-type=$type" "--runtime-version=$version" ${spot:+--spot}
+  local nodes=("--node-id=$name") kind=("${queue[@]}")
+  ((slices == 1)) || nodes=("--node-count=$slices" "--node-prefix=$name")
+  [[ -z "$flex_start" ]] || kind=(gcloud alpha "${queue[@]:1}")
+  execute "${kind[@]}" create "$name" "${where[@]}" "${nodes[@]}" \
+    "--accelerator-type=$type" "--runtime-version=$version" ${spot:+--spot} \
+    ${reserved:+--reserved} \
+    ${flex_start:+--provisioning-model=flex-start} \
+    ${flex_start:+"--max-run-duration=$flex_start"} \
+    ${service_account:+"--service-account=$service_account"} \
+    ${network:+"--network=$network"} ${subnetwork:+"--subnetwork=$subnetwork"}
+}
+
+# The names of the slices, one a line.
+list_slices() {
+  local number
+  if ((slices == 1)); then
+    echo "$name"
+    return
+  fi
+  for ((number = 0; number < slices; number++)); do
+    echo "$name-$number"
+  done
 }
 
 delete() {
   execute "${queue[@]}" delete "$name" "${where[@]}" --force --quiet
 }
 
-# Runs a shell command on hosts: on_hosts WORKERS COMMAND.
+# Runs a shell command on hosts of a slice: on_hosts SLICE WORKERS COMMAND.
 on_hosts() {
-  execute gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" \
-    "--worker=$1" "--command=$2"
+  execute gcloud compute tpus tpu-vm ssh "$1" "${where[@]}" \
+    "--worker=$2" "--command=$3"
+}
+
+# Runs a shell command on all hosts of all slices: on_all_hosts COMMAND.
+on_all_hosts() {
+  local node
+  for node in $(list_slices); do
+    on_hosts "$node" all "$1"
+  done
 }
 
 # Lists the files to copy, separated by NUL: those that git tracks and that
@@ -127,12 +165,14 @@ what git tracks: git add a new file first"
 }
 
 run() {
-  local archive=vmoe_study.tar.gz
+  local archive=vmoe_study.tar.gz node
   execute tar -czf "$folder/$archive" -C "$folder/project" \
     --null -T "$folder/files"
-  execute gcloud compute tpus tpu-vm scp "$folder/$archive" "$name:$archive" \
-    "${where[@]}" --worker=all
-  on_hosts all "set -e
+  for node in $(list_slices); do
+    execute gcloud compute tpus tpu-vm scp "$folder/$archive" \
+      "$node:$archive" "${where[@]}" --worker=all
+  done
+  on_all_hosts "set -e
 if pgrep -F train.pid -f vmoe_study > /dev/null 2>&1; then
 echo 'A command is running here; stop it first.' >&2
 exit 1
@@ -148,8 +188,10 @@ setsid nohup env ${env[*]@Q} ~/venv/bin/python -m vmoe_study ${command[*]@Q} \
 echo \$! > ~/train.pid"
 }
 
-name="" zone="" type="" project="" spot="" env=()
-read_action "name= zone= project= type= spot env= yes" "$@"
+name="" zone="" type="" project="" spot="" env=() slices=1 reserved=""
+flex_start="" service_account="" network="" subnetwork="" slice=0 host=0
+read_action "name= zone= project= type= slices= spot reserved flex-start= \
+service-account= network= subnetwork= slice= host= env= yes" "$@"
 
 # All checks come before the first command that has an effect.
 word="[a-z]([a-z0-9-]*[a-z0-9])?"
@@ -158,6 +200,18 @@ need_match "$zone" --zone "$word" "a zone, such as us-west4-a"
 [[ -z "$project" ]] || need_match "$project" --project \
   "[a-z][a-z0-9.:-]*[a-z0-9]?" "the ID of a project"
 [[ -z "$type" ]] || read_type
+need_number "$slices" --slices
+need_index "$slice" --slice
+need_index "$host" --host
+((slice < slices)) || fail "--slice=$slice: must be below --slices=$slices"
+at_most_one --spot "$spot" --reserved "$reserved" --flex-start "$flex_start"
+[[ -z "$flex_start" ]] || need_match "$flex_start" --flex-start \
+  "[1-9][0-9]*[dhms]" "a time, such as 2d or 12h"
+[[ -z "$service_account" ]] || need_match "$service_account" --service-account \
+  "[a-z0-9][a-z0-9.-]*@[a-z0-9.-]+" "an e-mail address"
+[[ -z "$network" ]] || need_match "$network" --network "$word" "a network"
+[[ -z "$subnetwork" ]] || need_match "$subnetwork" --subnetwork "$word" \
+  "a subnetwork"
 case "$action" in
   create | resume)
     need "$type" --type
@@ -173,8 +227,9 @@ queue=(gcloud compute tpus queued-resources)
 case "$action" in
   resume | delete)
     owner="${project:-the default of gcloud}"
-    confirm "the slice $name and its request, zone $zone, project $owner, and \
-all that runs there"
+    what="the slice $name and its request"
+    ((slices == 1)) || what="the $slices slices and the request $name"
+    confirm "$what, zone $zone, project $owner, and all that runs there"
     ;;
 esac
 
@@ -182,8 +237,11 @@ case "$action" in
   create) create ;;
   status) execute "${queue[@]}" describe "$name" "${where[@]}" ;;
   run) run ;;
-  follow) on_hosts 0 "tail -n 100 -F train.log" ;;
-  stop) on_hosts all "pkill -TERM -F train.pid -f vmoe_study" ;;
+  follow)
+    on_hosts "$(list_slices | sed -n "$((slice + 1))p")" "$host" \
+      "tail -n 100 -F train.log"
+    ;;
+  stop) on_all_hosts "pkill -TERM -F train.pid -f vmoe_study" ;;
   resume)
     delete
     create

@@ -363,6 +363,34 @@ def train_with(*words):
       "shared",
     ),
     ("slurm.sh", ["resume", "--name=m"], "no command"),
+    ("slurm.sh", ["run", "--name=m", "--mem=4g", "--", *TRAIN], "--mem=4g"),
+    ("slurm.sh", ["run", "--name=m", "--cpus=x", "--", *TRAIN], "--cpus=x"),
+    ("slurm.sh", ["run", "--name=m", "--qos=a b", "--", *TRAIN], "--qos=a b"),
+    ("gke.sh", ["run", *GKE, "--slices=0", "--", *TRAIN], "--slices=0"),
+    (
+      "gke.sh",
+      ["run", *GKE, "--topology=v5e:2x2", "--slices=2", "--", *TRAIN],
+      "one host",
+    ),
+    (
+      "gke.sh",
+      ["run", *GKE, "--spot", "--reservation=r", "--", *TRAIN],
+      "together",
+    ),
+    ("gke.sh", ["run", *GKE, "--queue=Q", "--", *TRAIN], "--queue=Q"),
+    ("gke.sh", ["follow", "--name=moe", "--host=x"], "--host=x"),
+    (
+      "tpu_vm.sh",
+      ["resume", *TPU_VM, "--type=v5p-8", "--spot", "--reserved"],
+      "together",
+    ),
+    (
+      "tpu_vm.sh",
+      ["create", *TPU_VM, "--type=v5p-8", "--flex-start=2"],
+      "--flex-start=2",
+    ),
+    ("tpu_vm.sh", ["follow", *TPU_VM, "--slice=1"], "--slices=1"),
+    ("tpu_vm.sh", ["run", *TPU_VM, "--slices=0", "--", *TRAIN], "--slices=0"),
   ],
 )
 def test_a_typo_has_no_effect(script, arguments, message, calls):
@@ -585,6 +613,81 @@ def test_gke_renders_a_jobset():
   assert "@" not in done.stdout.partition("apiVersion")[2]
 
 
+def test_gke_renders_what_a_cluster_needs():
+  arguments = ["--name=moe", "--topology=tpu7x:4x4x4", "--image=i"]
+  arguments += ["--slices=3", "--queue=team", "--reservation=res-1"]
+  arguments += ["--service-account=writer", "--host-network", "--no-check"]
+  done = run("gke.sh", "render", *arguments, "--", *TRAIN)
+  manifest = yaml.safe_load(done.stdout)
+  queue = {"kueue.x-k8s.io/queue-name": "team"}
+  assert manifest["metadata"]["labels"] == queue
+  (job,) = manifest["spec"]["replicatedJobs"]
+  assert job["replicas"] == 3
+  spec = job["template"]["spec"]
+  assert spec["parallelism"] == 16
+  pod = spec["template"]["spec"]
+  assert pod["serviceAccountName"] == "writer"
+  assert pod["hostNetwork"] is True
+  assert pod["dnsPolicy"] == "ClusterFirstWithHostNet"
+  assert pod["nodeSelector"] == {
+    "cloud.google.com/gke-tpu-accelerator": "tpu7x",
+    "cloud.google.com/gke-tpu-topology": "4x4x4",
+    "cloud.google.com/reservation-name": "res-1",
+    "cloud.google.com/reservation-affinity": "specific",
+  }
+  for option in ("spot", "flex-start"):
+    more = ["render", *GKE, f"--{option}", "--", *TRAIN]
+    assert (
+      f'"cloud.google.com/gke-{option}": "true"' in run("gke.sh", *more).stdout
+    )
+
+
+def test_a_preemption_uses_up_no_restart():
+  """By the documents of JobSet, not tried on a cluster."""
+  done = run("gke.sh", "render", *GKE, "--restarts=4", "--", *TRAIN)
+  spec = yaml.safe_load(done.stdout)["spec"]
+  assert spec["failurePolicy"]["maxRestarts"] == 4
+  (rule,) = spec["failurePolicy"]["rules"]
+  assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+  assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+  (job,) = spec["replicatedJobs"]
+  policy = job["template"]["spec"]["podFailurePolicy"]["rules"]
+  assert {r["action"] for r in policy} == {"FailJob"}
+  assert policy[0]["onPodConditions"] == [{"type": "DisruptionTarget"}]
+  assert policy[1]["onExitCodes"]["values"] == [75]  # Asked to stop.
+
+
+def test_logs_of_any_host():
+  where = [*TPU_VM, "--slices=2", "--slice=1", "--host=3", "--dry-run"]
+  (follow,) = dry_run("tpu_vm.sh", "follow", *where)
+  assert follow[5] == "moe-1" and "--worker=3" in follow
+  where = ["--name=moe", "--slice=1", "--host=3", "--dry-run"]
+  (follow,) = dry_run("gke.sh", "follow", *where)
+  assert "job-index=1,batch.kubernetes.io/job-completion-index=3" in follow[-1]
+
+
+def test_tpu_vm_starts_several_slices():
+  options = ["--type=v5p-32", "--slices=2", "--reserved", "--network=n"]
+  options += ["--subnetwork=s", "--service-account=a@p.iam.gserviceaccount.com"]
+  (create,) = dry_run("tpu_vm.sh", "create", *TPU_VM, *options, "--dry-run")
+  expected = {"--node-count=2", "--node-prefix=moe", "--reserved"}
+  assert {*expected, *options[3:]} <= set(create)
+  assert not [word for word in create if word.startswith("--node-id")]
+  where = [*TPU_VM, "--slices=2", "--dry-run"]
+  start = run("tpu_vm.sh", "run", *where, "--", *TRAIN).stdout
+  assert start.count("'--worker=all'") == 4  # to copy, and to start
+  assert start.count("'moe-0'") == start.count("'moe-1'") == 1
+  stops = dry_run("tpu_vm.sh", "stop", *where)
+  assert [stop[5] for stop in stops] == ["moe-0", "moe-1"]
+  (create,) = dry_run(
+    "tpu_vm.sh", "create", *TPU_VM, options[0], "--flex-start=2d", "--dry-run"
+  )
+  assert create[:2] == ["gcloud", "alpha"]
+  assert {"--provisioning-model=flex-start", "--max-run-duration=2d"} <= set(
+    create
+  )
+
+
 def test_gke_starts_follows_and_ends():
   arguments = ["--name=moe", "--topology=v6e:1x1", "--image=v", "--dry-run"]
   done = run("gke.sh", "resume", *arguments, "--", *TRAIN)
@@ -597,7 +700,10 @@ def test_gke_starts_follows_and_ends():
 
 def test_slurm_submits_one_process_per_gpu():
   options = ["--name=m", "--nodes=2", "--gpus=4", "--time=1:00", "--dry-run"]
+  options += ["--account=a", "--qos=high", "--cpus=12", "--mem=400G"]
   (command,) = dry_run("slurm.sh", "run", *options, "--", *AWKWARD)
+  asked = {"--account=a", "--qos=high", "--cpus-per-task=12", "--mem=400G"}
+  assert asked <= set(command)
   assert command[0] == "sbatch"
   assert {"--nodes=2", "--ntasks-per-node=4", "--time=1:00"} <= set(command)
   assert command[-len(AWKWARD) :] == AWKWARD
