@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
   from etils import epath
 
   from vmoe_study.performance import plan
+  from vmoe_study.performance.input_estimate import estimate_input
 
   config = config_flags.load(args)
   sizes = {
@@ -122,6 +123,9 @@ def run(args: argparse.Namespace) -> int:
     sizes["num_slices"] = args.slices
     estimate = plan.plan_run(config, args.topology, **sizes)
     result = _show(estimate)
+  if found := estimate_input(config):
+    for line in found.describe(result["images_per_second"]):
+      print(line)
   if args.out:
     epath.Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
   return 0
