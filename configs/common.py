@@ -17,6 +17,7 @@ from vmoe_study.run.config_file import with_placeholders
 BALANCED_BY_LOSSES = (
   "softmax_token_choice",
   "column_sparse_token_choice",
+  "dropless_token_choice",
   "selected_softmax_token_choice",
   "sigmoid_token_choice",
   "cosine_token_choice",

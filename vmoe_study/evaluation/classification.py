@@ -25,7 +25,7 @@ class ClassificationEvaluator:
 
     Args:
       name: prefix of the metric names.
-      predict: maps (params, images) to logits (B, classes).
+      predict: maps (variables, images) to logits (B, classes).
       batches: returns an iterable of the global batches of one pass, with
         `image`, `label` (B, classes) and `mask` (B,), which is 0 for padding.
       loss: maps (logits, labels) to losses (B,).
@@ -34,8 +34,8 @@ class ClassificationEvaluator:
     self._batches = batches
 
     @jax.jit
-    def sums(params, batch):
-      logits = predict(params, batch["image"])
+    def sums(variables, batch):
+      logits = predict(variables, batch["image"])
       labels, mask = batch["label"], batch["mask"]
       best = jnp.argmax(logits, axis=-1)[:, None]
       correct = jnp.take_along_axis(labels, best, axis=-1)[:, 0] > 0
@@ -46,16 +46,16 @@ class ClassificationEvaluator:
 
     self._sums = sums
 
-  def run(self, params: Any, step: int = 0) -> Iterator[tuple[str, float]]:
+  def run(self, variables: Any, step: int = 0) -> Iterator[tuple[str, float]]:
     """Yields NAME/accuracy, NAME/loss and NAME/examples, their number.
 
     Args:
-      params: for `predict`.
+      variables: for `predict`.
       step: of the parameters; not used.
     """
     # Fetched batch by batch, so that few batches are in flight on the devices.
     batches = self._batches()
-    sums = sum(jax.device_get(self._sums(params, b)) for b in batches)
+    sums = sum(jax.device_get(self._sums(variables, b)) for b in batches)
     correct, loss, count = sums
     yield f"{self.name}/accuracy", float(correct / count)
     yield f"{self.name}/loss", float(loss / count)

@@ -223,7 +223,7 @@ class FewshotEvaluator:
 
     Args:
       name: prefix of the metric names.
-      features_fn: maps (params, images of a batch) to features (b, D).
+      features_fn: maps (variables, images of a batch) to features (b, D).
       tasks: the data sets; they share one penalty per number of shots.
       shots: numbers of training images per class.
       seed: of the selection of training images.
@@ -247,21 +247,23 @@ class FewshotEvaluator:
     for task in self._tasks:
       _report_small_classes(task, max(self._shots))
 
-  def run(self, params: Any, step: int = 0) -> Iterator[tuple[str, float]]:
+  def run(self, variables: Any, step: int = 0) -> Iterator[tuple[str, float]]:
     """Yields accuracies NAME/TASK/Kshot and the penalties NAME/Kshot_penalty.
 
     With several draws also NAME/TASK/Kshot_std, the standard deviation over
     draws; the penalty is their geometric mean.
 
     Args:
-      params: for `features_fn`.
+      variables: for `features_fn`.
       step: of the parameters, for draws that depend on it.
     """
     seeds = [
       generator_seed(self._draw_rule, self._seed, draw, step)
       for draw in range(self._draws)
     ]
-    results = {t.name: self._accuracies(params, t, seeds) for t in self._tasks}
+    results = {
+      t.name: self._accuracies(variables, t, seeds) for t in self._tasks
+    }
     for shots in self._shots:
       chosen: dict[str, list[float]] = {name: [] for name in results}
       best = []
@@ -279,7 +281,7 @@ class FewshotEvaluator:
       yield f"{self._name}/{shots}shot_penalty", float(2 ** np.mean(powers))
 
   def _accuracies(
-    self, params: Any, task: FewshotTask, seeds: Sequence[int]
+    self, variables: Any, task: FewshotTask, seeds: Sequence[int]
   ) -> dict[tuple[int, int], Float[np.ndarray, "penalties"]]:
     """Accuracies by (seed, shots); applies the model once to every image."""
     labels, classes = np.asarray(task.train_labels), task.num_classes
@@ -292,8 +294,8 @@ class FewshotEvaluator:
     most = [chosen[seed, max(self._shots)].tolist() for seed in seeds]
     pool = list(dict.fromkeys(itertools.chain(*most)))
     row_of = {image: row for row, image in enumerate(pool)}
-    train, _ = self._features(params, task.make_batches(np.array(pool)))
-    test = self._features(params, task.test_batches)
+    train, _ = self._features(variables, task.make_batches(np.array(pool)))
+    test = self._features(variables, task.test_batches)
     return {
       key: fewshot_accuracies(
         train[[row_of[image] for image in images.tolist()]],
@@ -306,13 +308,13 @@ class FewshotEvaluator:
     }
 
   def _features(
-    self, params: Any, batches: Iterable[Batch]
+    self, variables: Any, batches: Iterable[Batch]
   ) -> tuple[Float[np.ndarray, "N D"], Int[np.ndarray, "N"]]:
     """Features and labels of the images of all processes, without padding."""
     features, labels = [], []
     for batch in batches:
       real = _gather(batch["mask"]) > 0
-      outputs = _gather(self._features_fn(params, batch["image"]))
+      outputs = _gather(self._features_fn(variables, batch["image"]))
       features.append(np.asarray(outputs, np.float32)[real])
       labels.append(np.argmax(_gather(batch["label"]), axis=-1)[real])
     return np.concatenate(features), np.concatenate(labels)

@@ -138,7 +138,7 @@ class SparseRouter(Router):
     "softmax"
   )
   noisy_weights: bool = True
-  plan_form: Literal["index", "dense", "auto"] = "index"
+  plan_form: Literal["index", "dense", "auto"] = "auto"
   importance_loss_weight: float = 0.0
   load_loss_weight: float = 0.0
   gshard_loss_weight: float = 0.0
@@ -170,10 +170,10 @@ class SparseRouter(Router):
     losses, loss_weights = self._losses(logits), self._loss_weights()
     statistics = {}
     if self.controller:
-      K = self.choice.num_selected_experts
-      statistics = self.controller.statistics(scores, logits.state, K)
-      scores = self.controller.shifted(scores, logits.state)
-      own = self.controller.losses(weights, logits.state, K)
+      state, K = logits.state or {}, self.choice.num_selected_experts
+      statistics = self.controller.statistics(scores, state, K)
+      scores = self.controller.shifted(scores, state)
+      own = self.controller.losses(weights, state, K)
       losses, loss_weights = (
         losses | own,
         loss_weights | dict.fromkeys(own, 1.0),
@@ -247,6 +247,7 @@ class DroplessRouter(SparseRouter):
   """
 
   is_dropless: ClassVar[bool] = True
+  plan_form: Literal["index"] = "index"
 
   @nn.nowrap
   def capacity(self, num_tokens: int) -> int:

@@ -128,7 +128,7 @@ class RouterSpec:
 
 def sparse(
   affinity: type,
-  choice: type,
+  choice: Any,
   logits: type = LinearLogits,
   *,
   controller: type | None = None,

@@ -18,9 +18,9 @@ from vmoe_study.training.stop_signals import StopRequested
 
 
 class Evaluator(Protocol):
-  """Measures parameters on data of its own."""
+  """Measures a model on data of its own."""
 
-  def run(self, params: Any, step: int) -> Iterable[tuple[str, float]]:
+  def run(self, variables: Any, step: int) -> Iterable[tuple[str, float]]:
     """Yields names and values of metrics of the parameters after a step."""
 
 
@@ -129,13 +129,13 @@ def train(
   return steps.state, not stopping
 
 
-def _evaluate(hooks: Hooks, params: Any, step: int) -> bool:
+def _evaluate(hooks: Hooks, variables: Any, step: int) -> bool:
   """Writes the metrics of all evaluators; False if it was asked to stop."""
   found: dict[str, float] = {}
   try:
     with hooks.stop.raised():
       for evaluator in hooks.evaluators:
-        found |= _measure(evaluator, params, step)
+        found |= _measure(evaluator, variables, step)
   except StopRequested:
     return False
   if found:
@@ -143,9 +143,11 @@ def _evaluate(hooks: Hooks, params: Any, step: int) -> bool:
   return True
 
 
-def _measure(evaluator: Evaluator, params: Any, step: int) -> dict[str, float]:
+def _measure(
+  evaluator: Evaluator, variables: Any, step: int
+) -> dict[str, float]:
   start = time.perf_counter()
-  metrics = dict(evaluator.run(params, step))
+  metrics = dict(evaluator.run(variables, step))
   seconds = time.perf_counter() - start
   shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
   logging.info("step %d: %s (%.1f s)", step, shown, seconds)
