@@ -205,7 +205,11 @@ class Examination:
     yield from problems
     if problems or self.workdir is None:
       return
-    state = {"params": self.model.params_shape, "opt_state": opt_state}
+    state = {
+      "params": self.model.params_shape,
+      "opt_state": opt_state,
+      "router_state": self.model.router_state_shape,
+    }
     saved = workdir_checks.saved_steps(self.workdir)
     if saved:
       yield from workdir_checks.check_resume(self.workdir, num_steps, state)
