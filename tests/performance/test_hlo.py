@@ -111,6 +111,19 @@ def test_hbm_bytes_leave_out_what_stays_on_the_chip(traffic):
   assert traffic.hbm_bytes == expected
 
 
+def test_a_mesh_may_order_its_devices():
+  text = MODULE.replace(
+    "mesh['x'=2,'y'=4] {'y'}",
+    "mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'y'}",
+  )
+  (found,) = [
+    c.groups.tolist()
+    for c in hlo.traffic(hlo.schedule(text)).collectives
+    if c.kind == "reduce-scatter"
+  ]
+  assert found == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
 def test_unknown_groups_are_an_error():
   with pytest.raises(ValueError, match="notation"):
     hlo.schedule(MODULE.replace("{'x'}", "{'x':(1)2}"))

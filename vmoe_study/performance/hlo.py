@@ -451,16 +451,23 @@ def _groups(attributes: str, num_partitions: int) -> np.ndarray:
     shape, sizes, order = (_numbers(part) for part in iota.groups())
     ids = np.arange(math.prod(sizes)).reshape(sizes)
     return ids.transpose(order or None).reshape(shape)
-  mesh = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes)
-  if not mesh or ":" in mesh[2]:
+  mesh = re.search(
+    r"replica_groups=mesh\[(.*?)\]"
+    r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}",
+    attributes,
+  )
+  if not mesh or ":" in mesh[4]:
     raise ValueError(
       f"attributes={attributes[:200]!r}: replica_groups of a collective in an "
       "unknown notation. Install a version of libtpu that vmoe-study requires."
     )
   axes = dict(re.findall(r"'([\w.\-]+)'=(\d+)", mesh[1]))
   shape = [int(size) for size in axes.values()]
-  used = [list(axes).index(name) for name in re.findall(r"'([^']+)'", mesh[2])]
-  ids = np.arange(math.prod(shape)).reshape(shape)
+  used = [list(axes).index(name) for name in re.findall(r"'([^']+)'", mesh[4])]
+  ids = np.arange(math.prod(shape))
+  if mesh[2]:  # The order of the devices in the mesh.
+    ids = ids.reshape(_numbers(mesh[2])).transpose(_numbers(mesh[3]) or None)
+  ids = ids.reshape(shape)
   ids = np.moveaxis(ids, used, range(-len(used), 0))
   return ids.reshape(-1, math.prod(shape[axis] for axis in used))
 
