@@ -7,12 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmoe_study.data.order import (
-  WINDOW_BLOCKS,
-  BlockOrder,
-  FullOrder,
-  num_lanes,
-)
+from vmoe_study.data.order import WINDOW_BLOCKS, BlockOrder, num_lanes
 
 SIZE, PER_BLOCK = 4000, 10
 BLOCKS = np.append(np.arange(0, SIZE, PER_BLOCK), SIZE)
@@ -69,26 +64,3 @@ def test_lanes_share_no_blocks_but_those_that_a_cut_divides():
 
 def test_lanes_divide_the_batch():
   assert [num_lanes(b) for b in (4096, 96, 7, 1)] == [WINDOW_BLOCKS, 32, 1, 1]
-
-
-def mixing(order, batch=256, batches=12, classes=20):
-  """Distance of neighbours in the data, and classes missing in a batch.
-
-  The data are sorted by class, the worst case.
-  """
-  positions = range(batch * batches)
-  found = np.array([order[p] for p in positions]).reshape(batches, batch)
-  distance = np.abs(np.diff(found, axis=1)).mean() / SIZE
-  labels = found * classes // SIZE
-  seen = np.mean([len(set(row)) for row in labels]) / classes
-  return distance, seen
-
-
-def test_blocks_mix_nearly_as_well_as_single_examples():
-  """Two random examples are N / 3 apart; a batch has nearly all classes."""
-  full, blocks = (
-    mixing(order)
-    for order in (FullOrder(SIZE, 0), BlockOrder(BLOCKS, 0, num_lanes(256)))
-  )
-  np.testing.assert_allclose(full, (1 / 3, 1.0), atol=0.02)
-  np.testing.assert_allclose(blocks, full, atol=0.05)

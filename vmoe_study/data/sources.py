@@ -1,5 +1,6 @@
 """Prepared data sets by random access: example i, undecoded."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -83,7 +84,8 @@ def make_indices(
   Without this, opening the data set makes those that are missing. Does nothing
   for local data sets. Arguments are those of `tfds_source.make_indices`.
   """
-  if spec.name != IMAGE_FOLDER and is_remote(spec.data_dir or ""):
+  data_dir = spec.data_dir or os.environ.get("TFDS_DATA_DIR", "")
+  if spec.name != IMAGE_FOLDER and is_remote(data_dir):
     from vmoe_study.data import tfds_source  # Imports TFDS.
 
     tfds_source.make_indices(spec, process_index, process_count, elsewhere)

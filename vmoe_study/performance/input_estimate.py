@@ -12,7 +12,6 @@ from vmoe_study.config import Config
 from vmoe_study.data.decode_rate import decode_rate
 from vmoe_study.data.examples import ExampleReader
 from vmoe_study.data.records import BLOCK_BYTES
-from vmoe_study.files.ranges import is_remote
 
 # Of Google Cloud Storage, for reading objects of the standard class in a region
 # (https://cloud.google.com/storage/pricing-examples, class B operations). Data
@@ -79,7 +78,6 @@ def estimate_input(config: Config) -> InputEstimate | None:
   sizes = [len(found["image"]) for found in sample if isinstance(found, dict)]
   size = sum(sizes) / len(sizes)
   images = train.total_steps(len(source)) * train.batch_size
-  remote = is_remote(data.data_dir or "")
   per_request = 1.0 if train.shuffle == "full" else max(1, BLOCK_BYTES / size)
-  requests = math.ceil(images / per_request) if remote else 0
+  requests = math.ceil(images / per_request) if source.is_remote else 0
   return InputEstimate(images, decode_rate(reader), size, requests)
