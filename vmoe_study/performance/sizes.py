@@ -21,7 +21,7 @@ def plan_form(config: Config) -> str | None:
   moe = config.model.moe
   if not moe.is_sparse:
     return None
-  return moe.options.get("plan_form", "index")
+  return moe.options.get("plan_form", "auto")
 
 
 def with_plan_form(config: Config, form: str | None) -> Config:

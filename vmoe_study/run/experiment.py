@@ -21,6 +21,7 @@ from vmoe_study.nn.parameter_names import (
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.nn.zoo import make_router
 from vmoe_study.parallel import sharding
+from vmoe_study.parallel.compiler import compiler_options
 from vmoe_study.parallel.mesh import AXES, make_mesh
 from vmoe_study.routing.exchange import Exchange
 from vmoe_study.training import loss as losses
@@ -280,6 +281,7 @@ class Training:
       in_shardings=(shardings, batch),
       out_shardings=(shardings, sharding.replicated(model.mesh)),
       donate_argnums=0,
+      compiler_options=compiler_options(model.mesh),
     )
 
   def state_sharding(self) -> TrainState:
