@@ -10,6 +10,7 @@ import pytest
 from vmoe_study.routing.sparse_transport import (
   SOLVERS,
   project_onto_simplex,
+  row_sparse_transport,
   semi_dual,
   sparse_transport,
   transport_at,
@@ -98,6 +99,36 @@ def test_row_sums_are_the_objectives_gradient(alpha, affinity, k):
     down = oracles.semi_dual(alpha[0] - moved, affinity[0], k)
     excess = transport_plan[0, s].sum() - 1
     np.testing.assert_allclose(excess, (up - down) / (2 * step), atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2, E])
+def test_a_row_sparse_plan_is_the_transposed_problem(affinity, k):
+  """Its rows project alpha + A onto the k-sparse simplex, with mass 1."""
+  alpha = np.float32(0.3 * np.random.default_rng(1).normal(size=(2, E)))
+  transposed = jnp.asarray(affinity).swapaxes(1, 2)
+  found = transport_at(jnp.asarray(alpha), transposed, k, row_mass=S / E)
+  expected = [
+    [oracles.project_onto_sparse_simplex(p + row, k) for row in A]
+    for p, A in zip(np.float64(alpha), np.float64(affinity), strict=True)
+  ]
+  np.testing.assert_allclose(found.swapaxes(1, 2), expected, atol=1e-6)
+  columns = found.sum(axis=2)
+  gradient = jax.grad(
+    lambda a: semi_dual(a, transposed, k, row_mass=S / E).sum()
+  )(jnp.asarray(alpha))
+  np.testing.assert_allclose(gradient, columns - S / E, atol=1e-5)
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_the_entropic_start_balances_experts_better_than_adam(K):
+  logits = np.random.default_rng(0).normal(size=(2, 196, 32))
+  affinity = jnp.float32(oracles.softmax(logits))
+  errors = {}
+  for solver in SOLVERS:
+    transport_plan = row_sparse_transport(affinity, K, solver=solver)
+    np.testing.assert_allclose(transport_plan.sum(axis=2), 1, rtol=1e-5)
+    errors[solver] = np.abs(transport_plan.sum(axis=1) - 196 / 32).mean()
+  assert errors["entropic_start"] < errors["adam"]
 
 
 def _pot(affinity, k):

@@ -131,9 +131,11 @@ def sparse(
   choice: Any,
   logits: type = LinearLogits,
   *,
+  router: type[SparseRouter] = SparseRouter,
   controller: type | None = None,
   guarantees: Guarantees | None = None,
   about: About = About(),
+  without: tuple[str, ...] = (),
   **defaults,
 ) -> RouterSpec:
   """The row of a sparse router.
@@ -142,9 +144,11 @@ def sparse(
     affinity: its class, a dataclass like those in `routing.affinity`.
     choice: its class, a dataclass like those in `routing.choice`.
     logits: its class, a dataclass like those in `nn.logits`.
+    router: its class.
     controller: its class, one of those in `routing.controller`, if any.
     guarantees: where they differ from those of the choice.
     about: for the page of all routers.
+    without: fields that mean nothing for it and are not among its options.
     **defaults: option values that differ from the defaults of the classes.
 
   Example:
@@ -163,18 +167,11 @@ def sparse(
     >>> router.affinity, router.noise_std
     (Temperature(temperature=0.5), 1.0)
   """
-  parts = _parts(affinity, choice, logits)
+  parts = {"logits_rule": logits, "affinity": affinity, "choice": choice}
   if controller is not None:
     parts["controller"] = controller
-  return RouterSpec(
-    SparseRouter, parts, defaults, guarantees or choice.guarantees, about
-  )
-
-
-def _parts(
-  affinity: type, choice: type, logits: type = LinearLogits
-) -> dict[str, type]:
-  return {"logits_rule": logits, "affinity": affinity, "choice": choice}
+  promised = guarantees or choice.guarantees
+  return RouterSpec(router, parts, defaults, promised, about, without)
 
 
 _TOP_K = "the K largest of each token"
@@ -336,13 +333,15 @@ ROUTERS: dict[str, RouterSpec] = {
       "2603.11535",
     ),
   ),
-  "dropless_token_choice": RouterSpec(
-    DroplessRouter,
-    _parts(Softmax, TokenChoice),
-    {"noise_std": 1.0},
-    Guarantees(load=("0", "S"), experts=("K", "K"), processed="always"),
-    About(_SOFTMAX, _TOP_K, _SOFTMAX, "2211.15841"),
-    (
+  "dropless_token_choice": sparse(
+    Softmax,
+    TokenChoice,
+    router=DroplessRouter,
+    guarantees=Guarantees(
+      load=("0", "S"), experts=("K", "K"), processed="always"
+    ),
+    about=About(_SOFTMAX, _TOP_K, _SOFTMAX, "2211.15841"),
+    without=(
       "capacity_factor",
       "capacity_rounding",
       "capacity_multiple_of",
@@ -350,6 +349,7 @@ ROUTERS: dict[str, RouterSpec] = {
       "fill_zero_scores",
       "plan_form",
     ),
+    noise_std=1.0,
   ),
   # Controls: routing that is not learned, wholly or in part.
   "random": sparse(
