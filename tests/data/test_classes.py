@@ -183,7 +183,7 @@ def test_training_needs_images_of_every_class(make):
   add(group / "cat", "", 160)
   with pytest.raises(ValueError) as error:
     train_input(spec, batch_size=6, seed=0)
-  assert str(error.value).startswith(f"{group}: no image file")
+  assert str(error.value).startswith(f"{group}: no .jpg or other")
   assert "Folders inside it are not read" in str(error.value)
   eval_input(spec, batch_size=6)  # What an evaluation lacks is only noted.
 

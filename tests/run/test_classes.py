@@ -176,7 +176,7 @@ def test_the_doctor_compares_classes(run, photos, tmp_path):
   for name in ("rouge", "rot"):
     (tmp_path / "train" / name).mkdir()
   ((subject, text), *_) = examine("PROBLEM", *arguments(root))
-  assert subject == "classes" and "rot, " in text and "rouge: no image" in text
+  assert subject == "data" and "rot, " in text and "rouge: no .jpg" in text
   for name in ("rouge", "rot"):
     (tmp_path / "train" / name).rmdir()
   ((subject, text),) = examine("PROBLEM", *arguments(root))

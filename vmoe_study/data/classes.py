@@ -31,6 +31,16 @@ class Declared(Protocol):
     """Paths of class folders without images, which are not among the names."""
 
 
+def check_folders(data: Declared) -> None:
+  """Raises ValueError for class folders without images, to be trained on."""
+  if data.empty_folders:
+    raise ValueError(
+      f"{', '.join(data.empty_folders)}: no .jpg or other image file in this "
+      "class folder. Add images, or remove it. Folders inside it are not read: "
+      "move them up to make classes of them."
+    )
+
+
 def training_classes(
   data_sets: Sequence[Declared], num_classes: int
 ) -> ClassNames:
@@ -41,14 +51,8 @@ def training_classes(
     num_classes: size of the head.
 
   Raises:
-    ValueError: a class has no image, or there are more than the head has.
+    ValueError: there are more than the head has.
   """
-  if empty := [path for data in data_sets for path in data.empty_folders]:
-    raise ValueError(
-      f"{', '.join(empty)}: no image file in this class folder. Add images, or "
-      "remove the folder. Folders inside it are not read: move them up to make "
-      "classes of them."
-    )
   names = (name for data in data_sets for name in data.class_names)
   merged = tuple(dict.fromkeys(names))
   if len(merged) > num_classes:

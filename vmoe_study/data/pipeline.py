@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vmoe_study.data.classes import ClassNames, training_classes
+from vmoe_study.data.classes import ClassNames, check_folders, training_classes
 from vmoe_study.data.device_ops import DeviceOps, class_bits, class_numbers
 from vmoe_study.data.examples import Batch, ExampleReader
 from vmoe_study.data.ops import parse_ops
@@ -197,8 +197,8 @@ def train_input(
 
   Raises:
     MissingDataError: a data set is not prepared; names the command.
-    ValueError: batch size, seed or mixture are invalid, or the head or the run
-      does not have one of the classes.
+    ValueError: batch size, seed or mixture are invalid, a class folder has no
+      images, or the head or the run does not have one of the classes.
   """
   mixture = [(spec, 1.0)] if isinstance(spec, DataSpec) else list(spec)
   _check_weights(mixture)
@@ -206,6 +206,8 @@ def train_input(
     raise ValueError(f"seed={seed}: must be in [0, 2**32).")
   rows = _host_rows(batch_size, process_index, process_count)
   sources = [open_source(spec) for spec, _ in mixture]
+  for source in sources:
+    check_folders(source)
   if class_names is None:
     class_names = training_classes(sources, mixture[0][0].num_classes)
   readers = [

@@ -8,6 +8,8 @@ import numpy as np
 
 from vmoe_study import options
 from vmoe_study.config import Config, TrainSpec
+from vmoe_study.data.classes import check_folders
+from vmoe_study.data.decode_rate import decode_rate, describe_rate
 from vmoe_study.data.ops import parse_ops
 from vmoe_study.data.pipeline import TrainInput, train_input
 from vmoe_study.data.probe import Probe, probe
@@ -21,6 +23,7 @@ from vmoe_study.doctor.finding import (
   Finding,
   attempt,
 )
+from vmoe_study.run.inputs import num_workers
 
 NUM_SHOWN = 3  # Unusable examples that are listed.
 MAX_BATCH_SIZE = 64  # Of the training batch that is read.
@@ -82,6 +85,8 @@ def check_data(
     yield dataclasses.replace(problem, subject=field.where)
   if found:
     yield Finding(OK, field.where, _describe(field.spec, found))
+    if field.is_for_training:
+      yield from attempt(field.where, check_folders, found)[1]
     for note in found.notes:
       yield Finding(NOTE, field.where, note)
     yield from _check_damage(field, found)
@@ -169,7 +174,12 @@ def check_batch(
     return data, problems
   batch = data.device_ops(batch)
   labels = batch["label"]
-  return data, [_describe_batch(batch), *_check_loss(config.train, labels)]
+  speed = describe_rate(decode_rate(data.parts.readers[0]), num_workers(config))
+  return data, [
+    _describe_batch(batch),
+    Finding(OK, "input", speed),
+    *_check_loss(config.train, labels),
+  ]
 
 
 def _describe_batch(batch: Mapping[str, np.ndarray]) -> Finding:
