@@ -168,3 +168,26 @@ def test_a_second_run_in_the_same_workdir_is_refused(environment, tmp_path):
   assert f"in use by another run, process {first.pid}" in second.stderr
   assert first.poll() is None
   kill(first)
+
+
+def test_a_killed_worker_is_one_sentence(undisturbed, environment, tmp_path):
+  workdir = tmp_path / "work"
+  directory = workdir / "checkpoints"
+  log = workdir.with_suffix(".log")
+  run = start(workdir, environment)
+  wait_for(lambda: max(complete_steps(directory), default=0) >= 3, run)
+
+  def is_worker(pid):
+    return b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+
+  worker = next(filter(is_worker, descendants(run.pid)))
+  os.kill(worker, signal.SIGKILL)
+  assert run.wait(timeout=60) == 2
+  said = log.read_text()
+  last = said.splitlines()[-1]
+  assert "Traceback" not in said and "leaked" not in said
+  assert last.startswith("error: a process that reads data has ended: Killed.")
+  assert "train.num_workers" in last
+  finish(workdir, environment)
+  assert fingerprints(workdir) == fingerprints(undisturbed)
+  assert measured(workdir) == measured(undisturbed)

@@ -208,9 +208,10 @@ def open_prepared(
   except Exception as error:  # TFDS and stores raise errors of many types.
     if "://" in where:
       raise OSError(f"{where}: {error}. {REMEDY}") from error
+    reason = " ".join(str(error).split()).rstrip(".")
     raise ValueError(
-      f"data set {name!r} in {where}: {error}. Correct its name, or prepare it "
-      "again."
+      f"data set {name!r} in {where}: {reason}. Correct its name, or prepare "
+      "it again."
     ) from error
 
 

@@ -46,6 +46,10 @@ class Parts(Protocol):
     """A function of the step that computes part `number` of `count`."""
 
 
+class WorkerError(OSError):
+  """A worker process has ended before its work."""
+
+
 class Workers:
   """Computes batches in processes, which start with the first one and stay.
 
@@ -68,7 +72,7 @@ class Workers:
 
     Raises:
       Exception: a part could not be computed.
-      RuntimeError: a worker process has ended.
+      WorkerError: a worker process has ended.
     """
     workers = self._start()[: parts.size]
     number = next(self._numbers)
@@ -207,13 +211,20 @@ class _Process:
           future.set_result(_unpack(file, layout))
     self._process.join()
     with self._lock:
-      self._error = RuntimeError(
-        f"worker process {self._process.name} ended with exit code "
-        f"{self._process.exitcode}. If that is -9, memory was probably "
-        "exhausted: lower train.num_workers, or give the job more memory."
-      )
+      self._error = WorkerError(_describe_end(self._process.exitcode))
     for future in self._waiting.values():
       future.set_exception(self._error)
+
+
+def _describe_end(exit_code: int | None) -> str:
+  ended = f"exit code {exit_code}"
+  if exit_code is not None and exit_code < 0:
+    ended = signal.strsignal(-exit_code) or f"signal {-exit_code}"
+  return (
+    f"a process that reads data has ended: {ended}. Run again to resume from "
+    "the last checkpoint. If it ends again, memory may be exhausted: lower "
+    "train.num_workers, or give the job more memory."
+  )
 
 
 def _serve(requests: connection.Connection) -> None:
