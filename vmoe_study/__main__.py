@@ -10,13 +10,17 @@ from vmoe_study.run.exit_codes import PREEMPTED
 
 def main() -> int:
   """Runs the command of this process; returns its exit code."""
+  before = {}
   if {"train", "sweep"} & set(sys.argv):  # Before imports that take long.
-    for number in (signal.SIGINT, signal.SIGTERM):
-      signal.signal(number, _stop)
+    requests = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, _stop) for number in requests}
 
   from vmoe_study.cli import main as commands
 
-  return commands.main()
+  code = commands.main()
+  for number, handler in before.items():
+    signal.signal(number, handler)
+  return code
 
 
 def _stop(number: int, frame: Any) -> None:
