@@ -35,9 +35,10 @@ def test_an_example_is_in_its_window_and_the_window_in_its_runs():
     runs = [i for run in window.runs for i in range(*run)]
     assert sorted(window.examples) == sorted(runs)
     assert len(window.runs) <= WINDOW_BLOCKS // 8
-    rest = window.rest(place)
-    assert set(rest.examples) == set(window.examples[place:])
-    assert all(set(range(*run)) & set(rest.examples) for run in rest.runs)
+    left = set(window.examples[place:])
+    needed = [set(range(*run)) for run in window.runs_from(place)]
+    assert left <= set().union(*needed)
+    assert all(run & left for run in needed)
 
 
 def test_random_access_does_not_depend_on_what_was_read_before():
@@ -62,5 +63,6 @@ def test_lanes_share_no_blocks_but_those_that_a_cut_divides():
   assert sum(map(len, shared)) <= lanes - 1
 
 
-def test_lanes_divide_the_batch():
-  assert [num_lanes(b) for b in (4096, 96, 7, 1)] == [WINDOW_BLOCKS, 32, 1, 1]
+def test_lanes_divide_the_batch_and_have_some_blocks():
+  assert [num_lanes(b, 10**6) for b in (4096, 96, 7)] == [WINDOW_BLOCKS, 32, 1]
+  assert [num_lanes(64, blocks) for blocks in (0, 7, 20, 150)] == [1, 1, 2, 16]

@@ -25,7 +25,7 @@ def decode_rate(reader: ExampleReader) -> float:
   rng = np.random.default_rng(0)
   reader = copy.copy(reader)
   reader.source = ReadAhead(reader.source)
-  reader.source.expect([Window.of(indices)])
+  reader.source.expect(Window.of(indices).runs)
   reader.read_or_next(0, rng)
   start = time.perf_counter()
   for index in indices:

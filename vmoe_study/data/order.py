@@ -31,6 +31,7 @@ import grain
 import numpy as np
 
 WINDOW_BLOCKS = 128
+LANE_BLOCKS = 8  # At least, as each lane may divide a block.
 LONGEST_RUN = 64  # Examples, where there are no blocks.
 Run = tuple[int, int]  # Examples [start, stop), read with one request.
 
@@ -60,14 +61,11 @@ class Window:
         runs.append((example, example + 1))
     return cls(np.asarray(examples, np.int64), runs)
 
-  def rest(self, offset: int) -> "Window":
-    """The window without its first examples, and what only they need."""
-    if not offset:
-      return self
-    left = np.sort(self.examples[offset:])
-    places = np.searchsorted(left, self.runs)
-    runs = [run for run, (a, b) in zip(self.runs, places, strict=True) if a < b]
-    return Window(self.examples[offset:], runs)
+  def runs_from(self, place: int) -> Sequence[Run]:
+    """What has to be read if the examples before a place are not needed."""
+    left = np.sort(self.examples[place:])
+    found = np.searchsorted(left, self.runs)
+    return [run for run, (a, b) in zip(self.runs, found, strict=True) if a < b]
 
 
 class Order(Protocol):
@@ -220,6 +218,12 @@ class _Row:
   segments: Sequence[int]
 
 
-def num_lanes(batch_size: int) -> int:
-  """Lanes of a batch: a power of two that divides it, at most one per block."""
-  return math.gcd(batch_size, WINDOW_BLOCKS)
+def num_lanes(batch_size: int, num_blocks: int) -> int:
+  """A power of two that divides the batch, so that lanes have some blocks each.
+
+  Args:
+    batch_size: global batch size.
+    num_blocks: of the data set.
+  """
+  most = min(WINDOW_BLOCKS, max(1, num_blocks // LANE_BLOCKS))
+  return math.gcd(batch_size, 2 ** int(math.log2(most)))

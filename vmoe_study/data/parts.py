@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from vmoe_study.data.examples import Batch, Example, ExampleReader, collate
-from vmoe_study.data.order import BlockOrder, Order, Window
+from vmoe_study.data.order import BlockOrder, Order, Run, Window
 from vmoe_study.data.read_ahead import ReadAhead
 
 # Examples of a part that are being read while earlier ones are decoded: about a
@@ -114,17 +114,18 @@ class TrainParts:
       for order, reader in zip(self.orders, readers, strict=True)
     ]
 
-    begun: MutableMapping[Window, Window] = weakref.WeakKeyDictionary()
+    # What precedes the first step in its windows is not read.
+    needed: MutableMapping[Window, Sequence[Run]] = weakref.WeakKeyDictionary()
 
-    def windows(step: int) -> Iterator[tuple[int, Window]]:
-      for row in rows:
-        data_set, position = self.position(step, row)
-        if examples_ahead:
-          window, offset = self.orders[data_set].window(position)
-          # What precedes the first step is not read.
-          yield data_set, begun.setdefault(window, window.rest(offset))
-        else:
-          yield data_set, Window.of([self.orders[data_set][position]])
+    def runs(step: int) -> Iterator[tuple[int, Sequence[Run]]]:
+      for data_set, position in (self.position(step, row) for row in rows):
+        if not examples_ahead:
+          yield data_set, Window.of([self.orders[data_set][position]]).runs
+          continue
+        window, place = self.orders[data_set].window(position)
+        if window not in needed:
+          needed[window] = window.runs_from(place)
+        yield data_set, needed[window]
 
     def compute(step: int) -> Iterator[Example]:
       for row in rows:
@@ -132,7 +133,7 @@ class TrainParts:
         yield examples[data_set][position]
 
     steps_ahead = -(-examples_ahead // max(1, len(rows)))
-    return _Part(readers, windows, compute, steps_ahead)
+    return _Part(readers, runs, compute, steps_ahead)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,15 +171,15 @@ class EvalParts:
       first = step * self.rows.batch_size
       return self.indices[first + rows.start : first + rows.stop]
 
-    def windows(step: int) -> Iterator[tuple[int, Window]]:
+    def runs(step: int) -> Iterator[tuple[int, Sequence[Run]]]:
       found = indices(step)
-      yield 0, Window.of(found[found < len(reader.source)])
+      yield 0, Window.of(found[found < len(reader.source)]).runs
 
     def compute(step: int) -> Iterator[Example]:
       return (reader.read_or_mask(int(index)) for index in indices(step))
 
     steps_ahead = -(-examples_ahead // max(1, len(rows)))
-    return _Part([reader], windows, compute, steps_ahead)
+    return _Part([reader], runs, compute, steps_ahead)
 
 
 class _Part:
@@ -187,15 +188,15 @@ class _Part:
   def __init__(
     self,
     readers: Sequence[ExampleReader],
-    windows: Callable[[int], Iterator[tuple[int, Window]]],
+    runs: Callable[[int], Iterator[tuple[int, Sequence[Run]]]],
     compute: Callable[[int], Iterator[Example]],
     steps_ahead: int,
   ):
     """Takes functions of the step: what will be read, and the examples."""
     self._sources = [reader.source for reader in readers]
-    self._windows, self._compute = windows, compute
+    self._runs, self._compute = runs, compute
     self._steps_ahead = steps_ahead
-    self._expected: dict[int, list[dict[Window, None]]] = {}
+    self._expected: dict[int, list[list[Run]]] = {}
     self._counted = np.zeros(3)
 
   def __call__(self, step: int) -> Batch:
@@ -205,7 +206,7 @@ class _Part:
     return batch | {"reading": self._counted - before}
 
   def _expect(self, steps: range) -> None:
-    """Has the windows of these steps read, those of the first step first."""
+    """Has what these steps need read, that of the first step first."""
     if not any(isinstance(source, ReadAhead) for source in self._sources):
       return
     known, self._expected = self._expected, {}
@@ -214,14 +215,14 @@ class _Part:
     for number, source in enumerate(self._sources):
       if isinstance(source, ReadAhead):
         by_step = [expected[number] for expected in self._expected.values()]
-        source.expect(dict.fromkeys(itertools.chain(*by_step)))
+        source.expect(itertools.chain(*by_step))
 
-  def _list(self, step: int) -> list[dict[Window, None]]:
-    """The windows of a step, by data set, each once and in order."""
-    found: list[dict[Window, None]] = [{} for _ in self._sources]
-    for number, window in self._windows(step):
-      found[number][window] = None
-    return found
+  def _list(self, step: int) -> list[list[Run]]:
+    """The runs of a step, by data set."""
+    lists: list[dict[int, Sequence[Run]]] = [{} for _ in self._sources]
+    for number, runs in self._runs(step):
+      lists[number][id(runs)] = runs  # Those of a window once.
+    return [[*itertools.chain(*found.values())] for found in lists]
 
   def _counters(self) -> np.ndarray:
     """Requests, bytes and seconds of waiting of this part so far."""

@@ -215,17 +215,21 @@ def train_input(
     for (spec, _), source in zip(mixture, sources, strict=True)
   ]
   _check_agreement(readers)
-  in_blocks = [_in_blocks(source, shuffle) for source in sources]
-  lanes = num_lanes(batch_size) if any(in_blocks) else 1
+  blocks = [
+    source.blocks() if _in_blocks(source, shuffle) else None
+    for source in sources
+  ]
+  most = max(0 if found is None else len(found) - 1 for found in blocks)
+  lanes = num_lanes(batch_size, most)
   seeds = [
     int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
     for number in range(len(readers))
   ]
   orders: list[Order] = [
-    BlockOrder(reader.source.blocks(), seed, lanes)
-    if blocks
-    else FullOrder(len(reader.source), seed)
-    for reader, seed, blocks in zip(readers, seeds, in_blocks, strict=True)
+    FullOrder(len(reader.source), seed)
+    if found is None
+    else BlockOrder(found, seed, lanes)
+    for reader, seed, found in zip(readers, seeds, blocks, strict=True)
   ]
   weights = [weight for _, weight in mixture]
   parts = TrainParts(readers, orders, weights, rows, lanes, read_threads)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from vmoe_study.data.order import Run, Window
+from vmoe_study.data.order import Run
 from vmoe_study.data.records import RecordError, intact
 from vmoe_study.data.sources import Source
 from vmoe_study.files.ranges import TRAFFIC, Traffic
@@ -18,7 +18,7 @@ Found = dict[str, Any] | RecordError
 class ReadAhead:
   """A source that reads in the background what it is told to expect.
 
-  It holds the examples of the expected windows, and nothing else. All other
+  It holds the examples of the expected runs, and nothing else. All other
   examples can be read as well, but have to be waited for.
 
   Attributes:
@@ -48,9 +48,9 @@ class ReadAhead:
   def __len__(self) -> int:
     return len(self._source)
 
-  def expect(self, windows: Iterable[Window]) -> None:
-    """Starts to read windows, in this order; forgets all others."""
-    expected = dict.fromkeys(run for w in windows for run in w.runs)
+  def expect(self, runs: Iterable[Run]) -> None:
+    """Starts to read runs, in this order; forgets all others."""
+    expected = dict.fromkeys(runs)
     for run in [run for run in self._runs if run not in expected]:
       self._runs.pop(run).cancel()
       for index in range(*run):

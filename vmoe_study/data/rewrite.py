@@ -111,8 +111,8 @@ def _in_order(
   ahead = ReadAhead(records)
   for first in range(0, len(positions), POSITIONS_AHEAD):
     near = positions[first : first + 2 * POSITIONS_AHEAD]
-    windows = (order.window(position) for position in near)
-    ahead.expect(dict.fromkeys(window for window, _ in windows))
+    windows = dict.fromkeys(order.window(position)[0] for position in near)
+    ahead.expect(run for window in windows for run in window.runs)
     for position in near[:POSITIONS_AHEAD]:
       yield ahead[order[position]]
 

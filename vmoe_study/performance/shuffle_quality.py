@@ -68,7 +68,7 @@ def compare(
   blocks = np.append(np.arange(0, num_examples, per_block), num_examples)
   orders: dict[str, Order] = {
     "full": FullOrder(num_examples, 0),
-    "blocks": BlockOrder(blocks, 0, num_lanes(batch_size)),
+    "blocks": BlockOrder(blocks, 0, num_lanes(batch_size, len(blocks) - 1)),
   }
   return {
     name: mixing(order, num_examples, batch_size, num_classes)
