@@ -10,17 +10,16 @@ from vmoe_study.parallel import sharding
 from vmoe_study.parallel.mesh import make_mesh
 from vmoe_study.run.experiment import Model, Training
 
-from .tiny import ROUTERS, STEPS, assert_only_exchanges, batch, config
+from .tiny import (
+  ROUTERS,
+  STUDY,
+  assert_only_exchanges,
+  batch,
+  config,
+  num_steps,
+)
 
-# Every router on one mesh; on the others those that differ in what they carry:
-# gathers, scatters, products of dense tensors.
-CASES = [(router, (2, 4)) for router in ROUTERS]
-for name in (
-  "softmax_token_choice",
-  "sparsity_constrained_expert_choice",
-  "soft",
-):
-  CASES += [(name, (8, 1)), (name, (1, 8))]
+MESHES = [(8, 1), (2, 4), (1, 8)]
 
 
 def with_head(state):
@@ -42,7 +41,7 @@ def run(router, replica, expert, fsdp=False):
   training = Training(Model(made, (8, 8, 1), mesh), num_examples=1000)
   batches = [
     jax.device_put(batch(number), sharding.by_batch(mesh))
-    for number in range(STEPS)
+    for number in range(num_steps(router))
   ]
   state = with_head(training.init())
   step = training.step.lower(state, batches[0]).compile()
@@ -68,11 +67,12 @@ def assert_close(found, expected, rtol):
   change if every key moves alike. It is held against the largest of all.
   """
   found, expected = jax.device_get((found, expected))
-  largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+  largest = max((np.abs(x).max() for x in jax.tree.leaves(expected)), default=0)
 
   def check(path, a, b):
     is_key_bias = [entry.key for entry in path[-2:]] == ["key", "bias"]
     scale = largest if is_key_bias else np.abs(b).max()
+    scale = max(scale, 1e-30)  # Of a state that has not moved.
     error = np.abs(a - b).max() / scale
     assert error <= rtol, f"{jax.tree_util.keystr(path)}: {error}"
 
@@ -89,11 +89,13 @@ def assert_same_training(found, expected):
   )
 
 
-@pytest.mark.parametrize(("router", "mesh"), CASES)
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("router", ROUTERS)
 def test_training_does_not_depend_on_the_mesh(router, mesh):
   expected = run(router, 1, 1)
   assert_same_training(run(router, *mesh), expected)
-  assert expected["losses"][-1] < 0.8 * expected["losses"][0]
+  if router in STUDY:
+    assert expected["losses"][-1] < 0.8 * expected["losses"][0]
 
 
 @pytest.mark.parametrize("router", ROUTERS)
