@@ -367,11 +367,11 @@ def test_fine_tuning_an_imported_model_at_twice_the_resolution(photographs):
   training = Training(model, data.num_examples)
   (evaluator,) = make_evaluators(model)
   state = training.init(initial_params(config.initialize, model))
-  before = dict(evaluator.run(state.params))["test/accuracy"]
+  before = dict(evaluator.run(state.variables))["test/accuracy"]
   for step in range(training.num_steps):
     batch = sharding.to_global(model.mesh, data[step])
     state, _ = training.step(state, batch)
-  after = dict(evaluator.run(state.params))["test/accuracy"]
+  after = dict(evaluator.run(state.variables))["test/accuracy"]
   assert after > before + 0.2
 
 
@@ -402,7 +402,7 @@ def test_fine_tuning_a_run_of_ours_from_the_command_line(tmp_path):
   )
   before = {}
   for evaluator in make_evaluators(start):
-    before |= evaluator.run(params)
+    before |= evaluator.run({"params": params})
   train(second, f"configs/finetune.py:{arguments}", "num_steps=40")
   measured = [row for row in read_metrics(second) if "val/accuracy" in row]
   after = measured[-1]["val/accuracy"]
