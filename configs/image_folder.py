@@ -25,6 +25,10 @@ experts=8,batch=32,epochs=20
     --config=configs/image_folder.py:folder=photos,start=workdir/scratch,\\
 size=96,backbone=Ti/8,experts=8,batch=32,epochs=5
   python -m vmoe_study report workdir/*
+  python -m vmoe_study evaluate --workdir=workdir/finetuned --trust-data-dirs
+
+The last one reads a folder that only the checkpoint's own config names, which
+has to be confirmed.
 
 Without `start`: Adam from scratch, by our choice of hyper-parameters. With it:
 the fine-tuning of configs/finetune.py, for fewer steps. Arguments:

@@ -122,7 +122,8 @@ def test_a_folder_is_read_when_it_is_confirmed(
   assert run(command, workdir) == 2
   error = capsys.readouterr().err
   assert f"config.{TEST}.data_dir='{tmp_path}': the checkpoint's own" in error
-  assert f"--trust-data-dirs, or name it: --config.{TEST}.data_dir=" in error
+  assert "--trust-data-dirs (trust_data_dirs=True in Python)" in error
+  assert f"or name it: --config.{TEST}.data_dir=DIR." in error
   assert "config.data.data_dir" not in error  # Training data are not needed.
   assert run(command, workdir, "--trust-data-dirs") == 2
   assert "the class 'stranger.Image'" in capsys.readouterr().err

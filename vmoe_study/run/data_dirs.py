@@ -45,7 +45,8 @@ def check_confirmed(unconfirmed: Mapping[str, str], prefix: str) -> None:
   problems = [
     f"config.{where}={folder!r}: the checkpoint's own config names this "
     "folder, and it may be someone else's. If you trust what is in it, give "
-    f"--trust-data-dirs, or name it: --config.{where}=DIR."
+    "--trust-data-dirs (trust_data_dirs=True in Python), or name it: "
+    f"--config.{where}=DIR."
     for where, folder in unconfirmed.items()
     if where.startswith(prefix)
   ]
