@@ -141,7 +141,7 @@ def _extreme(name, setting, kind):
   if kind == "empty expert":
     data.x[..., 0] = 1
     for kernel in jax.tree.leaves(data.params["router"]):
-      if kernel.shape == (WIDTH, setting.experts):
+      if kernel.shape == (WIDTH, setting.experts) and setting.experts > 1:
         kernel[0, 1] = -100
   return (kind, 0), data
 
