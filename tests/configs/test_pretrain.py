@@ -45,6 +45,29 @@ def test_two_steps_of_every_router(router):
     assert all(value > 0 for value in jax.tree.leaves(experts))
 
 
+@pytest.mark.slow
+def test_mixup_of_the_recipes_stays_on_a_device():
+  """Labels of eight images on each of eight devices, with those that follow."""
+  values = pretrain.get_config("smoke=true,fewshot=none,router=dense").to_dict()
+  values["train"]["mixup"] = 0.5
+  config = parse(values)
+  data = open_train_input(config)
+  model = Model(config, data.image_shape)
+  training = Training(model, data.num_examples)
+  batch = to_global(model.mesh, data[0])
+  mixed = jax.jit(training._augment)(batch, jax.random.key(1))["label"]
+  labels = np.eye(10)[data[0]["label"].astype(int)].reshape(8, 8, 10)
+  following = np.roll(labels, -1, axis=1)
+  for device in range(8):
+    found = np.asarray(mixed).reshape(8, 8, 10)[device]
+    own, other = labels[device], following[device]
+    differ = (own != other).any(-1)
+    weights = found[differ][own[differ] > other[differ]]
+    assert np.ptp(weights) < 1e-6 and 0.5 <= weights[0] <= 1
+    expected = weights[0] * own + (1 - weights[0]) * other
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
   "arguments,message",
   [

@@ -224,6 +224,19 @@ def test_the_same_run_once_more_is_a_row_of_its_own(root, tmp_path):
   assert report.runs_table(cells).count("missing") == 1
 
 
+def test_the_actual_capacity_is_a_cost():
+  """A column of runs that have it; those of earlier versions do not."""
+  made, sizes = config("softmax_expert_choice"), {"parameters": 100}
+  for more, shown in (
+    ({"capacity_factor": 1.28}, ["1.28", "100"]),
+    ({}, ["100"]),
+  ):
+    cell = results.Cell("cell", made, (0,), {0: sizes | more})
+    table = study.cost_table([cell])
+    assert table.rows[0][-len(shown) :] == shown
+    assert ("actual capacity" in table.header) == bool(more)
+
+
 def test_a_folder_without_a_run_is_an_error(root, tmp_path):
   with pytest.raises(
     ValueError, match=r"nowhere: there is no such folder\. Give the workdir"
