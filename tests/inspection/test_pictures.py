@@ -263,3 +263,13 @@ def test_soft_moe_has_no_capacity_to_change(inspection, drawn):
   assert "every slot is a mixture of all tokens" in " ".join(
     reader.text.split()
   )
+
+
+def test_one_image_of_a_gallery(gallery):
+  one = gallery.only(1)
+  tokens, both = (g.layers["encoderblock_1"].tokens for g in (one, gallery))
+  assert (one.titles, one.count) == (["bag"], 1)
+  np.testing.assert_array_equal(one.picture(0), gallery.picture(1))
+  np.testing.assert_array_equal(
+    one.on_grid(tokens.combined, 0), gallery.on_grid(both.combined, 1)
+  )

@@ -31,6 +31,7 @@ COMMANDS = {
     "compute a failed step again, to find what was not finite",
   ),
   "evaluate": ("evaluate", "evaluate a checkpoint"),
+  "predict": ("predict", "name the classes of images, with probabilities"),
   "inspect": ("inspect", "look inside the routers of a checkpoint"),
   "bench": ("bench", "time input, layer, step or solvers on this machine"),
   "doctor": ("doctor", "check a run before it starts"),

@@ -12,6 +12,7 @@ from numpy import ndarray as Array
 from vmoe_study.inspection.images import EvaluationImages
 from vmoe_study.inspection.measure import (
   LayerRouting,
+  TokenRouting,
   layer_names,
   measure_layer_routing,
 )
@@ -24,7 +25,7 @@ class Gallery:
 
   Attributes:
     images: whole groups of images, of which the first `count` are shown.
-    titles: title of each image.
+    titles: title of each image that is shown.
     count: number of images to show.
     patch_size: side of a patch in pixels.
     layers: routing of each layer, by name and in order.
@@ -48,6 +49,21 @@ class Gallery:
     image = (image - image.min()) / max(np.ptp(image), 1e-6)
     return np.broadcast_to(image, (*image.shape[:2], 3))
 
+  def only(self, number: int) -> "Gallery":
+    """The gallery of one of the images; it keeps the tensors of the group."""
+    one = slice(number, number + 1)
+    layers = {
+      name: layer._replace(tokens=TokenRouting(*(x[one] for x in layer.tokens)))
+      for name, layer in self.layers.items()
+    }
+    return dataclasses.replace(
+      self,
+      images=self.images[one],
+      titles=self.titles[one],
+      count=1,
+      layers=layers,
+    )
+
   def on_grid(
     self, tokens: Float[Array, "B L E"], number: int
   ) -> Float[Array, "height width E"]:
@@ -65,14 +81,33 @@ def make_gallery(
     ValueError: the data set has fewer images than a group.
   """
   batch = images.to_devices(next(iter(images.batches(num_images))))
+  count = min(num_images, int(batch["mask"].sum()))
+  classes = jax.device_get(batch["label"]).argmax(axis=1)
+  titles = [images.class_names[number] for number in classes[:count]]
   measure = measure_layer_routing(model.evaluation_module)
-  routing = measure(variables, batch["image"])
-  batch = jax.device_get(batch)
-  classes = batch["label"].argmax(axis=1)
+  return gallery_of(
+    model, measure(variables, batch["image"]), batch["image"], titles
+  )
+
+
+def gallery_of(
+  model: Model,
+  routing: Mapping[str, LayerRouting],
+  images: jax.Array,
+  titles: Sequence[str],
+) -> Gallery:
+  """The gallery of images whose routing was measured.
+
+  Args:
+    model: the model.
+    routing: of `measure_layer_routing`, of all images.
+    images: whole groups (B, H, W, channels), on the devices.
+    titles: of the images to show, the first ones.
+  """
   return Gallery(
-    images=batch["image"],
-    titles=[images.class_names[number] for number in classes],
-    count=min(num_images, int(batch["mask"].sum())),
+    images=jax.device_get(images),
+    titles=titles,
+    count=len(titles),
     patch_size=model.module.patch_size,
     layers={
       layer: jax.device_get(routing[layer])

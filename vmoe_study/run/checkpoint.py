@@ -1,7 +1,8 @@
-"""Opens a trained model: parameters, config and a function of images."""
+"""Opens a trained model: parameters, config and functions of images."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax.typing import ArrayLike
 from vmoe_study.checkpoint.load import absolute, load_metadata, restore_trees
 from vmoe_study.config import Config, fit_to_devices, parse
 from vmoe_study.data.classes import ClassNames
+from vmoe_study.data.image_files import ImageLike, name_images
 from vmoe_study.files.location import expand
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.parallel.sharding import to_global, to_local
@@ -20,6 +22,7 @@ from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.config_file import override_config
 from vmoe_study.run.experiment import Model
 from vmoe_study.run.metadata import Metadata
+from vmoe_study.run.predict import BATCH_SIZE, Prediction, Predictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,49 @@ class Checkpoint:
     batch = to_global(self.model.mesh, np.pad(images, rows))
     logits = self.model.predict(self.variables, batch)
     return to_local(logits)[: len(images)].astype(np.float32)
+
+  def predict(
+    self,
+    images: ImageLike | Iterable[ImageLike],
+    *,
+    ops: str | None = None,
+    batch_size: int = BATCH_SIZE,
+  ) -> list[Prediction]:
+    """Classes with probabilities for images of any size.
+
+    Images that are routed in groups compete for expert slots, so that their
+    order matters. The last group is filled up with black images.
+
+    Args:
+      images: paths or URLs of files and folders, bytes of files, or arrays,
+        uint8 (H, W, C).
+      ops: image operations; by default those of the first evaluation.
+      batch_size: images at a time, rounded up to whole groups.
+
+    Raises:
+      ImageError: an image cannot be read; names it.
+      ValueError: there are no operations, or they do not fit the model.
+
+    >>> checkpoint = open_checkpoint("runs/digits")
+    >>> [found] = checkpoint.predict([np.zeros((8, 8, 1), np.uint8)])
+    >>> len(found.top(3)), found.probabilities.shape
+    (3, (10,))
+    """
+    if isinstance(images, str | os.PathLike | bytes):
+      images = [images]
+    predictor = Predictor(
+      self.model,
+      self.variables,
+      self.class_names,
+      ops=ops,
+      batch_size=batch_size,
+    )
+    predictions = []
+    for batch in predictor.batches(name_images(images)):
+      for error in batch.errors:
+        raise error
+      predictions += predictor.predict(batch)
+    return predictions
 
   def _check(self, images: np.ndarray) -> None:
     if images.shape[1:] != self.model.image_shape or not len(images):
