@@ -13,7 +13,8 @@ one request.
    so every batch has equally many examples of each lane, and a host or worker
    that computes some lanes reads no block that another one reads, but for the
    blocks that a cut divides.
-3. A lane shuffles its segment in windows of a few blocks.
+3. A lane shuffles its segment in windows of a few blocks. The lanes are out of
+   step, so that blocks are needed at an even rate.
 
 L does not depend on the number of hosts or workers, so neither does the order.
 All lanes together hold `WINDOW_BLOCKS` blocks in memory, which is the size of
@@ -141,7 +142,7 @@ class BlockOrder:
     # The block at this place of the row, counted from the segment's first.
     block = int(np.searchsorted(row.ends, start, side="right"))
     base = int(np.searchsorted(row.ends, row.segments[lane], side="right"))
-    number = (block - base) // self._window_blocks
+    number = (block - base + self._shift(lane)) // self._window_blocks
     window, begin = self._window(epoch, lane, base, number)
     return window, start - begin
 
@@ -149,6 +150,10 @@ class BlockOrder:
     """The first position of a lane in an epoch."""
     begin = epoch * self._size
     return begin + (lane - begin) % self._lanes
+
+  def _shift(self, lane: int) -> int:
+    """Blocks that the first window of a lane lacks, to be out of step."""
+    return lane * self._window_blocks // self._lanes
 
   def _row(self, epoch: int) -> "_Row":
     """The permuted blocks of an epoch; the last two are kept."""
@@ -186,9 +191,10 @@ class BlockOrder:
   ) -> tuple[Window, int]:
     row = self._row(epoch)
     begin, end = row.segments[lane], row.segments[lane + 1]
-    first = base + number * self._window_blocks
+    first = base + number * self._window_blocks - self._shift(lane)
+    last = min(first + self._window_blocks, len(row.ends))
     runs, starts = [], []
-    for place in range(first, min(first + self._window_blocks, len(row.ends))):
+    for place in range(max(first, base), last):
       block = row.blocks[place]
       stop = int(row.ends[place])
       size = int(self._blocks[block + 1] - self._blocks[block])
