@@ -27,6 +27,8 @@ a multiple of 4. Further arguments:
   steps      10,000
   rate       peak learning rate; 0.003
 
+Data: `data`; imagenet2012 is evaluated on imagenet2012_real and
+imagenet_v2/matched-frequency, too.
 Hardware: V-MoE-B/16 with 8 experts was fine-tuned on a TPU v3-32 (ImageNet) and
 in about 10 minutes on a TPU v3-8 (CIFAR-10), according to its public config;
 smoke runs on one CPU core.

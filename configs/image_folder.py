@@ -3,9 +3,10 @@
 Not an experiment of the study. The images are FOLDER/train/CLASS/* and
 FOLDER/test/CLASS/*, of any size: .jpg, .jpeg, .png, .webp, .gif (its first
 frame), .bmp, .tif and .tiff files. Classes and images are counted here. Names
-that begin with a dot are ignored; other files, and folders inside class folders,
-are passed over and named. test/ may lack classes, but have no further ones:
-they are compared by name. To hold out every fifth image of a class, in a shell:
+that begin with a dot are ignored; other files, and folders inside class
+folders, are passed over and named. test/ may lack classes, but have no further
+ones: they are compared by name. To hold out every fifth image of a class, in a
+shell:
 
   (cd photos/train && for class in */; do
     mkdir -p "../test/$class"

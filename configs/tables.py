@@ -335,20 +335,12 @@ def _finetune() -> Iterator[Row]:
     row = Row("finetune", {**vmoe, **arguments}, overrides)
     note = f"mean of three seeds; {note}"
     yield _expect(row, f"{VMOE_CONFIGS}/{file}", note, expected=expected)
-  yield Row("finetune", _tuned("S8/32", "dense", 1))
-  for backbone, router in itertools.product((_B32, _B16), ("dense", *ROUTERS)):
-    for cost in (1,) if router == "dense" else (1, 2):
-      yield Row("finetune", _tuned(backbone, router, cost))
-
-
-def _tuned(backbone: str, router: str, cost: int) -> dict[str, Any]:
-  """Fine-tuning of a model of table "study"; sparse routers group 8 images."""
-  arguments = {"start": "WORKDIR", "backbone": backbone, "router": router}
-  if router in TOKEN_CHOICE:
-    return {**arguments, "k": cost, "group": 8}
-  if router in EXPERT_CHOICE:
-    return {**arguments, "capacity": cost, "group": 8}
-  return {**arguments, "capacity": cost} if router == "soft" else arguments
+  start = {"start": "WORKDIR"}
+  yield Row("finetune", {**start, "router": "dense", "backbone": "S8/32"})
+  for backbone in (_B32, _B16):
+    for row in _sweep(backbone=backbone):
+      if row.arguments.get("batch_priority") != "true":
+        yield Row("finetune", {**start, **row.arguments})
 
 
 LAPTOP_RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
