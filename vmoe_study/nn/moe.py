@@ -190,7 +190,7 @@ class Moe(nn.Module):
       return {"dropout": key if shared else jax.random.fold_in(key, index)}
 
     key = self.make_rng("dropout") if self.has_rng("dropout") else None
-    unbound = experts.clone(parent=None, name=None)
+    unbound: Any = experts.clone(parent=None, name=None)
     return [
       unbound.apply(parameters(i), part, deterministic, rngs=rngs(i))
       for i, part in enumerate(inputs)

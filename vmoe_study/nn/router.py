@@ -167,21 +167,18 @@ class SparseRouter(Router):
       scores = self.affinity(jax.lax.stop_gradient(logits.noisy), *sizes)
       seen = logits.noisy if self.noisy_weights else logits.clean
       weights = WEIGHTS[self.weights](seen)
-    losses, loss_weights = self._losses(logits), self._loss_weights()
-    statistics = {}
-    if self.controller:
-      state, K = logits.state or {}, self.choice.num_selected_experts
-      statistics = self.controller.statistics(scores, state, K)
-      scores = self.controller.shifted(scores, state)
-      own = self.controller.losses(weights, state, K)
-      losses, loss_weights = (
-        losses | own,
-        loss_weights | dict.fromkeys(own, 1.0),
-      )
+    scores, more_losses, statistics = self._controlled(
+      scores, weights, logits.state or {}
+    )
     plan = self.choice(
       scores, weights, capacity=capacity, deterministic=deterministic
     )
-    aux = balance.routing_aux(plan, losses, loss_weights, statistics)
+    aux = balance.routing_aux(
+      plan,
+      self._losses(logits) | more_losses,
+      self._loss_weights() | dict.fromkeys(more_losses, 1.0),
+      statistics,
+    )
     form = self.plan_form
     if form == "auto":
       form = best_plan_form(jax.default_backend(), self.num_experts * capacity)
@@ -209,6 +206,20 @@ class SparseRouter(Router):
     }
     return jax.tree.map(
       lambda leaf: jnp.broadcast_to(leaf, (num_groups, *leaf.shape)), state
+    )
+
+  @nn.nowrap
+  def _controlled(
+    self, scores: Array, weights: Array, state: controller_lib.State
+  ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+    """Shifted scores, losses and statistics of the controller, if any."""
+    if not self.controller:
+      return scores, {}, {}
+    K = self.choice.num_selected_experts
+    return (
+      self.controller.shifted(scores, state),
+      self.controller.losses(weights, state, K),
+      self.controller.statistics(scores, state, K),
     )
 
   @nn.nowrap
