@@ -128,6 +128,14 @@ def test_the_rest_goes_on_if_an_image_is_bad(
   assert "2 of 3 images could not be used" in caplog.text
 
 
+def test_data_sets_are_not_read(trained, digits):
+  nowhere = [
+    f"--config.{field}.data_dir=/nowhere"
+    for field in ("data", "evaluations.test.data")
+  ]
+  assert predict(trained, digits[0] / "000.png", *nowhere) == 0
+
+
 def test_a_table_and_pictures(trained, digits, tmp_path, capsys):
   files = [digits[0] / "000.png", digits[0] / "001.png"]
   out = tmp_path / "explained"
