@@ -1,5 +1,6 @@
 """The input's contract: batch n is f(seed, n); every example counted once."""
 
+import collections
 import dataclasses
 import itertools
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vmoe_study.data import records
 from vmoe_study.data.builders import make_builder
 from vmoe_study.data.decoding import decode
 from vmoe_study.data.device_ops import NO_LABEL
@@ -339,3 +341,22 @@ def test_an_error_in_a_worker_process_reaches_the_consumer(damaged):
   data = eval_input(spec, batch_size=2, num_workers=1)
   with pytest.raises(RecordError, match=r"03\.jpg"):
     list(data)
+
+
+@pytest.mark.parametrize("shuffle", ["full", "blocks"])
+def test_a_mixture_takes_the_examples_of_each_set_in_turn(
+  shuffle, digits, monkeypatch
+):
+  monkeypatch.setattr(records, "BLOCK_BYTES", 4000)  # Some ten images.
+  other = dataclasses.replace(digits, split="test")
+  mixture = [(digits, 2.0), (other, 1.0)]
+  data = train_input(mixture, batch_size=32, seed=0, shuffle=shuffle)
+  assert data.parts.lanes > 1 or shuffle == "full"
+  seen = collections.Counter(
+    pair for step in range(80) for pair in data.examples(step)
+  )
+  sizes = {"digits[train]": 1438, "digits[test]": 359}
+  for name, size in sizes.items():
+    counts = {seen[name, i] for i in range(size)}
+    assert max(counts) - min(counts) <= 1 and max(counts) >= 2
+  assert {name for name, _ in seen} == {*sizes}
