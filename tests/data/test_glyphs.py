@@ -10,6 +10,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from vmoe_study.data import builders
 from vmoe_study.data.builders import MissingDataError
+from vmoe_study.data.dataset_specs import DATASETS
 from vmoe_study.data.datasets import fonts, glyph_scenes, glyphs
 from vmoe_study.data.decoding import decode
 from vmoe_study.data.sources import open_split
@@ -172,3 +173,10 @@ def test_the_features_name_only_classes_of_tfds(font_dir, designs, tmp_path):
   builders.prepare("glyphs/7", str(tmp_path), str(font_dir))
   text = (tmp_path / "glyphs/7/1.0.0/features.json").read_text()
   assert json.loads(text)["pythonClassName"].startswith("tensorflow_datasets.")
+
+
+@pytest.mark.parametrize("name", [n for n in DATASETS if n.startswith("glyph")])
+def test_dataset_specs_agree_with_the_builders(name, tmp_path):
+  feature = builders.make_builder(name, str(tmp_path)).info.features["label"]
+  feature = getattr(feature, "feature", feature)
+  assert feature.num_classes == DATASETS[name].num_classes
