@@ -13,6 +13,7 @@ import numpy as np
 from vmoe_study.data.decoding import decode
 from vmoe_study.data.examples import Batch, Example, ExampleReader
 from vmoe_study.data.pipeline import TrainInput, eval_input, train_input
+from vmoe_study.data.records import intact
 from vmoe_study.data.sources import Source, open_split
 from vmoe_study.data.spec import DataSpec
 from vmoe_study.data.workers import (
@@ -100,6 +101,8 @@ class InputBench:
     for _ in range(self.rounds):
       rates = {}
       for name, batches in inputs.items():
+        for _ in itertools.islice(batches, _num_warmup()):
+          pass  # Those that were prefetched.
         before, start = train.reading.copy(), time.perf_counter()
         rates[name] = self._images_per_second(batches)
         reading += train.reading - before
@@ -115,8 +118,7 @@ class InputBench:
       f"{name}/decode": rates[name] / rates["decode"]
       for name in ("train", "eval")
     }
-    images = self.rounds * self.batch_size
-    images *= self.num_batches + _num_warmup()
+    images = self.rounds * self.batch_size * self.num_batches
     requests, size, waited = reading.tolist()
     return {
       "workers": workers,
@@ -157,9 +159,7 @@ class InputBench:
     }
 
   def _images_per_second(self, batches: Iterator[Batch]) -> float:
-    """Times `num_batches` batches, after those that were prefetched."""
-    for _ in itertools.islice(batches, _num_warmup()):
-      pass
+    """Times `num_batches` batches."""
     start = time.perf_counter()
     count = sum(1 for _ in itertools.islice(batches, self.num_batches))
     return count * self.batch_size / (time.perf_counter() - start)
@@ -183,7 +183,8 @@ class _DecodeOnly(ExampleReader):
 
 def describe_images(source: Source) -> str:
   """One line: the number of images, and their mean size."""
-  images = [source[i]["image"] for i in range(min(SAMPLE, len(source)))]
+  sample = source.read(range(min(SAMPLE, len(source))))
+  images = [example["image"] for example in map(intact, sample)]
   shapes = np.asarray([decode(image).shape for image in images])
   height, width, _ = shapes.mean(0)
   size = np.mean([len(image) for image in images]) / 1000
