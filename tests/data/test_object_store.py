@@ -14,7 +14,7 @@ from vmoe_study.data.parts import EXAMPLES_AHEAD
 from vmoe_study.data.pipeline import eval_input, train_input
 from vmoe_study.data.read_ahead import ReadAhead
 from vmoe_study.data.record_index import FOLDER
-from vmoe_study.data.sources import open_split
+from vmoe_study.data.sources import make_indices, open_split
 from vmoe_study.data.spec import DataSpec
 
 from ..fake_gcs import fake_gcs
@@ -159,6 +159,23 @@ def test_an_index_takes_one_pass_and_is_made_for_all_hosts(
   other = open_split("tiny", "train", "gs://bucket/tfrecord")
   assert not data_reads(store)
   assert len(other) == COUNT
+
+
+def test_indices_of_read_only_data_are_shared_elsewhere(
+  store, tmp_path, monkeypatch
+):
+  """Two hosts make half of them each, then take those of the other."""
+  store.set(read_only=True)
+  for host in range(2):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"host {host}"))
+    make_indices(spec(), host, 2, str(tmp_path / "workdir"))
+    assert len({read[0] for read in data_reads(store)}) in (1, 2)
+  for host in range(2):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"host {host}"))
+    make_indices(spec(), 0, 1, str(tmp_path / "workdir"))
+    open_split("tiny", "train", "gs://bucket/tfrecord")
+    assert not data_reads(store)
+  assert len(list((tmp_path / "workdir").iterdir())) == SHARDS
 
 
 def test_array_records_have_an_index(store, folder, monkeypatch):
