@@ -9,6 +9,7 @@ import pytest
 
 from vmoe_study.nn.mlp import Mlp
 from vmoe_study.nn.moe import Moe, MoeOptions, group_images
+from vmoe_study.nn.parameter_names import ROUTER, ROUTER_STATE
 from vmoe_study.nn.zoo import ROUTERS, make_router
 
 B, L, D, F, E = 4, 6, 8, 5, 3
@@ -37,11 +38,15 @@ def _params(layer, x):
 def test_equals_a_loop_over_slots(name, images, x):
   layer = _layer(name, images)
   params = _params(layer, x)
-  y, aux = layer.apply({"params": params}, x)
+  state = layer.init(jax.random.key(0), x).get(ROUTER_STATE, {})
+  y, aux = layer.apply({"params": params, ROUTER_STATE: state}, x)
 
   groups = np.asarray(x).reshape(B // images, images * L, D)
   router = make_router(name, **layer.moe.options)
-  own = {"params": params.get("Router", {})}
+  own = {
+    "params": params.get(ROUTER, {}),
+    ROUTER_STATE: state.get(ROUTER, {}),
+  }
   plan, expected_aux = router.apply(own, jnp.asarray(groups))
   dispatch, combine = plan.dispatch_tensor(), plan.combine_tensor()
   expected = np.zeros(groups.shape)

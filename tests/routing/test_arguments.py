@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vmoe_study.nn.parameter_names import ROUTER_STATE
 from vmoe_study.nn.router import RouterLogits, SoftRouter
 from vmoe_study.nn.zoo import ROUTERS, make_router
 from vmoe_study.routing import balance, sinkhorn, soft, sparse_transport
@@ -89,8 +90,13 @@ def test_router_logits_of_any_kind(name, dtype, values):
   if ROUTERS[name].router is SoftRouter:
     clean, noise = values["slots"], -values["slots"]
   router = make_router(name, num_experts=E)
-  single = RouterLogits(clean, noise).as_float32()
-  given = RouterLogits(clean.astype(dtype), noise.astype(dtype))
+  variables = router.init(jax.random.key(0), jnp.ones((1, S, 2)))
+  state = {
+    name: jnp.broadcast_to(leaf, (G, *leaf.shape))
+    for name, leaf in variables.get(ROUTER_STATE, {}).items()
+  }
+  single = RouterLogits(clean, noise, state).as_float32()
+  given = RouterLogits(clean.astype(dtype), noise.astype(dtype), state)
   _equal(router.route(given), router.route(single))
 
 
