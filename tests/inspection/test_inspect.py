@@ -27,7 +27,7 @@ def make_model(arguments):
 
 def test_a_dense_model_has_its_accuracy_and_no_pictures(tmp_path):
   model = make_model("router=dense")
-  checkpoint = Checkpoint(epath.Path(tmp_path), 0, model.init(), model)
+  checkpoint = Checkpoint(epath.Path(tmp_path), 0, model.init(), {}, model)
   inspection = inspect(checkpoint, num_images=16, num_shown=2)
   assert inspection.num_images == 16 and inspection.accuracy.count == 16
   assert not inspection.layers and not inspection.capacities
