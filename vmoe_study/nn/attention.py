@@ -100,7 +100,8 @@ class Attention(nn.Module):
         for x, scale in zip((q, k), norms, strict=True)
       )
     kernel = "cudnn" if self.dtype == "bfloat16" and _has_cudnn() else None
-    y = jax.nn.dot_product_attention(q, k, v, implementation=kernel)
+    q *= q.shape[-1] ** -0.5  # Cheaper than to scale the scores.
+    y = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation=kernel)
     return y.reshape(inputs[0].shape)
 
 

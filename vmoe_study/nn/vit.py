@@ -288,7 +288,8 @@ class VisionTransformer(CheckedModule):
     qk_norm: whether queries and keys are normalised.
     dropout_rate: after position embeddings, attention and MLP layers.
     dtype: of the blocks. Parameters, routers and all layers from the final norm
-      to the head are float32.
+      to the head are float32. Gradients of the blocks' kernels are rounded to
+      it on every device, and summed over devices in it.
     residual_dtype: of the residual connections, from the patches to the final
       norm, and of the tokens that routers see; None for `dtype`.
     remat: what the backward pass recomputes: nothing ("none"), all but matrix

@@ -34,7 +34,7 @@ class Exchange:
 
   Attributes:
     mesh: devices, or an abstract mesh to trace programs for; None for a single
-      device, where nothing is communicated.
+      device, JAX's default. On one device nothing is communicated.
     group_axes: mesh axes over which groups are sharded, outermost first.
     expert_axis: the axis of `group_axes` over which experts are sharded.
   """
@@ -69,9 +69,9 @@ class Exchange:
       logits: tree of arrays with leading axis G, sharded by group.
 
     Returns:
-      Inputs of the N = G * C slots of the experts of each `RoutingPlan.part`, in
-      the dtype of the tokens, sharded by expert; the plan and the aux, sharded
-      by group.
+      For each `RoutingPlan.part`, inputs of the N = G * C slots of its experts,
+      in the dtype of the tokens, sharded by expert; the plan and the aux,
+      sharded by group.
     """
 
     def local(tokens_GSD, logits):
@@ -139,7 +139,7 @@ class Exchange:
     return PartitionSpec(self.expert_axis, others)
 
   def per_device(self, function, in_specs, out_specs):
-    if self.mesh is None:
+    if self.mesh is None or self.mesh.size == 1:
       return function
     return jax.shard_map(
       function,

@@ -59,7 +59,7 @@ class Model:
     self.image_shape = image_shape
     self.module = VisionTransformer(
       **config.model.arguments(),
-      exchange=Exchange(self.mesh if self.mesh.size > 1 else None, AXES),
+      exchange=Exchange(self.mesh, AXES),
     )
     self.evaluation_module = self.module.clone(moe=config.evaluation_moe)
     shapes = self._shapes(self.module, image_shape)
