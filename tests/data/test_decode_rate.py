@@ -22,5 +22,5 @@ def test_the_line_of_the_log():
     "do it"
   )
   assert describe_rate(400.0, 100).endswith(
-    "this host has 100 worker processes, so at most 40,000 images/s"
+    "with num_workers=100, this host at most 40,000 images/s"
   )

@@ -39,6 +39,6 @@ def describe_rate(rate: float, num_workers: int) -> str:
   if not num_workers:
     return f"{core}; threads of this process do it"
   return (
-    f"{core}; this host has {num_workers} worker processes, so at most "
+    f"{core}; with num_workers={num_workers}, this host at most "
     f"{num_workers * rate:,.0f} images/s"
   )
