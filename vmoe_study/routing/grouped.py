@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from vmoe_study.routing.balance import RoutingAux
@@ -171,15 +172,15 @@ class Layout:
     return cls(place, filled_E, block, size)
 
   def dense(
-    self, x: Float[Array, "N D"], layer: Mapping[str, Array]
+    self, x: Float[Array, "N D"], layer: Mapping[str, ArrayLike]
   ) -> Float[Array, "N F"]:
     """Applies the kernel (E, D, F) and bias (E, F) of each row's expert."""
-    kernel_EDF = layer["kernel"].astype(x.dtype)
+    kernel_EDF = jnp.asarray(layer["kernel"], x.dtype)
     block_M = jnp.arange(self.size // self.block) * self.block
     expert_M = jnp.searchsorted(jnp.cumsum(self.loads), block_M, side="right")
     expert_M = jnp.minimum(expert_M, len(kernel_EDF) - 1)
     bias_NF = jnp.repeat(
-      layer["bias"].astype(x.dtype)[expert_M], self.block, axis=0
+      jnp.asarray(layer["bias"], x.dtype)[expert_M], self.block, axis=0
     )
     if self.block == 1:
       return jax.lax.ragged_dot(x, kernel_EDF, self.loads) + bias_NF
