@@ -300,6 +300,9 @@ def best_plan_form(platform: str, num_slots: int) -> Literal["index", "dense"]:
     1568  0.360  0.511   2.83  2.38     3.45  2.91
     3136  0.718  1.020   3.52  3.10     4.30  5.18
 
+  With an exchange among 16 of these chips (50,432 tokens on each, E*C = 192) it
+  has 8.34 and 4.86 GB. In both measurements slots were in the order E G C.
+
   Args:
     platform: JAX's name of the backend: "cpu", "gpu" or "tpu".
     num_slots: E*C, slots per group.
