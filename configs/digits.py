@@ -23,6 +23,22 @@ seconds of training on one core, two runs at a time on a busy machine):
   softmax_expert_choice               98.61    98.89       91
   softmax_token_choice                98.05    98.61      123
   sparsity_constrained_expert_choice  99.16    98.89       99
+  sparsity_constrained_token_choice   97.21    98.89     (*)
+  the same with k=2                   98.05    98.89     (*)
+
+  selected_softmax_token_choice, k=2  98.05    98.61     (*)
+  sigmoid_token_choice, k=2           97.77    98.61     (*)
+  cosine_token_choice                 98.33    99.16     (*)
+  capped_expert_choice, capacity=2    98.89    98.89     (*)
+  base                                97.21    98.33     (*)
+  bias_adjusted_token_choice          98.05    98.61     (*)
+  relu                                98.05    98.05     (*)
+  threshold                           98.33    99.44     (*)
+  dropless_token_choice               98.61    98.89     (*)
+  random                              98.05    97.49     (*)
+  hash                                98.33    98.61     (*)
+  identity                            98.61    99.16     (*)
+  uniform_soft                        98.61    99.16     (*)
 
 (*) Measured later, on a machine too busy to time it.
 """
