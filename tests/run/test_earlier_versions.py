@@ -91,6 +91,17 @@ def test_their_cool_down_is_kept():
     assert upgrade(config)["train"]["schedule"]["cooldown"] == "freeze"
 
 
+def test_their_order_of_examples_is_kept():
+  """From an object store, too, where today's default is another order."""
+  for folder, expected in (("gs://bucket", {"shuffle": "full"}), (None, {})):
+    train = {"num_workers": 0}
+    config = upgrade({"train": train, "data": {"data_dir": folder}})
+    assert config["train"] == {"num_workers": "auto"} | expected
+    assert upgrade(config) == config
+  chosen = {"train": {"num_workers": 0, "shuffle": "auto"}}
+  assert upgrade(chosen) == chosen
+
+
 def test_they_are_reported(run, capsys):
   (cell,) = results.load([run])
   (metrics,) = cell.runs.values()

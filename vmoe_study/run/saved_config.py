@@ -13,6 +13,9 @@ from etils import epath
 CONFIG_FILE = "config.json"
 # Fields by the names that they have in configs of earlier versions.
 RENAMED = {"model.moe.experts_alike": "model.moe.shared_expert_init"}
+# Defaults of version 0.1.0 that have become "auto". It means the same, except on
+# TPUs, where the plan form that it takes may sum in another order.
+_NOW_AUTO = {"train.num_workers": 0, "model.moe.options.plan_form": "index"}
 _SPARSE_TOKEN_CHOICE = "sparsity_constrained_token_choice"
 # Fields that a resumed run may change with `--allow-change`: where and how it
 # runs and how often it reports, but nothing that changes the numbers.
@@ -63,7 +66,10 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
     section = _section(config, parent)
     if name in section:
       section[new.rpartition(".")[2]] = section.pop(name)
-  schedule = _section(config, "train.schedule")
+  train = _section(config, "train")
+  if train and "shuffle" not in train:
+    _follow_defaults(config)
+  schedule = _section(train, "schedule")
   if schedule.get("cooldown_steps"):
     schedule.setdefault("cooldown", "multiply")  # Before there was a choice.
   moe = _section(config, "model.moe")
@@ -74,6 +80,17 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
   if moe.get("router") == "dense":
     moe["options"] = {}  # Earlier versions saved options that had no effect.
   return config
+
+
+def _follow_defaults(config: dict[str, Any]) -> None:
+  """Makes defaults of version 0.1.0 those of today, if they mean the same."""
+  for path, default in _NOW_AUTO.items():
+    parent, _, name = path.rpartition(".")
+    section = _section(config, parent)
+    if section.get(name) == default:
+      section[name] = "auto"
+  if "://" in str(config.get("data")):
+    config["train"]["shuffle"] = "full"  # Today, "auto" shuffles in blocks.
 
 
 def _section(config: Any, path: str) -> dict[str, Any]:
