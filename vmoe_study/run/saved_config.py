@@ -13,7 +13,7 @@ from etils import epath
 CONFIG_FILE = "config.json"
 # Fields by the names that they have in configs of earlier versions.
 RENAMED = {"model.moe.experts_alike": "model.moe.shared_expert_init"}
-# Defaults of version 0.1.0 that have become "auto". It means the same, except on
+# Defaults of version 0.1.0 that have become "auto". It means the same, but on
 # TPUs, where the plan form that it takes may sum in another order.
 _NOW_AUTO = {"train.num_workers": 0, "model.moe.options.plan_form": "index"}
 _SPARSE_TOKEN_CHOICE = "sparsity_constrained_token_choice"
