@@ -4,6 +4,7 @@ Orbax raises these errors in the foreground, too, where they become one
 sentence. A full disk or a damaged file would otherwise add hundreds of lines.
 """
 
+import logging
 import sys
 import threading
 import warnings
@@ -18,6 +19,8 @@ def silence_background_errors() -> None:
   sys.unraisablehook = _filtered(sys.unraisablehook)
   threading.excepthook = _filtered(threading.excepthook)
   warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+  # Of futures whose error nobody has asked for when the process ends.
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _filtered(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
