@@ -75,7 +75,8 @@ def trained_on_eight(tmp_path_factory):
   assert main(["train", *arguments]) == 0
   out = folder / "metrics.json"
   workdir = folder / "work"
-  assert main(["evaluate", f"--workdir={workdir}", f"--out={out}"]) == 0
+  options = [f"--workdir={workdir}", "--trust-data-dirs", f"--out={out}"]
+  assert main(["evaluate", *options]) == 0
   return str(workdir), json.loads(out.read_text())
 
 
@@ -97,6 +98,7 @@ def test_a_checkpoint_of_eight_devices_opens_on_one(run, trained_on_eight):
     "evaluate_checkpoint.ipynb",
     WHAT_WAS_FOUND,
     WORKDIR=workdir,
+    TRUST_DATA_DIRS=True,
     CAPACITIES=[0.25, 0.5],
   )
   assert found["devices"] == 1
