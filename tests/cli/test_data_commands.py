@@ -53,7 +53,9 @@ def test_bench_prints_every_rate(data_dir, tmp_path):
   )
   assert "64 images; the first 64 have" in done.stdout
   row = done.stdout.splitlines()[-1]
-  assert re.fullmatch(r"\| +1( \| +\d+){3}( \| +\d+\.\d\d){3} \|", row), row
+  # Local files: no request, no byte of a request.
+  rates = r"\| +1 \| +16( \| +\d+){3}( \| +\d+\.\d\d){3}"
+  assert re.fullmatch(rates + r" \| +0\.000 \| +0 \| +[01]\.\d\d \|", row), row
   record = json.loads(out.read_text())
   assert record["corpus"].startswith("jft_like/64 train: 64 images")
   assert "inception_crop(224)" in record["train_ops"]
