@@ -71,7 +71,7 @@ anything = st.recursive(
 def _no_training():
   """A config that is accepted goes no further."""
 
-  def stop(config):
+  def stop(*unused):
     raise ValueError("accepted")
 
   with pytest.MonkeyPatch.context() as patch:

@@ -191,15 +191,17 @@ def test_both_plan_forms_agree(name, setting):
       found.setdefault(form, []).append(outcome)
   index, dense = map(jax.tree.leaves, (found["index"], found["dense"]))
   for one, other in zip(index, dense, strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 @for_all(settings=EXACT)
 def test_groups_are_independent(name, setting):
+  changes = []
   for _, plain, other in _pairs(name, setting, "other groups"):
     for key in ("dispatch", "combine", "y"):
       np.testing.assert_allclose(plain[key][0], other[key][0], atol=1e-5)
-    assert np.any(plain["y"][1] != other["y"][1])
+    changes.append(np.any(plain["y"][1] != other["y"][1]))
+  assert any(changes)  # Not all: some routers may leave out a whole group.
 
 
 def _ignores_order(name):

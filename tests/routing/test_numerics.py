@@ -128,13 +128,15 @@ def experts(params, x):
   )
 
 
-# Those whose mixture has the softmax of linear logits as its weights.
+# Those whose mixture has the softmax of linear logits as its weights, and no
+# state that leaves tokens out.
 TRUTHS = {
   name: mixture
   for name, spec in ROUTERS.items()
   if spec.parts
   and spec.parts["logits_rule"] is LinearLogits
   and spec.default_options()["weights"] == "softmax"
+  and "controller" not in spec.parts
 }
 TRUTHS |= {"soft": soft_mixture}
 
