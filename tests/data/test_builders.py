@@ -175,6 +175,13 @@ def test_nothing_is_downloaded_unasked(tmp_path, name, message):
   assert not list(tmp_path.rglob("*.*record*"))
 
 
+def test_a_data_set_is_not_built_in_a_store(monkeypatch, tmp_path):
+  builder = builders.make_builder("jft_like/8", str(tmp_path))
+  monkeypatch.setattr(builders, "make_builder", lambda *unused: builder)
+  with pytest.raises(ValueError, match="must be a local folder.*--to=URL"):
+    builders.prepare("jft_like/8", "gs://bucket/tfds")
+
+
 def test_jft_like_needs_a_number(tmp_path):
   with pytest.raises(ValueError, match="jft_like/5000"):
     builders.prepare("jft_like/many", str(tmp_path))

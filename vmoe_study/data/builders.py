@@ -127,6 +127,7 @@ def prepare(
     builder.check_manual_dir(Path(folder).expanduser())
   config = tfds.download.DownloadConfig(manual_dir=folder)
   if _base(name) in OURS:
+    _check_local(name, data_dir)
     # Writing ArrayRecord needs no TensorFlow.
     builder.download_and_prepare(
       download_config=config, file_format="array_record"
@@ -142,6 +143,16 @@ def prepare(
   tf.config.set_visible_devices([], "GPU")  # JAX uses the accelerators.
   builder.download_and_prepare(download_config=config)
   return builder
+
+
+def _check_local(name: str, data_dir: str | None) -> None:
+  """Raises ValueError for a store, where ArrayRecord files cannot grow."""
+  where = str(data_dir or tfds.core.constants.DATA_DIR)
+  if "://" in where:
+    raise ValueError(
+      f"data_dir={where!r}: must be a local folder to build {name!r} in. Build "
+      "it in one, and copy it with --to=URL."
+    )
 
 
 def _check_tensorflow(name: str) -> None:
@@ -190,7 +201,7 @@ def open_prepared(
   try:
     return open_builder(name, data_dir)
   except tfds.core.DatasetNotFoundError as error:
-    if _base(name) == AUTOMATIC:
+    if _base(name) == AUTOMATIC and "://" not in where:
       return _build_automatic(name, data_dir)
     if explanation := explain_missing(where, name):
       raise MissingDataError(
