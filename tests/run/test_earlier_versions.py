@@ -15,7 +15,7 @@ from vmoe_study.config import InitializeSpec
 from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.experiment import Model
 from vmoe_study.run.initialize import initial_params
-from vmoe_study.run.saved_config import CONFIG_FILE, upgrade
+from vmoe_study.run.saved_config import CONFIG_FILE, follow_defaults, upgrade
 from vmoe_study.study import results
 
 pytestmark = pytest.mark.cli
@@ -95,11 +95,11 @@ def test_their_order_of_examples_is_kept():
   """From an object store, too, where today's default is another order."""
   for folder, expected in (("gs://bucket", {"shuffle": "full"}), (None, {})):
     train = {"num_workers": 0}
-    config = upgrade({"train": train, "data": {"data_dir": folder}})
+    config = follow_defaults({"train": train, "data": {"data_dir": folder}})
     assert config["train"] == {"num_workers": "auto"} | expected
-    assert upgrade(config) == config
+    assert follow_defaults(config) == config
   chosen = {"train": {"num_workers": 0, "shuffle": "auto"}}
-  assert upgrade(chosen) == chosen
+  assert follow_defaults(chosen) == chosen
 
 
 def test_they_are_reported(run, capsys):

@@ -66,10 +66,7 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
     section = _section(config, parent)
     if name in section:
       section[new.rpartition(".")[2]] = section.pop(name)
-  train = _section(config, "train")
-  if train and "shuffle" not in train:
-    _follow_defaults(config)
-  schedule = _section(train, "schedule")
+  schedule = _section(config, "train.schedule")
   if schedule.get("cooldown_steps"):
     schedule.setdefault("cooldown", "multiply")  # Before there was a choice.
   moe = _section(config, "model.moe")
@@ -82,8 +79,15 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
   return config
 
 
-def _follow_defaults(config: dict[str, Any]) -> None:
-  """Makes defaults of version 0.1.0 those of today, if they mean the same."""
+def follow_defaults(config: dict[str, Any]) -> dict[str, Any]:
+  """Makes defaults of version 0.1.0 those of today, if they mean the same.
+
+  So a run of that version resumes with its recipe, which names no default.
+  """
+  train = _section(config, "train")
+  if not train or "shuffle" in train:  # Saved by a later version.
+    return config
+  config = copy.deepcopy(config)
   for path, default in _NOW_AUTO.items():
     parent, _, name = path.rpartition(".")
     section = _section(config, parent)
@@ -91,6 +95,7 @@ def _follow_defaults(config: dict[str, Any]) -> None:
       section[name] = "auto"
   if "://" in str(config.get("data")):
     config["train"]["shuffle"] = "full"  # Today, "auto" shuffles in blocks.
+  return config
 
 
 def _section(config: Any, path: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from vmoe_study.run.saved_config import (
   CONFIG_FILE,
   HARMLESS,
   describe_changes,
+  follow_defaults,
   read_config,
 )
 
@@ -79,5 +80,5 @@ def _changes(
   if found is None:
     return []
   with contextlib.suppress(ValueError):
-    found = parse(found).to_dict()  # Adds fields newer than the file.
+    found = parse(follow_defaults(found)).to_dict()  # Adds newer fields.
   return describe_changes(*json.loads(json.dumps([found, config])))
