@@ -190,18 +190,21 @@ def test_both_plan_forms_agree(name, setting):
     if kind not in EXTREMES:
       found.setdefault(form, []).append(outcome)
   index, dense = map(jax.tree.leaves, (found["index"], found["dense"]))
+  # Cosine logits are divided by a temperature, and rounding with them.
+  is_cosine = _part(name, "logits_rule") is CosineLogits
+  atol = 1e-5 if is_cosine else 1e-6
   for one, other in zip(index, dense, strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=atol)
 
 
 @for_all(settings=EXACT)
 def test_groups_are_independent(name, setting):
-  changes = []
   for _, plain, other in _pairs(name, setting, "other groups"):
     for key in ("dispatch", "combine", "y"):
       np.testing.assert_allclose(plain[key][0], other[key][0], atol=1e-5)
-    changes.append(np.any(plain["y"][1] != other["y"][1]))
-  assert any(changes)  # Not all: some routers may leave out a whole group.
+    # ReLU routing may leave out a whole group, of one token.
+    left_out = name == "relu" and not np.any(plain["y"][1] + other["y"][1])
+    assert left_out or np.any(plain["y"][1] != other["y"][1])
 
 
 def _ignores_order(name):

@@ -6,6 +6,12 @@ class CheckpointError(Exception):
 
 
 def brief(error: Exception) -> str:
-  """The beginning of a library's error message, which may be very long."""
+  """A library's error message, without the middle if it is very long.
+
+  What failed stands at its beginning, and the cause at its end.
+  """
   text = str(error).partition("See full TensorStore details")[0]
-  return " ".join(text.split())[:400] or type(error).__name__
+  text = " ".join(text.split())
+  if len(text) > 400:
+    text = f"{text[:200]} ... {text[-195:]}"
+  return text or type(error).__name__

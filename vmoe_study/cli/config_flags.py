@@ -28,8 +28,8 @@ def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
   )
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-  """Adds the options that `open_checkpoint` reads."""
+def add_step(parser: argparse.ArgumentParser) -> None:
+  """Adds the options that name a checkpoint: `--workdir` and `--step`."""
   parser.add_argument(
     "--workdir",
     type=paths.path,
@@ -40,6 +40,11 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--step", type=int, help="step to read; by default the newest intact one"
   )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+  """Adds the options that `open_checkpoint` reads."""
+  add_step(parser)
   add_config(parser, required=False)
   parser.add_argument(
     "--trust-data-dirs",

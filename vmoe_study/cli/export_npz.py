@@ -2,27 +2,18 @@
 
 import argparse
 
-from vmoe_study.cli import paths
+from vmoe_study.cli import config_flags, paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's options."""
-  parser.add_argument(
-    "--workdir",
-    type=paths.path,
-    required=True,
-    metavar="DIR",
-    help="workdir of the training run",
-  )
+  config_flags.add_step(parser)
   parser.add_argument(
     "--out",
     type=paths.path_or_any_url,
     required=True,
     metavar="FILE.npz",
     help="file to write; local path or URL",
-  )
-  parser.add_argument(
-    "--step", type=int, help="step to read; by default the newest intact one"
   )
 
 

@@ -7,9 +7,10 @@ of the routers that use it.
 """
 
 import dataclasses
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -33,7 +34,23 @@ class Affinity(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Softmax:
+class _OfLogits:
+  """An affinity that is a function of the logits alone, in float32."""
+
+  function: ClassVar[Any]  # A static method, of an array.
+
+  def __call__(
+    self,
+    logits: Float[ArrayLike, "G S E"],
+    capacity: int,
+    num_selected_experts: int = 1,
+  ) -> Float[Array, "G S E"]:
+    del capacity, num_selected_experts
+    return self.function(as_float32("logits", logits))
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax(_OfLogits):
   """Softmax over the experts: the scores of a token sum to 1.
 
   Raises:
@@ -47,18 +64,11 @@ class Softmax:
     [[[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]]
   """
 
-  def __call__(
-    self,
-    logits: Float[ArrayLike, "G S E"],
-    capacity: int,
-    num_selected_experts: int = 1,
-  ) -> Float[Array, "G S E"]:
-    del capacity, num_selected_experts
-    return jax.nn.softmax(as_float32("logits", logits))
+  function = staticmethod(jax.nn.softmax)
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class Linear(_OfLogits):
   """The logits themselves.
 
   Raises:
@@ -71,18 +81,11 @@ class Linear:
     [[[-1.0, 2.0]]]
   """
 
-  def __call__(
-    self,
-    logits: Float[ArrayLike, "G S E"],
-    capacity: int,
-    num_selected_experts: int = 1,
-  ) -> Float[Array, "G S E"]:
-    del capacity, num_selected_experts
-    return as_float32("logits", logits)
+  function = staticmethod(jnp.asarray)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sigmoid:
+class Sigmoid(_OfLogits):
   """The sigmoid of each logit: experts do not compete (arXiv:2412.19437).
 
   Raises:
@@ -95,18 +98,11 @@ class Sigmoid:
     [[[0.5, 0.5]]]
   """
 
-  def __call__(
-    self,
-    logits: Float[ArrayLike, "G S E"],
-    capacity: int,
-    num_selected_experts: int = 1,
-  ) -> Float[Array, "G S E"]:
-    del capacity, num_selected_experts
-    return jax.nn.sigmoid(as_float32("logits", logits))
+  function = staticmethod(jax.nn.sigmoid)
 
 
 @dataclasses.dataclass(frozen=True)
-class Relu:
+class Relu(_OfLogits):
   """The positive part of each logit (arXiv:2412.14711).
 
   Raises:
@@ -119,14 +115,7 @@ class Relu:
     [[[0.0, 2.0]]]
   """
 
-  def __call__(
-    self,
-    logits: Float[ArrayLike, "G S E"],
-    capacity: int,
-    num_selected_experts: int = 1,
-  ) -> Float[Array, "G S E"]:
-    del capacity, num_selected_experts
-    return jax.nn.relu(as_float32("logits", logits))
+  function = staticmethod(jax.nn.relu)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -146,10 +146,11 @@ with unregistered():
       self, folder: Path, designs: tuple[fonts.Design, ...]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
       """One image for each character and design that has the character."""
+      characters = self._characters()
       for number, design in enumerate(designs):
         font = design.load(folder, EM)
         empty = draw("\uffff", font)
-        for label, character in enumerate(self._characters()):
+        for label, character in enumerate(characters):
           image = draw(character, font)
           if image.any() and not np.array_equal(image, empty):
             yield f"{number}/{label}", {"image": as_png(image), "label": label}
