@@ -53,6 +53,7 @@ setup(
   package_dir={CONFIGS: "configs"},
   package_data={
     "vmoe_study": ["py.typed"],
+    "vmoe_study.drawing": ["layout.html.jinja", "parts.html.jinja"],
     "vmoe_study.inspection": ["page.html.jinja"],
   },
   cmdclass={"build_py": BuildPy},

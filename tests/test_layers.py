@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1] / PACKAGE
 CONFIGS = ROOT.parent / "configs"
 # From the ground up. A room is a folder or a module of the package.
 FLOORS = [
-  {"files", "options", "routing"},
+  {"drawing", "files", "options", "routing"},
   {"data", "nn", "parallel"},
   {"checkpoint", "evaluation", "training"},
   {"config"},
@@ -27,6 +27,7 @@ STRANGERS = [
   ("checkpoint", "data"),
   ("data", "nn"),
   ("data", "parallel"),
+  ("drawing", "files"),
   ("evaluation", "nn"),
   ("files", "options"),
   ("nn", "data"),

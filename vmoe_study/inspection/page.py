@@ -1,13 +1,12 @@
 """The HTML page of an inspection: a single, self-contained file."""
 
-import base64
 import functools
-import importlib.resources
 import math
 from collections.abc import Mapping
 
 import jinja2
 
+from vmoe_study.drawing.page import page_template
 from vmoe_study.inspection.result import Inspection
 from vmoe_study.inspection.statistics import LayerStatistics
 from vmoe_study.study.statistics import Estimate
@@ -22,34 +21,18 @@ def render_page(inspection: Inspection, pictures: Mapping[str, bytes]) -> str:
     inspection: the numbers.
     pictures: PNG files by name, those of `Inspection.figures`.
   """
-  encoded = {
-    name: base64.b64encode(data).decode() for name, data in pictures.items()
-  }
-  return _template().render(inspection=inspection, pictures=encoded)
+  return _template().render(inspection=inspection, pictures=pictures)
 
 
 @functools.cache
 def _template() -> jinja2.Template:
-  file = importlib.resources.files(__package__) / TEMPLATE
-  environment = jinja2.Environment(
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-  )
-  environment.filters |= {
-    "anchor": _anchor,
+  filters = {
     "run_rows": _run_rows,
     "capacity_rows": _capacity_rows,
     "comparison_rows": _comparison_rows,
     "expert_rows": _expert_rows,
   }
-  return environment.from_string(file.read_text())
-
-
-def _anchor(name: str) -> str:
-  return name.lower().replace(" ", "-")
+  return page_template(__package__, TEMPLATE, filters)
 
 
 def _run_rows(inspection: Inspection) -> list[tuple[str, str]]:

@@ -1,14 +1,10 @@
 """Figures of the study: accuracy, cost, speed, and routing metrics."""
 
-import io
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-import matplotlib as mpl
 import numpy as np
-from etils import epath
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.optimize import isotonic_regression
@@ -274,14 +270,3 @@ def figures(cells: Sequence[Cell]) -> dict[str, Figure]:
     "cost": cost_figure(cells),
     "health": routing_figure(cells),
   }
-
-
-def save(figure: Figure, path: epath.PathLike, name: str) -> None:
-  """Writes NAME.png and NAME.svg; equal figures give equal bytes."""
-  FigureCanvasAgg(figure)
-  metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-  with mpl.rc_context({"svg.hashsalt": name}):
-    for form, entries in metadata.items():
-      buffer = io.BytesIO()
-      figure.savefig(buffer, format=form, dpi=120, metadata=entries)
-      (epath.Path(path) / f"{name}.{form}").write_bytes(buffer.getvalue())

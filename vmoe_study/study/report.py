@@ -9,6 +9,7 @@ from vmoe_study.study.results import RESULTS_FILE, Cell, write
 from vmoe_study.study.tables import MISSING, Table, tables
 
 REPORT_FILE = "report.md"
+DOTS_PER_INCH = 120
 TITLES = {
   "accuracy": "Accuracy in percent: mean over seeds with 95% interval",
   "cost": "Cost, and routing at the end of training",
@@ -74,6 +75,7 @@ def write_report(out: epath.PathLike, cells: Sequence[Cell]) -> None:
     cells: of `results.load`.
   """
   # Matplotlib takes a second to import, and `runs_table` does not need it.
+  from vmoe_study.drawing.figure_files import save_figure
   from vmoe_study.study import figures
 
   out = epath.Path(out)
@@ -86,7 +88,7 @@ def write_report(out: epath.PathLike, cells: Sequence[Cell]) -> None:
     (out / f"{name}.tex").write_text(latex_table(table.header, table.as_text()))
   drawn = figures.figures(cells)
   for name, figure in drawn.items():
-    figures.save(figure, out, name)
+    save_figure(figure, out, name, DOTS_PER_INCH)
   (out / REPORT_FILE).write_text(_markdown(found, list(drawn)))
 
 

@@ -1,0 +1,1 @@
+"""Figures as files, text in any script, and the layout of pages."""
