@@ -169,6 +169,9 @@ class TrainSpec:
     optimizer: see `OptimizerSpec`.
     schedule: see `ScheduleSpec`.
     accumulation: number of parts that each batch is computed in, in sequence.
+    ema_decay: of an exponential moving average of the parameters, as 0.999. It
+      starts at the initial ones, and the run is evaluated with it, exported and
+      fine-tuned from it; 0 for none. States of routers are not averaged.
     mixup: parameter of mixup's Beta distribution; 0 for no mixup.
     mixup_within: which images are blended: the two of a "pair", with one weight
       for the batch; or, as in V-MoE, each with the next one of its "device",
@@ -201,6 +204,7 @@ class TrainSpec:
   optimizer: OptimizerSpec = dataclasses.field(default_factory=OptimizerSpec)
   schedule: ScheduleSpec = dataclasses.field(default_factory=ScheduleSpec)
   accumulation: int = 1
+  ema_decay: float = 0.0
   mixup: float = 0.0
   mixup_within: Literal["pair", "device"] = "pair"
   shuffle: Literal["auto", "full", "blocks"] = "auto"
@@ -226,6 +230,8 @@ class TrainSpec:
     for name in ["batch_size", "accumulation", "report_every", "keep"]:
       options.check_least(name, getattr(self, name), 1)
     options.check_least("read_threads", self.read_threads, 1)
+    if not 0 <= self.ema_decay < 1:
+      raise ValueError(f"ema_decay={self.ema_decay}: must be in [0, 1).")
     for name in ("mixup", "batches_ahead"):
       options.check_least(name, getattr(self, name), 0)
     for name in ("num_steps", "num_epochs"):

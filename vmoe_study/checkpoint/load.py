@@ -25,6 +25,10 @@ PyTree = Any
 T = TypeVar("T")
 
 AS_NUMPY = object()  # In place of a template: read to host memory.
+# In place of an item: what the model is evaluated with, which is the moving
+# average of the parameters, or the parameters if the run keeps none.
+WEIGHTS = "weights"
+EMA = "ema"
 
 
 def load_params(
@@ -32,7 +36,7 @@ def load_params(
   step: int | None = None,
   template: PyTree | None = None,
 ) -> tuple[PyTree, dict[str, Any], int]:
-  """Reads the parameters of a checkpoint, without its optimizer state.
+  """Reads what a model is evaluated with, without its optimizer state.
 
   Args:
     directory: of a `CheckpointStore`; it is not changed.
@@ -41,7 +45,8 @@ def load_params(
       numpy arrays, which need none of the devices that saved the checkpoint.
 
   Returns:
-    Parameters, metadata, step.
+    The parameters or, if the run keeps one, their moving average; metadata;
+    step.
 
   Raises:
     ValueError: names, shapes or dtypes differ from the template's.
@@ -49,8 +54,8 @@ def load_params(
   """
   directory = absolute(directory)
   template = AS_NUMPY if template is None else template
-  found, trees, metadata = restore_trees(directory, step, {"params": template})
-  return trees["params"], metadata, found
+  found, trees, metadata = restore_trees(directory, step, {WEIGHTS: template})
+  return trees[WEIGHTS], metadata, found
 
 
 def load_shapes(
@@ -95,7 +100,8 @@ def restore_trees(
   Args:
     directory: of a `CheckpointStore`.
     step: the step to read, or None.
-    templates: by item; trees as in `CheckpointStore.restore`, or `AS_NUMPY`.
+    templates: by item, or `WEIGHTS`; trees as in `CheckpointStore.restore`, or
+      `AS_NUMPY`.
 
   Returns:
     Step, one tree for every template, metadata.
@@ -108,7 +114,7 @@ def restore_trees(
   def read(path: epath.Path) -> tuple[dict[str, PyTree], dict[str, Any]]:
     manifest = read_manifest(path)
     trees = {
-      item: _read_item(path, item, manifest["items"].get(item, {}), template)
+      item: _read_item(path, item, manifest["items"], template)
       for item, template in templates.items()
     }
     return trees, manifest["config"]
@@ -176,9 +182,12 @@ def read_manifest(path: epath.Path) -> dict[str, Any]:
 
 
 def _read_item(
-  path: epath.Path, item: str, saved: dict[str, dict], template: PyTree
+  path: epath.Path, item: str, items: dict[str, dict], template: PyTree
 ) -> PyTree:
-  """Reads and verifies one item; `saved` is its entry in the manifest."""
+  """Reads and verifies one item; `items` are those of the manifest."""
+  if item == WEIGHTS:
+    item = EMA if EMA in items else "params"
+  saved = items.get(item, {})
   if template is not AS_NUMPY:
     manifest_lib.check_template(item, saved, template, str(path))
     if not jax.tree.leaves(template):

@@ -209,6 +209,7 @@ class Examination:
       "params": self.model.params_shape,
       "opt_state": opt_state,
       "router_state": self.model.router_state_shape,
+      "ema": self.model.params_shape if config.train.ema_decay else {},
     }
     saved = workdir_checks.saved_steps(self.workdir)
     if saved:

@@ -91,7 +91,7 @@ def check_resume(
   Args:
     workdir: of the run.
     num_steps: of the whole run; None if unknown.
-    templates: shapes of "params", "opt_state" and "router_state".
+    templates: shapes of "params", "opt_state", "router_state" and "ema".
   """
   directory, subject = _checkpoints(workdir), "resume"
   found, problems = attempt(subject, load.load_metadata, directory)

@@ -189,9 +189,10 @@ def step_seconds(
   """As `roofline.step_seconds`; nothing overlaps with communication."""
   devices = training.model.mesh.size
   kept = kept_bytes(training)
-  # Moments and parameters are read and written; the gradient is read, and added
-  # to once for each further part of the batch.
+  # Moments, moving average and parameters are read and written; the gradient is
+  # read, and added to once for each further part of the batch.
   update = 2 * kept["optimizer"] + (1 + 2 * accumulation) * kept["parameters"]
+  update += 2 * kept.get("moving average", 0)
   schedule = [hlo.Event(products.moved / devices + update)]
   schedule += [hlo.Event(0.0, c) for c in _collectives(training, products)]
   flops = products.flops / devices

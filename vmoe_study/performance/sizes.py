@@ -74,16 +74,19 @@ def kept_bytes(training: Training) -> dict[str, int]:
   """HBM of what the training loop keeps on each device, without padding.
 
   Returns:
-    "parameters", "optimizer", "router state", "batch", the one that is trained
-    on, and "waiting batches". Beside these there are only scalars and metrics.
+    "parameters", "optimizer", "router state", "moving average" if there is one,
+    "batch", the one that is trained on, and "waiting batches". Beside these
+    there are only scalars and metrics.
   """
   template = training.state_template()
   batch = bytes_per_device(batch_template(training.model))
   ahead = training.model.config.train.batches_ahead
+  ema = bytes_per_device(template.ema)
   return {
     "parameters": bytes_per_device(template.params),
     "optimizer": bytes_per_device(template.opt_state),
     "router state": bytes_per_device(template.router_state),
+    **({"moving average": ema} if ema else {}),
     "batch": batch,
     "waiting batches": ahead * batch,
   }

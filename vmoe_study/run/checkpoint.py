@@ -10,7 +10,12 @@ import numpy as np
 from etils import epath
 from jax.typing import ArrayLike
 
-from vmoe_study.checkpoint.load import absolute, load_metadata, restore_trees
+from vmoe_study.checkpoint.load import (
+  WEIGHTS,
+  absolute,
+  load_metadata,
+  restore_trees,
+)
 from vmoe_study.config import Config, fit_to_devices, parse
 from vmoe_study.data.classes import ClassNames
 from vmoe_study.data.image_files import ImageLike, name_images
@@ -32,7 +37,7 @@ class Checkpoint:
   Attributes:
     path: workdir of the run.
     step: number of updates that the parameters have seen.
-    params: the parameter tree.
+    params: the parameter tree; if the run keeps one, its moving average.
     router_state: states of routers; {} if no router has one.
     model: the module on its mesh, with compiled functions.
     class_names: by class number; empty if the classes have only numbers; None
@@ -191,14 +196,15 @@ def open_checkpoint(
   model = Model(config, metadata.image_shape)
   # By default the newest step: a run that is training may have saved another.
   templates = {
-    "params": model.params_template(),
+    WEIGHTS: model.params_template(),
     "router_state": model.router_state_template(),
   }
   found, trees, _ = restore_trees(absolute(directory), step, templates)
   return Checkpoint(
     path=epath.Path(path),
     step=found,
-    **trees,
+    params=trees[WEIGHTS],
+    router_state=trees["router_state"],
     model=model,
     class_names=metadata.class_names,
     unconfirmed=folders,

@@ -266,7 +266,10 @@ class Training:
   def _compiled_step(self):
     model = self.model
     step = make_train_step(
-      self.gradient, self.optimizer, model.update_router_state
+      self.gradient,
+      self.optimizer,
+      model.update_router_state,
+      model.config.train.ema_decay,
     )
 
     def train_step(state, batch):
@@ -293,7 +296,12 @@ class Training:
       opt_state=self.opt_sharding,
       failed=scalar,
       router_state=self.model.router_state_sharding,
+      ema=self._ema_of(self.model.params_sharding),
     )
+
+  def _ema_of(self, tree: Any) -> Any:
+    """What the moving average has in place of a tree of the parameters."""
+    return tree if self.model.config.train.ema_decay else {}
 
   def state_template(self) -> TrainState:
     """Shapes, dtypes and shardings of the state."""
@@ -303,24 +311,40 @@ class Training:
       opt_state=self.opt_shape,
       failed=jax.ShapeDtypeStruct((), jnp.bool_),
       router_state=self.model.router_state_shape,
+      ema=self._ema_of(self.model.params_shape),
     )
     return _template(shapes, self.state_sharding())
 
   def init(
     self, params: Any | None = None, router_state: Any | None = None
   ) -> TrainState:
-    """The state before the first step; by default with random parameters."""
+    """The state before the first step; by default with random parameters.
+
+    A moving average starts at the parameters.
+    """
     params = self.model.init() if params is None else params
     if router_state is None:
       router_state = self.model.init_router_state()
     init = jax.jit(self.optimizer.init, out_shardings=self.opt_sharding)
-    return self.state_at(0, params, init(params), router_state)
+    opt_state = init(params)
+    # A copy: the step cannot be given one buffer twice.
+    copy = jax.jit(
+      lambda tree: jax.tree.map(jnp.copy, tree),
+      out_shardings=self._ema_of(self.model.params_sharding),
+    )
+    ema = copy(self._ema_of(params))
+    return self.state_at(0, params, opt_state, router_state, ema)
 
   def state_at(
-    self, step: int, params: Any, opt_state: Any, router_state: Any
+    self,
+    step: int,
+    params: Any,
+    opt_state: Any,
+    router_state: Any,
+    ema: Any = None,
   ) -> TrainState:
     """The sound state after `step` steps."""
-    state = TrainState.create(step, params, opt_state, router_state)
+    state = TrainState.create(step, params, opt_state, router_state, ema)
     scalar = sharding.replicated(self.model.mesh)
     return state.replace(
       step=jax.device_put(state.step, scalar),

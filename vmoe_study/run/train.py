@@ -181,6 +181,7 @@ class _Run:
       params=template.params,
       opt_state=template.opt_state,
       router_state=template.router_state,
+      ema=template.ema,
     )
     metadata = Metadata.from_dict(found.metadata)
     self._model.check_images("checkpoint", metadata.image_shape)
@@ -189,7 +190,7 @@ class _Run:
       self._metadata, skipped_steps=metadata.skipped_steps
     )
     return self._training.state_at(
-      found.step, found.params, found.opt_state, found.more["router_state"]
+      found.step, found.params, found.opt_state, **found.more
     )
 
   def describe(self, state: TrainState) -> None:
@@ -293,6 +294,7 @@ class _Run:
       state.opt_state,
       metadata.to_dict(),
       router_state=state.router_state,
+      ema=state.ema,
     )
     for action in (self._store.wait, save):  # The previous save, and this one.
       try:

@@ -71,6 +71,7 @@ def make_train_step(
   update_router_state: Callable[[Any, Any], Any] = lambda state, statistics: (
     state
   ),
+  ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
   """A pure function from state and batch to the next state and metrics.
 
@@ -80,6 +81,8 @@ def make_train_step(
     gradient: as of `make_gradient`.
     optimizer: of the parameters.
     update_router_state: (router state, statistics) to the next router state.
+    ema_decay: of the moving average of the parameters, if the state has one:
+      every step makes it decay * average + (1 - decay) * parameters.
   """
 
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -95,8 +98,11 @@ def make_train_step(
     finite &= jnp.isfinite(metrics["update_norm"])
     sound = finite & ~state.failed
     router_state = update_router_state(state.router_state, statistics)
+    ema = state.ema and optax.incremental_update(
+      params, state.ema, 1.0 - ema_decay
+    )
     updated = TrainState(
-      state.step + 1, params, opt_state, ~sound, router_state
+      state.step + 1, params, opt_state, ~sound, router_state, ema
     )
     frozen = state.replace(failed=~sound)
     state = jax.tree.map(
