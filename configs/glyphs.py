@@ -1,0 +1,101 @@
+"""The study at small scale: Han characters, tested in fonts never trained on.
+
+Reproduces: the comparison of routers of 2401.15969, with many classes and in
+minutes per run on one CPU core. `configs/tables.py` lists its runs.
+
+  python -m vmoe_study prepare glyphs/1000 glyphs/kana glyphs/hangul digits emoji
+  python -m vmoe_study train --workdir=DIR \\
+    --config=configs/glyphs.py:router=softmax_expert_choice,group=8,seed=1
+
+Arguments, as NAME=VALUE with commas between:
+  router, capacity, k, group, batch_priority, balance, seed   as in every recipe
+  classes    number of characters
+  patch      side of a patch in pixels: 4 makes 49 tokens, 7 makes 16
+  width, mlp       size of the model
+  experts    in each of the two routed blocks, of four
+  epochs     passes over the training images, one per character and design
+  rate       peak learning rate
+  decay      weight decay of kernels
+  select     test on the designs of the validation split, to choose the recipe
+
+Hardware: one CPU core. Expected: nothing is published at this scale; measured
+results are in `notebooks/study/`.
+"""
+
+import dataclasses
+
+from configs import common
+
+SIZE = 28
+TEST = f"resize({SIZE})|rgb|value_range(-1, 1)"
+TRAIN = f"resize({SIZE})|pad_crop(2)|rgb|value_range(-1, 1)"
+TRANSFER = {"glyphs/kana": 91, "glyphs/hangul": 200, "digits": 10, "emoji": 99}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments(common.Arguments):
+  """Arguments of this file; see the module's docstring."""
+
+  classes: int = 1000
+  patch: int = 4
+  width: int = 64
+  mlp: int = 128
+  experts: int = 16
+  epochs: float = 8.0
+  rate: float = 4e-3
+  decay: float = 0.03
+  select: bool = False
+
+
+def get_config(arguments: str = ""):
+  """The config; the module's docstring documents its arguments."""
+  args = common.parse_arguments(arguments, Arguments)
+  name = f"glyphs/{args.classes}"
+  test = "val" if args.select else "test"
+  return common.config_dict(
+    name=f"glyphs {args.router}",
+    seed=args.seed,
+    model={
+      "fields": {
+        "num_classes": args.classes,
+        "patch_size": args.patch,
+        "width": args.width,
+        "depth": 4,
+        "mlp_dim": args.mlp,
+        "num_heads": 4,
+        "pool": "gap",
+      },
+      "moe": common.moe(args, num_experts=args.experts, blocks="every 2"),
+    },
+    data=_data(name, "train", args.classes, TRAIN),
+    train={
+      "batch_size": 256,
+      "num_epochs": args.epochs,
+      "optimizer": {
+        "weight_decay": (("kernel$", args.decay),),
+        "clip_norm": 1.0,
+      },
+      "schedule": {"name": "cosine", "peak": args.rate, "warmup_steps": 200},
+      "report_every": 100,
+    },
+    evaluations={
+      "test": {
+        "data": _data(name, test, args.classes, TEST),
+        "batch_size": 1000,
+      }
+    },
+    fewshot={
+      name.split("/")[-1]: {
+        "train": _data(name, "train", classes, TEST),
+        "test": _data(name, "test", classes, TEST),
+        "batch_size": 1000,
+      }
+      for name, classes in TRANSFER.items()
+    },
+    shots=(10,),
+    draws=5,
+  )
+
+
+def _data(name: str, split: str, classes: int, ops: str):
+  return {"name": name, "split": split, "ops": ops, "num_classes": classes}
