@@ -19,6 +19,8 @@ from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import SIZES, VisionTransformer, moe_blocks, variant
 from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.parallel.mesh import MeshSpec
+from vmoe_study.training import optax_names
+from vmoe_study.training.best import BestSpec
 from vmoe_study.training.health import HealthSpec
 from vmoe_study.training.optimizer import (
   OptimizerSpec,
@@ -194,6 +196,8 @@ class TrainSpec:
     on_save_error: what to do if a checkpoint or metrics cannot be written, for
       example on a full disk: "stop", or "continue" without it. If the last
       checkpoint cannot be saved, the run always fails.
+    best: see `BestSpec`; the best model is kept in the folder `best` of the
+      workdir.
     health: see `HealthSpec`.
   """
 
@@ -217,6 +221,7 @@ class TrainSpec:
   keep: int = 2
   keep_every: int = 0
   on_save_error: Literal["stop", "continue"] = "stop"
+  best: BestSpec = dataclasses.field(default_factory=BestSpec)
   health: HealthSpec = dataclasses.field(default_factory=HealthSpec)
 
   def __post_init__(self):
@@ -239,6 +244,11 @@ class TrainSpec:
     for name in ("evaluate_every", "save_every", "keep_every"):
       options.check_least(name, getattr(self, name), 0)
     _check_largest("train", vars(self))
+    if self.best.patience and not self.evaluate_every:
+      raise ValueError(
+        f"best.patience={self.best.patience}: counts evaluations, but there is "
+        "only the last one. Set evaluate_every to a number of steps."
+      )
     if self.mixup and self.mixup_within == "pair" and self.batch_size % 2:
       raise ValueError(
         f"batch_size={self.batch_size}: must be even, as mixup={self.mixup} "
@@ -358,6 +368,7 @@ class Config:
         check_schedule(self.train.schedule, self.train.num_steps)
       except ValueError as error:
         yield str(error)
+    yield from self._best_problems()
     yield from self._evaluation_capacity_problems()
 
   def _name_problems(self) -> Iterator[str]:
@@ -373,6 +384,29 @@ class Config:
       yield (
         f"evaluations.{name}: must not have this name, as other metrics begin "
         f"with '{name}/'. Rename it, for example {name}_accuracy."
+      )
+
+  def _best_problems(self) -> Iterator[str]:
+    metric = self.train.best.metric
+    valid = [
+      f"{name}/{kind}"
+      for name in self.evaluations
+      for kind in ("accuracy", "loss")
+    ] + [
+      f"fewshot/{name}/{shots}shot"
+      for name in self.fewshot
+      for shots in self.shots
+    ]
+    if metric and metric not in valid:
+      yield (
+        f"train.best.metric={metric!r}: must be a metric of an evaluation."
+        f"{options.did_you_mean(metric, valid)} Valid metrics: "
+        f"{', '.join(valid) or 'none'}."
+      )
+    if metric and "best" in self.evaluations:
+      yield (
+        "evaluations.best: must not have this name, as the best value is "
+        f"written as 'best/{metric}'. Rename it, for example best_accuracy."
       )
 
   def _class_problems(self) -> Iterator[str]:
@@ -415,6 +449,10 @@ class Config:
     } | model["fields"]
     if self.model.is_routed:
       moe["options"] = ROUTERS[moe["router"]].default_options() | moe["options"]
+    optimizer = config["train"]["optimizer"]
+    if optimizer["name"] in optax_names.NAMES:
+      defaults = optax_names.default_arguments(optimizer["name"])
+      optimizer["arguments"] = defaults | optimizer["arguments"]
     return config
 
   @property

@@ -6,8 +6,10 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from vmoe_study.training import optax_names
 from vmoe_study.training.optimizer import (
   OptimizerSpec,
   ScheduleSpec,
@@ -19,6 +21,8 @@ PARAMS = {
   "head": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])},
   "body": {"kernel": jnp.array([[4.0]])},
 }
+# Optimizers of Optax that decay weights by themselves.
+NO_DECAY = {"lion": {"weight_decay": 0.0}}
 GRADS = jax.tree.map(lambda x: 0.1 * x + 0.3, PARAMS)
 
 
@@ -62,6 +66,60 @@ def test_first_moment_in_bfloat16():
   _, state = run(OptimizerSpec(moment_dtype="bfloat16"), 1)
   dtypes = {x.dtype.name for x in jax.tree.leaves(state) if x.ndim}
   assert dtypes == {"bfloat16", "float32"}
+
+
+@pytest.mark.parametrize("name", optax_names.NAMES)
+def test_an_optimizer_of_optax_with_decay_by_path(name):
+  """Equal to Optax's, and the decay that is not Optax's."""
+  spec = OptimizerSpec(name, weight_decay=(("kernel$", 0.5),))
+  found, _ = run(spec, 2)
+  optimizer = getattr(optax, name)(0.01, **NO_DECAY.get(name, {}))
+  params, state = PARAMS, optimizer.init(PARAMS)
+  for _ in range(2):
+    updates, state = optimizer.update(GRADS, state, params)
+    params = {
+      room: {
+        key: p * (1 - 0.01 * 0.5 * (key == "kernel")) + updates[room][key]
+        for key, p in leaves.items()
+      }
+      for room, leaves in params.items()
+    }
+  jax.tree.map(
+    lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-6), found, params
+  )
+  assert np.any(found["body"]["kernel"] != PARAMS["body"]["kernel"])
+
+
+def test_arguments_and_schedule_reach_optax():
+  spec = OptimizerSpec("lion", {"b1": 0.5, "mu_dtype": "bfloat16"})
+  optimizer = make_optimizer(spec, lambda step: 0.1 * (step + 1), PARAMS)
+  state = optimizer.init(PARAMS)
+  assert {x.dtype.name for x in jax.tree.leaves(state) if x.ndim} == {
+    "bfloat16"
+  }
+  for step in range(2):  # Lion steps by the learning rate.
+    updates, state = optimizer.update(GRADS, state, PARAMS)
+    for update in jax.tree.leaves(updates):
+      np.testing.assert_allclose(np.abs(update), 0.1 * (step + 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("values", "reason"),
+  [
+    ({"name": "adafacter"}, "Did you mean 'adafactor'?"),
+    ({"name": "adamw"}, "Did you mean 'adam'?"),
+    ({"name": "lion", "arguments": {"b": 0.9}}, "Did you mean 'b"),
+    ({"name": "lion", "arguments": {"weight_decay": 0.1}}, "unknown name"),
+    ({"name": "lion", "arguments": {"b1": "high"}}, "arguments.b1='high'"),
+    ({"name": "lion", "arguments": {"mu_dtype": "f99"}}, "optax.lion does not"),
+    ({"name": "lion", "beta1": 0.5}, "arguments for optax.lion instead: b1"),
+    ({"name": "adam", "arguments": {"b1": 0.9}}, "unknown name 'b1'"),
+  ],
+)
+def test_names_and_arguments_are_checked(values, reason):
+  with pytest.raises(ValueError, match="name|arguments") as error:
+    OptimizerSpec(**values)
+  assert reason in str(error.value)
 
 
 def test_a_decay_pattern_that_matches_nothing_is_an_error():

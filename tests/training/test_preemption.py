@@ -77,7 +77,7 @@ def run(tmp_path):
     timetable = {"report": 2, "evaluate": 0, "save": 4} | timetable
     writer = contextlib.closing(MetricsWriter(tmp_path, start))
     with writer as writer, Preemption() as stop:
-      hooks = Hooks(evaluators, save, stop, writer)
+      hooks = Hooks(evaluators, save, lambda *_: {}, stop, writer)
       state, is_finished = train(
         steps, Batches(signals or {}), Timetable(9, **timetable), hooks
       )

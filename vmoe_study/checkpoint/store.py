@@ -127,6 +127,18 @@ class CheckpointStore:
     if wait:
       self.wait()
 
+  def remove_from(self, step: int) -> None:
+    """Removes the checkpoint of a step, and all later ones.
+
+    Raises:
+      CheckpointError: one of them cannot be removed.
+    """
+    self.wait()
+    with self._reporting(f"removing checkpoints from step {step} on"):
+      for saved in self._manager.all_steps():
+        if saved >= step:
+          self._manager.delete(saved)
+
   def restore(
     self,
     step: int | None = None,

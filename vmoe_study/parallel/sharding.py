@@ -95,6 +95,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def of_statistic(
+  statistic: Any, parameter: Any, sharding: NamedSharding
+) -> NamedSharding:
+  """The sharding of a statistic of a parameter in an optimizer's state.
+
+  Every axis of the statistic is sharded like its axis of the parameter, the
+  first of equal ones. A statistic of another shape is replicated.
+
+  Args:
+    statistic: with the shape of the parameter, or, as the factors of Adafactor,
+      without some of its axes.
+    parameter: an array or its shape.
+    sharding: of the parameter.
+  """
+  if statistic.shape == parameter.shape:
+    return sharding
+  spec = [*sharding.spec, *[None] * len(parameter.shape)]
+  entries, axis = [], 0
+  for size in statistic.shape:
+    if size not in parameter.shape[axis:]:
+      return replicated(sharding.mesh)
+    axis += parameter.shape[axis:].index(size) + 1
+    entries.append(spec[axis - 1])
+  return NamedSharding(sharding.mesh, PartitionSpec(*entries))
+
+
 def by_batch(mesh: Mesh) -> NamedSharding:
   """Leading axis sharded over all devices."""
   return NamedSharding(mesh, PartitionSpec(AXES))

@@ -18,6 +18,7 @@ from vmoe_study.performance.progress import progress
 from vmoe_study.performance.sizes import plan_form, with_plan_form
 from vmoe_study.performance.target import Target, open_target
 from vmoe_study.run.experiment import Model, Training
+from vmoe_study.training.optimizer import OWN
 
 ImageShape = tuple[int, int, int]
 
@@ -177,7 +178,8 @@ def _memory_variants(config: Config) -> Iterator[Config]:
       if train.batch_size % parts:
         continue
       own = train.optimizer.moment_dtype
-      for dtype in dict.fromkeys((own, "bfloat16")):
+      others = ("bfloat16",) if train.optimizer.name in OWN else ()
+      for dtype in dict.fromkeys((own, *others)):
         optimizer = dataclasses.replace(train.optimizer, moment_dtype=dtype)
         changed = dataclasses.replace(
           train, accumulation=parts, optimizer=optimizer

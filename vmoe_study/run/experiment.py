@@ -254,11 +254,12 @@ class Training:
     return rolled_mixup(batch, key, spec.mixup, self.model.mesh.size)
 
   def _opt_sharding(self) -> Any:
-    """Moments are sharded like their parameters; the rest is replicated."""
+    """Statistics are sharded like their parameters; the rest is replicated."""
     return optax.tree_map_params(
       self.optimizer,
-      lambda _, sharding_: sharding_,
+      sharding.of_statistic,
       self.opt_shape,
+      self.model.params_shape,
       self.model.params_sharding,
       transform_non_params=lambda _: sharding.replicated(self.model.mesh),
     )

@@ -2,7 +2,8 @@
 
 The loop saves a step before it evaluates it, and writes all metrics of an
 evaluation at once. So a run has finished when the checkpoint of its last step
-is complete and the metrics of that step are there. Needs neither JAX nor Orbax.
+is complete and the metrics of that step are there. A run that has ended early
+says so in these metrics. Needs neither JAX nor Orbax.
 """
 
 import math
@@ -10,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
+
+from vmoe_study.training.metrics_file import STOPPED_EARLY
 
 CHECKPOINTS = "checkpoints"  # The folder in a workdir.
 
@@ -42,12 +45,27 @@ def is_finished(
     config: completed, of the run.
     rows: of its metrics file.
   """
-  lengths = [row["num_steps"] for row in rows if "num_steps" in row]
-  if not lengths or not math.isfinite(lengths[-1]):
+  last = last_step(rows)
+  if last is None:
     return False
-  last = int(lengths[-1])
   is_saved = _is_saved(epath.Path(workdir) / CHECKPOINTS, last)
   return is_saved and is_evaluated(config, rows, last)
+
+
+def last_step(rows: Sequence[Mapping[str, float]]) -> int | None:
+  """The last step of a run: the planned one, or where it has ended early.
+
+  Args:
+    rows: of its metrics file.
+
+  Returns:
+    The step; None if the rows do not say it.
+  """
+  early = [int(row["step"]) for row in rows if STOPPED_EARLY in row]
+  lengths = [row["num_steps"] for row in rows if "num_steps" in row]
+  if early:
+    return early[-1]
+  return int(lengths[-1]) if lengths and math.isfinite(lengths[-1]) else None
 
 
 def _is_saved(folder: epath.Path, step: int) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,10 +26,11 @@ from vmoe_study.parallel import hosts
 from vmoe_study.parallel.sharding import to_global
 from vmoe_study.run import lock
 from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.run.best import BestModel
 from vmoe_study.run.classes import known_classes
 from vmoe_study.run.experiment import Model, Training
 from vmoe_study.run.failures import Failures
-from vmoe_study.run.finished import is_evaluated
+from vmoe_study.run.finished import is_evaluated, last_step
 from vmoe_study.run.initialize import initial_params, initial_router_state
 from vmoe_study.run.inputs import (
   describe_workers,
@@ -57,8 +59,9 @@ class TrainResult:
     num_steps: length of the run.
     metrics: the last value of every metric; empty on hosts other than the
       first.
-    is_finished: whether the last step is saved and evaluated. False if the run
-      was asked to stop; the same call resumes it.
+    is_finished: whether the last step is saved and evaluated, which is an
+      earlier one than `num_steps` if evaluations got no better. False if the
+      run was asked to stop; the same call resumes it.
   """
 
   workdir: epath.Path
@@ -222,8 +225,8 @@ class _Run:
     """
     spec, start_step = self._config.train, int(state.step)
     num_steps = self._training.num_steps
-    described, evaluated = self._has_metrics(start_step)
-    if start_step == num_steps and described and evaluated:
+    described, evaluated, ended = self._has_metrics(start_step)
+    if ended and described and evaluated:
       return state, True
     stop = stack.enter_context(Preemption())
     writer = MetricsWriter(self._workdir, start_step, spec.on_save_error)
@@ -249,29 +252,42 @@ class _Run:
       spec.save_every,
       evaluated=start_step if evaluated else start_step - 1,
     )
-    hooks = loop.Hooks(self._evaluators, self._save, stop, writer)
+    judge = self._judge(start_step, stack)
+    hooks = loop.Hooks(self._evaluators, self._save, judge, stop, writer)
     state, is_finished = loop.train(steps, batches, timetable, hooks)
     self._check_saved(int(state.step))
     return state, is_finished
 
-  def _has_metrics(self, step: int) -> tuple[bool, bool]:
-    """Whether sizes and the evaluation of a step are in the metrics file.
+  def _judge(
+    self, start_step: int, stack: contextlib.ExitStack
+  ) -> Callable[[int, Any, dict[str, float]], dict[str, float]]:
+    """What `loop.Hooks.judge` is; does nothing if no best model is kept."""
+    spec = self._config.train
+    if not spec.best.metric:
+      return lambda step, variables, metrics: {}
+    best = BestModel(self._workdir, start_step, spec.best, spec.on_save_error)
+    stack.callback(best.close)
+    return functools.partial(best.judge, metadata=self._metadata.to_dict())
 
-    The same answer on all hosts. A fresh run has neither, and evaluates nothing
+  def _has_metrics(self, step: int) -> tuple[bool, bool, bool]:
+    """What the metrics file says: sizes, the evaluation of a step, the end.
+
+    The same answer on all hosts. A fresh run has none, and evaluates nothing
     before its first step.
     """
     if step == 0:
-      return False, True
-    found = np.zeros(2, bool)
+      return False, True, False
+    found = np.zeros(3, bool)
     with hosts.raise_on_all_hosts():
       if jax.process_index() == 0:
         rows = [r for r in read_metrics(self._workdir) if r["step"] <= step]
         lengths = [r["num_steps"] for r in rows if "num_steps" in r]
         found[0] = lengths[-1:] == [self._training.num_steps]
         found[1] = is_evaluated(self._config.to_dict(), rows, step)
+        found[2] = last_step(rows) == step
     if jax.process_count() > 1:
       found = multihost_utils.broadcast_one_to_all(found)
-    return bool(found[0]), bool(found[1])
+    return bool(found[0]), bool(found[1]), bool(found[2])
 
   def _sizes(self, state: TrainState) -> dict[str, float]:
     """Sizes of the model and the run, for the tables."""

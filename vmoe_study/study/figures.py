@@ -160,7 +160,7 @@ def training_tflops(cell: Cell) -> list[float]:
   """FLOPs of the model over the whole training, in 10^12, for each seed."""
   batch = cell.config["train"]["batch_size"]
   return [
-    run["flops_per_image"] * run["num_steps"] * batch / 1e12
+    run["flops_per_image"] * run["step"] * batch / 1e12
     for _, run in sorted(cell.runs.items())
   ]
 

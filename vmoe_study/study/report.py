@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from vmoe_study.study.render import csv_table, latex_table, markdown_table
+from vmoe_study.drawing.render import csv_table, latex_table, markdown_table
 from vmoe_study.study.results import RESULTS_FILE, Cell, write
 from vmoe_study.study.tables import MISSING, Table, tables
+from vmoe_study.training.metrics_file import STOPPED_EARLY
 
 REPORT_FILE = "report.md"
 DOTS_PER_INCH = 120
@@ -61,6 +62,8 @@ def _summary(
     if name.endswith(("/accuracy", "/10shot")):
       summary[name] = f"{100 * value:.2f}"
   summary["steps"] = str(final["step"])
+  if STOPPED_EARLY in final:
+    summary["steps"] += f" of {final['num_steps']:.0f} (stopped early)"
   summary["seconds"] = f"{final['seconds']:.0f}"
   summary["parameters"] = f"{final['parameters']:,.0f}"
   return summary

@@ -13,6 +13,7 @@ from absl import logging
 
 from vmoe_study.training.ahead import StepsAhead
 from vmoe_study.training.metrics import MetricsWriter
+from vmoe_study.training.metrics_file import STOPPED_EARLY
 from vmoe_study.training.state import TrainState
 from vmoe_study.training.stop_signals import StopRequested
 
@@ -73,12 +74,16 @@ class Hooks:
   Attributes:
     evaluators: run one after another at every evaluation.
     save: writes a checkpoint, given step, state and number of skipped steps.
+    judge: given step, variables and metrics of an evaluation, before these are
+      written; returns further metrics, `STOPPED_EARLY` among them if training
+      ends here.
     stop: see `StopRequests`.
     writer: of all metrics.
   """
 
   evaluators: Sequence[Evaluator]
   save: Callable[[int, TrainState, int], None]
+  judge: Callable[[int, Any, dict[str, float]], dict[str, float]]
   stop: StopRequests
   writer: MetricsWriter
 
@@ -100,7 +105,8 @@ def train(
 
   Returns:
     The last state, which is saved; and whether the timetable was completed,
-    with its last evaluation. Otherwise the run was asked to stop.
+    with its last evaluation, or ended early. Otherwise the run was asked to
+    stop.
 
   Raises:
     TrainingFailure: routers have collapsed, or as `steps.on_failure` raises.
@@ -110,6 +116,7 @@ def train(
   for step in range(start_step, timetable.num_steps + 1):
     evaluating = timetable.is_due(step, timetable.evaluate)
     evaluating &= step > timetable.evaluated
+    ending = step == timetable.num_steps
     stopping = step > start_step and hooks.stop(step)
     saving = stopping or evaluating or timetable.is_due(step, timetable.save)
     if saving and step > start_step:
@@ -118,8 +125,10 @@ def train(
         hooks.save(step, steps.state, steps.skipped)
     if evaluating and not stopping:
       with reporter.paused():
-        stopping = not _evaluate(hooks, steps.state.variables, step)
-    if stopping or step == timetable.num_steps:
+        found = _evaluate(hooks, steps.state.variables, step)
+      stopping = found is None
+      ending |= found is not None and STOPPED_EARLY in found
+    if stopping or ending:
       break
     steps.run(step, reporter.counted(next(batches)))
     if timetable.is_due(step + 1, timetable.report):
@@ -129,18 +138,21 @@ def train(
   return steps.state, not stopping
 
 
-def _evaluate(hooks: Hooks, variables: Any, step: int) -> bool:
-  """Writes the metrics of all evaluators; False if it was asked to stop."""
+def _evaluate(
+  hooks: Hooks, variables: Any, step: int
+) -> dict[str, float] | None:
+  """Writes the metrics of all evaluators; None if it was asked to stop."""
   found: dict[str, float] = {}
   try:
     with hooks.stop.raised():
       for evaluator in hooks.evaluators:
         found |= _measure(evaluator, variables, step)
   except StopRequested:
-    return False
+    return None
+  found |= hooks.judge(step, variables, found)
   if found:
     hooks.writer.write_scalars(step, found)
-  return True
+  return found
 
 
 def _measure(

@@ -12,6 +12,8 @@ from typing import Any
 from etils import epath
 
 FILE_NAME = "metrics.jsonl"
+# In the row of the evaluation that ended a run before its last step.
+STOPPED_EARLY = "stopped_early"
 
 
 def read_metrics(workdir: epath.PathLike) -> Iterator[dict[str, float]]:

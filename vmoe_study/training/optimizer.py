@@ -3,14 +3,19 @@
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from vmoe_study.options import check_least
+from vmoe_study.options import check_least, check_names
 from vmoe_study.parallel.sharding import path_name
+from vmoe_study.training import optax_names
+
+OWN = "adam", "sgd"  # Optimizers with fields of `OptimizerSpec`.
+OWN_FIELDS = "beta1", "beta2", "epsilon", "momentum", "moment_dtype"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,10 @@ class OptimizerSpec:
   """An optimizer with decoupled weight decay and gradient clipping.
 
   Attributes:
-    name: "adam" or "sgd".
+    name: "adam", "sgd", or one of Optax's in `optax_names.NAMES`, such as
+      "adafactor" or "lion".
+    arguments: of Optax's function of this name, except learning rate and weight
+      decay. "adam" and "sgd" have the fields below instead.
     beta1: decay of Adam's first moment.
     beta2: decay of Adam's second moment.
     epsilon: added to Adam's denominator.
@@ -64,10 +72,12 @@ class OptimizerSpec:
     clip_norm: largest global norm of the gradient; 0 for no clipping.
 
   Raises:
-    ValueError: for a number out of range or a bad regular expression.
+    ValueError: for an unknown name or argument, a number out of range, or a bad
+      regular expression.
   """
 
-  name: Literal["adam", "sgd"] = "adam"
+  name: str = "adam"
+  arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   beta1: float = 0.9
   beta2: float = 0.999
   epsilon: float = 1e-8
@@ -77,6 +87,12 @@ class OptimizerSpec:
   clip_norm: float = 0.0
 
   def __post_init__(self):
+    check_names("name", [self.name], [*OWN, *optax_names.NAMES])
+    if self.name in OWN:
+      check_names("arguments", self.arguments, ())
+    else:
+      self._check_fields()
+      optax_names.check_arguments(self.name, self.arguments)
     for field in ("beta1", "beta2", "momentum"):
       if not 0 <= getattr(self, field) < 1:
         raise ValueError(f"{field}={getattr(self, field)}: must be in [0, 1).")
@@ -91,6 +107,16 @@ class OptimizerSpec:
           f"({error}). Correct it."
         ) from error
       check_least(f"weight_decay rate of {pattern!r}", rate, 0)
+
+  def _check_fields(self) -> None:
+    """Raises ValueError for a field that this optimizer does not have."""
+    for field in OWN_FIELDS:
+      if (value := getattr(self, field)) != getattr(OptimizerSpec, field):
+        raise ValueError(
+          f"{field}={value!r}: is of {' and '.join(OWN)} only. Set arguments "
+          f"for optax.{self.name} instead: "
+          f"{', '.join(optax_names.default_arguments(self.name))}."
+        )
 
 
 def check_schedule(spec: ScheduleSpec, num_steps: int) -> None:
@@ -165,6 +191,11 @@ def make_optimizer(
     ValueError: if a weight-decay pattern matches no parameter.
   """
   parts = [optax.clip_by_global_norm(spec.clip_norm)] if spec.clip_norm else []
+  if spec.name in optax_names.NAMES:
+    parts.append(optax_names.make(spec.name, spec.arguments, schedule))
+    if spec.weight_decay:
+      parts.append(_decay_weights(spec.weight_decay, params, schedule))
+    return optax.chain(*parts)
   if spec.name == "adam":
     parts.append(
       optax.scale_by_adam(
@@ -181,6 +212,33 @@ def make_optimizer(
 
 
 def _add_decayed_weights(rules, params) -> optax.GradientTransformation:
+  """Adds rate * parameter, before all is scaled by the learning rate."""
+  rates = _decay_rates(rules, params)
+
+  def update(updates, state, params):
+    decay = lambda u, p, r: u + r * p if r else u  # noqa: E731
+    return jax.tree.map(decay, updates, params, rates), state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def _decay_weights(rules, params, schedule) -> optax.GradientTransformation:
+  """Subtracts learning rate * rate * parameter from finished updates."""
+  rates = _decay_rates(rules, params)
+
+  def update(updates, state, params):
+    learning_rate = schedule(state.count)
+    decay = lambda u, p, r: u - learning_rate * r * p if r else u  # noqa: E731
+    updates = jax.tree.map(decay, updates, params, rates)
+    return updates, optax.ScaleByScheduleState(state.count + 1)
+
+  return optax.GradientTransformation(
+    lambda _: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update
+  )
+
+
+def _decay_rates(rules, params) -> Any:
+  """The rate of every parameter, by the first rule that matches its path."""
   used = set()
 
   def rate(path, _):
@@ -197,9 +255,4 @@ def _add_decayed_weights(rules, params) -> optax.GradientTransformation:
       f"weight_decay pattern {rules[index][0]!r}: must match a parameter that "
       "earlier patterns do not match. Correct or remove it."
     )
-
-  def update(updates, state, params):
-    decay = lambda u, p, r: u + r * p if r else u  # noqa: E731
-    return jax.tree.map(decay, updates, params, rates), state
-
-  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+  return rates

@@ -1,0 +1,81 @@
+"""The best evaluation of a run so far, and when to wait for no better one."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+
+from vmoe_study.options import check_least
+
+
+@dataclasses.dataclass(frozen=True)
+class BestSpec:
+  """Which evaluation is the best: its model is kept, and training may end.
+
+  Attributes:
+    metric: of an evaluation, as "test/accuracy" or "fewshot/digits/5shot". The
+      lowest ".../loss" is best, of other metrics the highest. Empty keeps no
+      best model.
+    patience: training ends after so many evaluations in a row that were not
+      better than the best before them; 0 for training to the last step.
+
+  Raises:
+    ValueError: for a number out of range, or patience without a metric.
+  """
+
+  metric: str = ""
+  patience: int = 0
+
+  def __post_init__(self):
+    check_least("patience", self.patience, 0)
+    if self.patience and not self.metric:
+      raise ValueError(
+        f"patience={self.patience}: needs a metric to compare evaluations by. "
+        "Set metric, for example to 'test/accuracy'."
+      )
+
+
+@dataclasses.dataclass
+class BestSoFar:
+  """The best of the evaluations that `update` was given.
+
+  Attributes:
+    spec: says which is the best.
+    step: of the best evaluation; -1 before there is any.
+    value: of the metric there.
+    waited: evaluations since then.
+  """
+
+  spec: BestSpec
+  step: int = -1
+  value: float = math.nan
+  waited: int = 0
+
+  def update(self, step: int, metrics: Mapping[str, float]) -> bool:
+    """Takes the metrics of an evaluation; returns whether it is the best.
+
+    The first of equal ones is the best, and NaN never is.
+    """
+    value = metrics[self.spec.metric]
+    if not self._is_better(value):
+      self.waited += 1
+      return False
+    self.step, self.value, self.waited = step, value, 0
+    return True
+
+  def replay(self, rows: Iterable[Mapping[str, float]]) -> "BestSoFar":
+    """Takes the evaluations among rows of a metrics file; returns itself."""
+    for row in rows:
+      if self.spec.metric in row:
+        self.update(int(row["step"]), row)
+    return self
+
+  @property
+  def is_exhausted(self) -> bool:
+    """Whether the patience is at an end."""
+    return 0 < self.spec.patience <= self.waited
+
+  def _is_better(self, value: float) -> bool:
+    if math.isnan(value) or math.isnan(self.value):
+      return not math.isnan(value)
+    is_loss = self.spec.metric.endswith("/loss")
+    return value < self.value if is_loss else value > self.value
