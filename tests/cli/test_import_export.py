@@ -71,7 +71,7 @@ def test_errors_are_one_paragraph_and_change_nothing(tmp_path, capsys):
   assert main(["export", f"--workdir={out}", "--out=params.npz"]) == 2
   assert "holds no checkpoint" in capsys.readouterr().err
   assert main(["export", f"--workdir={out}", "--out=params.h5"]) == 2
-  assert "must end in .npz" in capsys.readouterr().err
+  assert "must be a folder, or end in .stable" in capsys.readouterr().err
 
 
 CONFIG = """

@@ -2,6 +2,8 @@
 
 Steps are read with Orbax's handlers instead of its manager. The handlers do not
 wait for other hosts, so a failure on one host can be raised on all of them.
+
+An exported model (`exported.py`) is read like a directory with its one step.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from vmoe_study.checkpoint import exported
 from vmoe_study.checkpoint import manifest as manifest_lib
 from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint.errors import CheckpointError, brief
@@ -136,7 +139,7 @@ def _read_intact(
     raise CheckpointError(_not_there(directory, step, steps))
   tried: list[int] = []
   while left := [s for s in steps if s not in tried and step in (None, s)]:
-    path = directory / str(left[-1])
+    path = _folder(directory, left[-1])
     try:
       return left[-1], read(path)
     except CheckpointError as error:
@@ -149,6 +152,11 @@ def _read_intact(
     "be read; the reasons are logged above. Restore the files from a copy, or "
     "start from scratch in another directory."
   )
+
+
+def _folder(directory: epath.Path, step: int) -> epath.Path:
+  is_exported = exported.is_exported(directory)
+  return directory if is_exported else directory / str(step)
 
 
 def _not_there(
@@ -175,6 +183,8 @@ def read_manifest(path: epath.Path) -> dict[str, Any]:
     CheckpointError: it is missing or damaged.
   """
   with _readable():
+    if exported.is_exported(path):
+      return exported.read_manifest(path)
     handler = ocp.JsonCheckpointHandler()
     manifest = handler.restore(path / "manifest", args=ocp.args.JsonRestore())
     manifest_lib.check(manifest)
@@ -193,7 +203,11 @@ def _read_item(
     if not jax.tree.leaves(template):
       return template
   with _readable():
-    if template is AS_NUMPY:
+    if exported.is_exported(path):
+      tree = exported.read_item(path, item)
+      if template is not AS_NUMPY:
+        tree = jax.tree.map(_place, tree, template)
+    elif template is AS_NUMPY:
       tree = _read_numpy(path / item, saved)
     else:
       tree = ocp.StandardCheckpointHandler().restore(
@@ -214,6 +228,14 @@ def _read_numpy(path: epath.Path, saved: dict[str, dict]) -> PyTree:
   return jax.tree.map(np.asarray, tree)
 
 
+def _place(array: np.ndarray, leaf: Any) -> jax.Array:
+  """The array with the sharding of a template's leaf."""
+  sharding = _abstract(leaf).sharding
+  return jax.make_array_from_callback(
+    array.shape, sharding, lambda index: array[index]
+  )
+
+
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
   sharding = getattr(leaf, "sharding", None)
   if sharding is None:
@@ -232,7 +254,16 @@ def _readable() -> Iterator[None]:
 
 
 def complete_steps(directory: epath.Path) -> list[int]:
-  """The complete steps in ascending order, as the first host sees them."""
+  """The complete steps in ascending order, as the first host sees them.
+
+  Raises:
+    CheckpointError: the model is exported, and its config damaged.
+    ValueError: it is, and the package that reads it is not installed.
+  """
+  if exported.is_exported(directory):
+    exported.library()
+    with _readable():
+      return [exported.read_step(directory)]
   steps = ocp.utils.checkpoint_steps(directory) if directory.exists() else []
   steps = sorted(steps)
   if jax.process_count() > 1:

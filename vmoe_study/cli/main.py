@@ -40,7 +40,7 @@ COMMANDS = {
   "report": ("report", "tabulate finished runs"),
   "prepare": ("prepare", "build a data set"),
   "import-vmoe": ("import_vmoe", "convert a public V-MoE checkpoint"),
-  "export": ("export_npz", "write a checkpoint's parameters as .npz"),
+  "export": ("export", "write a checkpoint for others: safetensors, a program"),
 }
 
 # Commands that, run again, resume where they were stopped.

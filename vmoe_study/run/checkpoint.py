@@ -35,7 +35,7 @@ class Checkpoint:
   """A trained model on the devices of this process.
 
   Attributes:
-    path: workdir of the run.
+    path: workdir of the run, or folder of an exported model.
     step: number of updates that the parameters have seen.
     params: the parameter tree; if the run keeps one, its moving average.
     router_state: states of routers; {} if no router has one.
@@ -44,6 +44,8 @@ class Checkpoint:
       if they are not known, as in checkpoints of earlier versions.
     unconfirmed: field to folder of data sets that only the checkpoint's config
       names; see `run.data_dirs`.
+    metadata: what is stored beside the arrays, with the config of this model
+      before it was fitted to the devices; None for a model made in memory.
   """
 
   path: epath.Path
@@ -53,6 +55,7 @@ class Checkpoint:
   model: Model = dataclasses.field(repr=False)
   class_names: ClassNames | None = None
   unconfirmed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  metadata: Metadata | None = dataclasses.field(default=None, repr=False)
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -169,7 +172,8 @@ def open_checkpoint(
   folders that the caller has named or confirmed.
 
   Args:
-    path: workdir of a run, or of an imported checkpoint.
+    path: workdir of a run or of an imported checkpoint, or the folder of an
+      exported model, such as a snapshot in the cache of a hub.
     step: which checkpoint; None for the newest intact one.
     config: in place of the checkpoint's own.
     overrides: changed fields of either config, "FIELD=VALUE".
@@ -192,6 +196,7 @@ def open_checkpoint(
   config = config or _own_config(path, metadata.config)
   config = override_config(config, overrides)
   folders = {} if is_trusted else data_dirs.unconfirmed(config, overrides)
+  metadata = dataclasses.replace(metadata, config=config.to_dict())
   config = fit_to_devices(config, jax.device_count())
   model = Model(config, metadata.image_shape)
   # By default the newest step: a run that is training may have saved another.
@@ -208,6 +213,7 @@ def open_checkpoint(
     model=model,
     class_names=metadata.class_names,
     unconfirmed=folders,
+    metadata=metadata,
   )
 
 

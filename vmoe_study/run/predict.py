@@ -78,7 +78,7 @@ class Predictor:
       ValueError: the config evaluates nothing and there are no `ops`, they are
         random, or make images that do not fit the model.
     """
-    self.ops = _evaluation_ops(model.config) if ops is None else ops
+    self.ops = evaluation_ops(model.config) if ops is None else ops
     self._ops = parse_ops(self.ops)
     if self._ops.is_random:
       raise ValueError(
@@ -131,7 +131,12 @@ class Predictor:
     return to_local(rows)[: len(batch.names)].astype(np.float32)
 
 
-def _evaluation_ops(config: Config) -> str:
+def evaluation_ops(config: Config) -> str:
+  """The image operations of the first evaluation.
+
+  Raises:
+    ValueError: there is none.
+  """
   for spec in config.evaluations.values():
     return spec.data.ops
   raise ValueError(

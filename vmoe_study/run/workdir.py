@@ -8,6 +8,7 @@ import jax
 from absl import logging
 from etils import epath
 
+from vmoe_study.checkpoint.exported import is_exported
 from vmoe_study.config import parse
 from vmoe_study.files.atomic import write_atomically
 from vmoe_study.run.finished import CHECKPOINTS
@@ -21,8 +22,9 @@ from vmoe_study.run.saved_config import (
 
 
 def checkpoints(workdir: epath.PathLike) -> epath.Path:
-  """The folder of a run's checkpoints."""
-  return epath.Path(workdir) / CHECKPOINTS
+  """The folder of a run's checkpoints; that of an exported model itself."""
+  path = epath.Path(workdir)
+  return path if is_exported(path) else path / CHECKPOINTS
 
 
 def check(

@@ -1,0 +1,157 @@
+"""An exported model: a folder as model hubs hold it, also for other libraries.
+
+  config.json        metadata of the checkpoint, its step and more, strict JSON
+  model.safetensors  arrays, named by their paths: params/head/kernel
+  README.md          a model card; not read
+
+The header of the safetensors file has the manifest of `manifest.py` but for the
+metadata, which are config.json, so that the manifest's digest covers both files
+and its fingerprints every array. Files may be links, as in the caches of hubs.
+
+Needs the package safetensors, of the extra `export`.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from fsspec.implementations.local import LocalFileSystem
+
+from vmoe_study.checkpoint import manifest as manifest_lib
+from vmoe_study.checkpoint import tree as tree_lib
+from vmoe_study.checkpoint.errors import CheckpointError
+from vmoe_study.files.atomic import write_atomically
+from vmoe_study.files.json_text import MALFORMED, to_json
+from vmoe_study.files.location import locate
+from vmoe_study.files.ranges import file_size, read_range
+
+PyTree = Any
+
+CONFIG = "config.json"
+ARRAYS = "model.safetensors"
+CARD = "README.md"
+_MANIFEST = "manifest"
+_MAX_HEADER = 100 << 20  # Bytes, as in the library.
+
+
+def is_exported(folder: epath.PathLike) -> bool:
+  """Whether the folder holds an exported model."""
+  return (epath.Path(folder) / ARRAYS).exists()
+
+
+def write(
+  folder: str, items: Mapping[str, PyTree], metadata: Mapping[str, Any]
+) -> None:
+  """Writes a folder that `load.restore_trees` reads, without a model card.
+
+  Args:
+    folder: local path or URL.
+    items: trees of arrays by name, such as "params".
+    metadata: of the checkpoint, and its "step"; NaN and infinity become null.
+
+  Raises:
+    ValueError: the package safetensors is missing.
+  """
+  text = to_json(metadata, indent=2)
+  manifest = manifest_lib.build(items, json.loads(text))
+  del manifest["config"]
+  arrays = {
+    name: np.asarray(leaf, order="C")
+    for name, leaf in tree_lib.flatten(dict(items)).items()
+  }
+  content = library().save(arrays, {_MANIFEST: json.dumps(manifest)})
+  write_atomically(f"{folder}/{ARRAYS}", content)
+  write_atomically(f"{folder}/{CONFIG}", text)
+
+
+def read_step(folder: epath.PathLike) -> int:
+  """The number of updates of the model.
+
+  Raises:
+    CheckpointError: config.json is damaged.
+  """
+  step = _read_config(folder).get("step")
+  if type(step) is not int:
+    raise CheckpointError(f"{CONFIG}: step={step!r} must be a whole number")
+  return step
+
+
+def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
+  """The manifest, verified, with config.json as its metadata.
+
+  Raises:
+    CheckpointError: one of the files is damaged.
+  """
+  url = _path(folder, ARRAYS)
+  size = int.from_bytes(read_range(url, 0, 8), "little")
+  if size > min(_MAX_HEADER, file_size(url) - 8):
+    raise CheckpointError(f"{ARRAYS}: its header claims {size} bytes")
+  try:
+    header = json.loads(read_range(url, 8, 8 + size))
+    manifest = json.loads(header["__metadata__"][_MANIFEST])
+    manifest = {**manifest, "config": _read_config(folder)}
+    manifest_lib.check(manifest)
+  except MALFORMED as error:
+    raise CheckpointError(
+      f"{ARRAYS}: its header has no manifest of this package"
+    ) from error
+  except CheckpointError as error:
+    raise CheckpointError(
+      f"{CONFIG} and {ARRAYS} are not as they were exported: {error}. Fields "
+      "of the config are changed with --config.FIELD=VALUE, not in the file"
+    ) from error
+  return manifest
+
+
+def read_item(folder: epath.PathLike, item: str) -> dict[str, Any]:
+  """One tree of arrays, in host memory; not verified.
+
+  Raises:
+    CheckpointError: names are not paths of parameters.
+  """
+  fs, path = locate(_path(folder, ARRAYS))
+  read = library()
+  if isinstance(fs, LocalFileSystem):
+    arrays = read.load_file(path)
+  else:
+    arrays = read.load(fs.cat_file(path))
+  prefix = f"{item}/"
+  return tree_lib.unflatten(
+    {
+      name.removeprefix(prefix): array
+      for name, array in arrays.items()
+      if name.startswith(prefix)
+    }
+  )
+
+
+def _read_config(folder: epath.PathLike) -> dict[str, Any]:
+  try:
+    config = json.loads(epath.Path(_path(folder, CONFIG)).read_bytes())
+  except MALFORMED as error:
+    raise CheckpointError(f"{CONFIG}: {error}") from error
+  if not isinstance(config, dict):
+    raise CheckpointError(f"{CONFIG}: it holds no JSON object")
+  return config
+
+
+def _path(folder: epath.PathLike, name: str) -> str:
+  return str(epath.Path(folder) / name)
+
+
+def library():
+  """The module that reads and writes the arrays.
+
+  Raises:
+    ValueError: it is not installed.
+  """
+  try:
+    import safetensors.numpy
+  except ImportError as error:
+    raise ValueError(
+      f"{ARRAYS} is read and written with the package safetensors, which is "
+      "not installed. Install the extra `export` of this package."
+    ) from error
+  return safetensors.numpy

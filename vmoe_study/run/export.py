@@ -1,0 +1,116 @@
+"""A model for others: a folder as model hubs hold it."""
+
+from collections.abc import Iterator
+
+from vmoe_study import __version__
+from vmoe_study.checkpoint import exported
+from vmoe_study.config import Config
+from vmoe_study.files.atomic import write_atomically
+from vmoe_study.files.location import locate
+from vmoe_study.nn import cost
+from vmoe_study.nn.parameter_names import ROUTER_STATE
+from vmoe_study.run.checkpoint import Checkpoint
+from vmoe_study.run.predict import evaluation_ops
+from vmoe_study.training.metrics_file import read_metrics
+
+LIBRARY = "vmoe_study"
+_TAGS = ("mixture-of-experts", "vision-transformer", "jax", "flax")
+_MAX_CLASSES = 20  # That the card names.
+
+
+def export_model(checkpoint: Checkpoint, folder: str) -> None:
+  """Writes a folder that `open_checkpoint` opens; see `checkpoint.exported`.
+
+  The config is written as it is, with the paths in it.
+
+  Args:
+    checkpoint: the model.
+    folder: local path or URL; new or empty.
+
+  Raises:
+    ValueError: there is something in the folder, or the package safetensors is
+      missing.
+    OSError: it cannot be written.
+  """
+  _check_empty(folder)
+  ops = (
+    evaluation_ops(checkpoint.config) if checkpoint.config.evaluations else ""
+  )
+  metadata = {
+    "library_name": LIBRARY,
+    "library_version": __version__,
+    "step": checkpoint.step,
+    "image_ops": ops,
+    **checkpoint.metadata.to_dict(),
+  }
+  items = {"params": checkpoint.params, ROUTER_STATE: checkpoint.router_state}
+  exported.write(folder, items, metadata)
+  card = "\n".join(_card(checkpoint, ops)) + "\n"
+  write_atomically(f"{folder}/{exported.CARD}", card)
+
+
+def _check_empty(folder: str) -> None:
+  fs, path = locate(folder)
+  if fs.exists(path) and (not fs.isdir(path) or fs.ls(path)):
+    raise ValueError(
+      f"--out={folder}: must be a new or an empty folder. Name another one."
+    )
+
+
+def _card(checkpoint: Checkpoint, ops: str) -> Iterator[str]:
+  """The lines of a model card, in Markdown with YAML before it."""
+  config = checkpoint.config
+  yield from ("---", f"library_name: {LIBRARY}")
+  yield from ("pipeline_tag: image-classification", "tags:")
+  yield from (f"- {tag}" for tag in _TAGS)
+  yield from ("---", "", f"# {config.name}", "")
+  yield from (f"- {line}" for line in _facts(checkpoint, ops))
+  yield from ("", "```python", "import vmoe_study", "")
+  yield "checkpoint = vmoe_study.open_checkpoint(FOLDER)"
+  yield from ('[prediction] = checkpoint.predict(["photo.jpg"])', "```", "")
+  yield f"Arrays in `{exported.ARRAYS}` have the names of their Flax modules;"
+  yield f"`{exported.CONFIG}` has the whole config of the run."
+
+
+def _facts(checkpoint: Checkpoint, ops: str) -> Iterator[str]:
+  config, model = checkpoint.config, checkpoint.model
+  moe = cost.routing(model.evaluation_module, model.image_shape)
+  total, active = cost.parameter_counts(model.params_shape, moe)
+  yield f"Vision Transformer, {total:,} parameters, {active:,} active per token"
+  yield _describe_router(config)
+  yield f"trained on `{config.data.name}`, {checkpoint.step:,} steps"
+  height, width, channels = model.image_shape
+  yield f"images: {height} x {width} x {channels}, after `{ops or 'unknown'}`"
+  yield _describe_classes(checkpoint)
+  for name, value in _metrics(checkpoint).items():
+    yield f"{name}: {value:.4g}"
+
+
+def _describe_router(config: Config) -> str:
+  moe = config.model.moe
+  if not moe.is_routed:
+    return "no routed blocks"
+  experts = moe.options.get("num_experts")
+  return (
+    f"router `{moe.router}`, {experts} experts, groups of {config.group_images}"
+  )
+
+
+def _describe_classes(checkpoint: Checkpoint) -> str:
+  count = checkpoint.config.model.fields["num_classes"]
+  names = checkpoint.class_names or ()
+  shown = ", ".join(f"`{name}`" for name in names[:_MAX_CLASSES])
+  more = ", ..." if len(names) > _MAX_CLASSES else ""
+  return f"{count:,} classes" + (f": {shown}{more}" if names else "")
+
+
+def _metrics(checkpoint: Checkpoint) -> dict[str, float]:
+  """What the run measured at this step."""
+  prefixes = (*(f"{n}/" for n in checkpoint.config.evaluations), "fewshot/")
+  return {
+    name: value
+    for row in read_metrics(checkpoint.path)
+    if row["step"] == checkpoint.step
+    for name, value in row.items()
+    if name.startswith(prefixes)
+  }
