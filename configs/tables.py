@@ -19,12 +19,12 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from vmoe_study.drawing.render import markdown_table
 from vmoe_study.nn.cost import routing
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.options import check_names
 from vmoe_study.performance.data_sizes import image_side
 from vmoe_study.run.config_file import load_config
-from vmoe_study.study.render import markdown_table
 
 VMOE = "2106.05974"
 VMOE_CONFIGS = "github.com/google-research/vmoe, vmoe/configs/vmoe_paper"

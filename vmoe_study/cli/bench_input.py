@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
   from absl import logging
   from etils import epath
 
+  from vmoe_study.drawing.render import markdown_table
   from vmoe_study.performance.input_bench import InputBench
-  from vmoe_study.study.render import markdown_table
 
   bench = InputBench(
     args.name,

@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
   from absl import logging
   from etils import epath
 
+  from vmoe_study.drawing.render import markdown_table
   from vmoe_study.performance.layer_bench import bench_layer
-  from vmoe_study.study.render import markdown_table
 
   names = [field.name for field in dataclasses.fields(LayerShape)]
   result = bench_layer(

@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
   from absl import logging
   from etils import epath
 
+  from vmoe_study.drawing.render import markdown_table
   from vmoe_study.performance.solver_bench import bench_solvers
-  from vmoe_study.study.render import markdown_table
 
   names = [field.name for field in dataclasses.fields(SolverShape)]
   result = bench_solvers(

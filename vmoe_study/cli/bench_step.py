@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> int:
 
   from etils import epath
 
+  from vmoe_study.drawing.render import markdown_table
   from vmoe_study.performance.step_bench import bench_step
-  from vmoe_study.study.render import markdown_table
 
   result = bench_step(config_flags.load(args), args.rounds)
   cells = [[name, f"{value:.4g}"] for name, value in result.items()]

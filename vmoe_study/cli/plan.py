@@ -154,7 +154,7 @@ def _image_shape(text: str | None) -> tuple[int, int, int] | None:
 
 def estimate_table(estimate: ResourceEstimate) -> str:
   """A Markdown table of one estimate."""
-  from vmoe_study.study.render import markdown_table
+  from vmoe_study.drawing.render import markdown_table
 
   rows = [
     ("where", _where(estimate)),
@@ -203,7 +203,7 @@ def _speed_rows(estimate: ResourceEstimate) -> list[tuple[str, str]]:
 
 def sweep_table(estimates: Sequence[ResourceEstimate]) -> str:
   """A Markdown table with one row per compiled candidate."""
-  from vmoe_study.study.render import markdown_table
+  from vmoe_study.drawing.render import markdown_table
 
   header = ["mesh", "plan form", "remat", "accumulation", "moments", "ahead"]
   header += ["fits", "HBM GiB", "TFLOP", "compute ms", "HBM ms", "exposed ms"]

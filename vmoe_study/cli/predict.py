@@ -166,8 +166,8 @@ def _output(
   args: argparse.Namespace,
 ) -> Iterator[Callable[[Sequence[Prediction]], object]]:
   """What writes predictions: as a table at the end, or as JSON lines."""
+  from vmoe_study.drawing.render import markdown_table
   from vmoe_study.files.atomic import open_atomically
-  from vmoe_study.study.render import markdown_table
 
   if args.out is None:
     rows: list[list[str]] = []

@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
+  from vmoe_study.drawing.render import markdown_table
   from vmoe_study.run import failures, replay
-  from vmoe_study.study.render import markdown_table
 
   folder, step = failures.find(args.workdir, args.step)
   trees = replay.replay(folder, step, args.overrides)

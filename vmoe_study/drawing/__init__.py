@@ -1,1 +1,1 @@
-"""Figures as files, text in any script, and the layout of pages."""
+"""Tables as text, figures as files, and the layout of pages."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vmoe_study.study.render import csv_table, latex_table, markdown_table
+from vmoe_study.drawing.render import csv_table, latex_table, markdown_table
 
 
 @pytest.mark.parametrize(
