@@ -123,7 +123,7 @@ def test_evaluate_finds_what_training_found(finished, tmp_path, capsys):
 def test_a_metric_that_is_not_a_number_is_null(finished, tmp_path, monkeypatch):
   out = tmp_path / "metrics.json"
   found = {"step": 6, "test/loss": float("nan")}
-  monkeypatch.setattr(evaluate_lib, "evaluate", lambda checkpoint: found)
+  monkeypatch.setattr(evaluate_lib, "evaluate", lambda checkpoint, out: found)
   assert main(["evaluate", f"--workdir={finished}", f"--out={out}"]) == 0
   assert json.loads(out.read_text()) == {"step": 6, "test/loss": None}
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,6 +24,7 @@ def batches(size):
       "image": jnp.pad(image, padding, constant_values=7.0),
       "label": jnp.pad(label, padding, constant_values=1.0),
       "mask": jnp.asarray(mask),
+      "index": jnp.arange(start, start + size),
     }
 
 
@@ -39,6 +41,8 @@ def test_metrics_do_not_depend_on_the_batch_size():
       lambda _, image: image,
       functools.partial(batches, size),
       softmax_xent,
+      jax.nn.softmax,
+      list("abcde"),
     )
     found = dict(evaluator.run({}))
     assert found.keys() == expected.keys()

@@ -40,6 +40,7 @@ class _Input:
     image_shape: (H, W, C).
     device_ops: turns a batch into float32 images and label vectors.
     class_names: by class number; empty if the classes have only numbers.
+    many_labels: whether an image may have several labels, or none.
     notes: what the user should know of the data sets.
     skipped: damaged examples skipped or masked so far, on this host.
     parts: what the workers compute.
@@ -67,7 +68,7 @@ class _Input:
     ]
     self.skipped = 0
     self.reading = np.zeros(3)
-    self._many_labels = any(reader.source.many_labels for reader in readers)
+    self.many_labels = any(reader.source.many_labels for reader in readers)
     self.parts = parts
     self._workers = shared_workers(num_workers)
 
@@ -88,7 +89,7 @@ class _Input:
     return {
       "image": batch["image"],
       "label": class_bits(*labels, self.device_ops.num_classes)
-      if self._many_labels
+      if self.many_labels
       else class_numbers(*labels),
       "mask": batch["mask"],
     }

@@ -1,10 +1,15 @@
-"""Accuracy and loss over a data set."""
+"""Accuracy and loss over a data set, and what every image was taken for."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vmoe_study.evaluation.outcomes import outcomes
+from vmoe_study.evaluation.result import Classification
 
 
 class ClassificationEvaluator:
@@ -20,31 +25,49 @@ class ClassificationEvaluator:
     predict: Callable[[Any, jax.Array], jax.Array],
     batches: Callable[[], Iterable[dict[str, jax.Array]]],
     loss: Callable[[jax.Array, jax.Array], jax.Array],
+    probabilities: Callable[[jax.Array], jax.Array],
+    class_names: Sequence[str],
+    keep_scores: bool = False,
   ):
-    """Makes an evaluator; data is only read by `run`.
+    """Makes an evaluator; data is only read by `run` and `examine`.
 
     Args:
       name: prefix of the metric names.
       predict: maps (variables, images) to logits (B, classes).
       batches: returns an iterable of the global batches of one pass, with
-        `image`, `label` (B, classes) and `mask` (B,), which is 0 for padding.
+        `image`, `label` (B, classes), `mask` (B,), which is 0 for padding, and
+        `index` (B,), the places in the data set.
       loss: maps (logits, labels) to losses (B,).
+      probabilities: maps logits to probabilities of the same shape.
+      class_names: of all classes.
+      keep_scores: whether `examine` keeps the logits of all images, for their
+        order in every class.
     """
     self.name = name
     self._batches = batches
+    self._class_names = class_names
+
+    def compared(variables, batch):
+      logits = predict(variables, batch["image"])
+      return logits, outcomes(logits, batch["label"], loss, probabilities)
 
     @jax.jit
     def sums(variables, batch):
-      logits = predict(variables, batch["image"])
-      labels, mask = batch["label"], batch["mask"]
-      best = jnp.argmax(logits, axis=-1)[:, None]
-      correct = jnp.take_along_axis(labels, best, axis=-1)[:, 0] > 0
-      losses = loss(logits, labels)
+      _, found = compared(variables, batch)
+      mask = batch["mask"]
       return jnp.stack(
-        [jnp.sum(mask * correct), jnp.sum(mask * losses), mask.sum()]
+        [jnp.sum(mask * found.correct), jnp.sum(mask * found.loss), mask.sum()]
       )
 
-    self._sums = sums
+    @jax.jit
+    def rows(variables, batch):
+      logits, found = compared(variables, batch)
+      rows = {"outcomes": found, "index": batch["index"], "mask": batch["mask"]}
+      if keep_scores:
+        rows |= {"scores": logits, "targets": batch["label"] > 0}
+      return rows
+
+    self._sums, self._rows = sums, rows
 
   def run(self, variables: Any, step: int = 0) -> Iterator[tuple[str, float]]:
     """Yields NAME/accuracy, NAME/loss and NAME/examples, their number.
@@ -60,3 +83,30 @@ class ClassificationEvaluator:
     yield f"{self.name}/accuracy", float(correct / count)
     yield f"{self.name}/loss", float(loss / count)
     yield f"{self.name}/examples", float(count)
+
+  def examine(self, variables: Any) -> Classification:
+    """What the model makes of every image; all processes get all of it.
+
+    Args:
+      variables: for `predict`.
+    """
+    parts = [_fetch(self._rows(variables, b)) for b in self._batches()]
+    rows = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    order = np.argsort(rows["index"], kind="stable")
+    order = order[rows["mask"][order] > 0]
+    rows = jax.tree.map(lambda array: array[order], rows)
+    return Classification(
+      self.name,
+      self._class_names,
+      rows["index"],
+      rows["outcomes"],
+      rows.get("scores"),
+      rows.get("targets"),
+    )
+
+
+def _fetch(tree: Any) -> Any:
+  """The rows of all processes."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,14 +1,47 @@
 """Evaluates a trained model: no optimizer, no training data, any devices."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 from absl import logging
 from etils import epath
 
 from vmoe_study.config import Config
+from vmoe_study.evaluation.mistakes import MAX_SHOWN
+from vmoe_study.evaluation.result import Classification
+from vmoe_study.files.location import expand
+from vmoe_study.parallel import hosts
 from vmoe_study.run.checkpoint import Checkpoint, open_checkpoint
 from vmoe_study.run.data_dirs import check_confirmed
-from vmoe_study.run.inputs import make_evaluators
+from vmoe_study.run.inputs import (
+  classification_evaluators,
+  fewshot_evaluators,
+)
+from vmoe_study.run.mistakes import read_mistakes
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation(Mapping[str, float]):
+  """What an evaluation found: its metrics by name, as in a dict, and more.
+
+  Attributes:
+    metrics: such as "test/accuracy", and the checkpoint's "step".
+    data_sets: what the model makes of the images of each of
+      `config.evaluations`, by its name: classes, calibration, mistakes.
+  """
+
+  metrics: Mapping[str, float]
+  data_sets: Mapping[str, Classification] = dataclasses.field(repr=False)
+
+  def __getitem__(self, name: str) -> float:
+    return self.metrics[name]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.metrics)
+
+  def __len__(self) -> int:
+    return len(self.metrics)
 
 
 def evaluate(
@@ -17,7 +50,8 @@ def evaluate(
   config: Config | None = None,
   overrides: Sequence[str] = (),
   trust_data_dirs: bool = False,
-) -> dict[str, float]:
+  out: epath.PathLike | None = None,
+) -> Evaluation:
   """Runs all evaluations of a checkpoint's config.
 
   Args:
@@ -26,19 +60,30 @@ def evaluate(
     overrides: changed fields of a workdir's config, "FIELD=VALUE".
     trust_data_dirs: whether data may be read from all folders that a workdir's
       config names.
+    out: folder for metrics.json, for index.html, a page that also shows
+      mistakes, and for each data set a folder with tables (CSV) and figures
+      (PNG, SVG): accuracy by class, confused classes, calibration. None for no
+      files. Process 0 writes them.
 
   Returns:
-    Metrics by name, such as "test/accuracy", and the checkpoint's "step".
+    Metrics by name, as in a dict: those of `Classification.metrics` for each
+    of `config.evaluations`, few-shot accuracies, and the checkpoint's "step".
+    `data_sets` has what they are computed from.
 
   Raises:
     ValueError: the config evaluates nothing, is wrong, does not fit the
-      parameters, or names folders that are not confirmed.
+      parameters, or names folders that are not confirmed; or `out` is a file.
     CheckpointError: there is no intact checkpoint.
 
-  >>> metrics = evaluate("runs/digits")
-  >>> metrics["step"], 0 <= metrics["test/accuracy"] <= 1
+  >>> found = evaluate("runs/digits")
+  >>> found["step"], 0 <= found["test/accuracy"] <= 1
   (23, True)
+  >>> digits = found.data_sets["test"]
+  >>> digits.confusion.matrix().shape, digits.num_images
+  ((10, 10), 359)
   """
+  if out is not None:
+    out = _checked_folder(out)
   if not isinstance(checkpoint, Checkpoint):
     checkpoint = open_checkpoint(
       checkpoint,
@@ -54,13 +99,58 @@ def evaluate(
       "of the data sets is not checked",
       checkpoint.path,
     )
-  evaluators = make_evaluators(checkpoint.model, checkpoint.class_names)
-  if not evaluators:
+  evaluation = _evaluate(checkpoint)
+  if out is not None:
+    with hosts.raise_on_all_hosts():
+      if jax.process_index() == 0:
+        _write(checkpoint, evaluation, out)
+  return evaluation
+
+
+def _checked_folder(out: epath.PathLike) -> str:
+  folder = expand("out", out)
+  if epath.Path(folder).is_file():
+    raise ValueError(
+      f"out={folder}: is a file, and must be a folder. Give another name."
+    )
+  return folder
+
+
+def _evaluate(checkpoint: Checkpoint) -> Evaluation:
+  evaluators = classification_evaluators(
+    checkpoint.model, checkpoint.class_names
+  )
+  fewshot = fewshot_evaluators(checkpoint.model)
+  if not evaluators and not fewshot:
     raise ValueError(
       "config.evaluations={}, config.fewshot={}: one of them must not be "
       "empty. Give a config with evaluations: --config=FILE.py[:ARGUMENTS]."
     )
+  variables = checkpoint.variables
   metrics: dict[str, float] = {"step": checkpoint.step}
+  data_sets = {}
   for evaluator in evaluators:
-    metrics.update(evaluator.run(checkpoint.variables, checkpoint.step))
-  return metrics
+    logging.info("evaluating %s", evaluator.name)
+    found = evaluator.examine(variables)
+    data_sets[evaluator.name] = found
+    metrics |= found.metrics()
+  for transfer in fewshot:
+    logging.info("few-shot transfer")
+    metrics.update(transfer.run(variables, checkpoint.step))
+  return Evaluation(metrics, data_sets)
+
+
+def _write(checkpoint: Checkpoint, evaluation: Evaluation, out: str) -> None:
+  from vmoe_study.evaluation.files import write_evaluation
+
+  specs = checkpoint.config.evaluations
+  mistakes = {
+    name: list(
+      read_mistakes(specs[name].data, checkpoint.class_names, found, MAX_SHOWN)
+    )
+    for name, found in evaluation.data_sets.items()
+  }
+  title = f"Evaluation of {checkpoint.path.name}, step {checkpoint.step}"
+  write_evaluation(
+    out, title, evaluation.metrics, evaluation.data_sets, mistakes
+  )

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
 from vmoe_study.config import Config, FewshotSpec
 from vmoe_study.data import sources
-from vmoe_study.data.classes import ClassNames, check_several
+from vmoe_study.data.classes import ClassNames, check_several, class_label
 from vmoe_study.data.decode_rate import decode_rate, describe_rate
 from vmoe_study.data.device_ops import DeviceOps
 from vmoe_study.data.examples import Batch
@@ -29,7 +30,11 @@ from vmoe_study.evaluation.classification import ClassificationEvaluator
 from vmoe_study.evaluation.fewshot import FewshotEvaluator, FewshotTask
 from vmoe_study.parallel import hosts, sharding
 from vmoe_study.run.experiment import Model
+from vmoe_study.run.predict import PROBABILITIES
 from vmoe_study.training.loss import LOSSES
+
+# Logits of an evaluation that are kept at a time, for average precision.
+MAX_SCORES = 2**27
 
 
 def num_workers(config: Config) -> int:
@@ -101,6 +106,19 @@ def make_evaluators(
 ) -> list:
   """The evaluators of a config, with their data opened.
 
+  Arguments and errors are those of `classification_evaluators`.
+  """
+  return [
+    *classification_evaluators(model, class_names),
+    *fewshot_evaluators(model),
+  ]
+
+
+def classification_evaluators(
+  model: Model, class_names: ClassNames | None = None
+) -> list[ClassificationEvaluator]:
+  """One evaluator for each of `config.evaluations`, with its data opened.
+
   Decodes a batch of each data set, so that a run whose evaluation would fail
   does not start.
 
@@ -114,46 +132,61 @@ def make_evaluators(
     ValueError: an example cannot be used, images do not fit the model, the run
       does not have a class, or operations draw random numbers.
   """
-  config = model.config
-  evaluators: list = [
-    ClassificationEvaluator(
-      name,
-      model.predict,
-      functools.partial(
-        DeviceBatches,
-        model.mesh,
-        _open(
-          model,
-          f"evaluations.{name}.data",
-          spec.data,
-          spec.batch_size,
-          class_names,
-        ),
-      ),
-      LOSSES[config.train.loss],
+  loss = model.config.train.loss
+  evaluators = []
+  for name, spec in model.config.evaluations.items():
+    data = _open(
+      model,
+      f"evaluations.{name}.data",
+      spec.data,
+      spec.batch_size,
+      class_names,
     )
-    for name, spec in config.evaluations.items()
-  ]
-  if config.fewshot:
-    tasks = [
-      _fewshot_task(model, name, spec) for name, spec in config.fewshot.items()
-    ]
-
-    def features(params, images):
-      return sharding.to_local(model.features(params, images))
-
+    num_classes = spec.data.num_classes
+    several = data.many_labels or loss == "sigmoid_xent"
     evaluators.append(
-      FewshotEvaluator(
-        "fewshot",
-        features,
-        tasks,
-        config.shots,
-        config.draw_seed,
-        draws=config.draws,
-        draw_rule=config.draw_rule,
+      ClassificationEvaluator(
+        name,
+        model.predict,
+        functools.partial(DeviceBatches, model.mesh, data),
+        LOSSES[loss],
+        PROBABILITIES[loss],
+        [class_label(data.class_names, n) for n in range(num_classes)],
+        several and data.num_examples * num_classes <= MAX_SCORES,
       )
     )
   return evaluators
+
+
+def fewshot_evaluators(model: Model) -> list[FewshotEvaluator]:
+  """The evaluator of `config.fewshot`, if it has tasks, with its data opened.
+
+  Raises:
+    MissingDataError: a data set is not prepared.
+    ValueError: an example cannot be used, images do not fit the model, or
+      operations draw random numbers.
+  """
+  config = model.config
+  if not config.fewshot:
+    return []
+  tasks = [
+    _fewshot_task(model, name, spec) for name, spec in config.fewshot.items()
+  ]
+
+  def features(params, images):
+    return sharding.to_local(model.features(params, images))
+
+  return [
+    FewshotEvaluator(
+      "fewshot",
+      features,
+      tasks,
+      config.shots,
+      config.draw_seed,
+      draws=config.draws,
+      draw_rule=config.draw_rule,
+    )
+  ]
 
 
 def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
@@ -222,13 +255,19 @@ def _apply(device_ops: DeviceOps, batch: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class DeviceBatches:
-  """The batches of an evaluation on the devices; can be iterated repeatedly."""
+  """The batches of an evaluation on the devices; can be iterated repeatedly.
+
+  Beside images, labels and mask they have "index", the places in the data set.
+  """
 
   mesh: Mesh
   data: EvalInput
 
   def __iter__(self) -> Iterator[Any]:
-    for batch in self.data:
+    for step, batch in enumerate(self.data):
+      rows = len(batch["mask"])
+      start = (step * jax.process_count() + jax.process_index()) * rows
+      batch["index"] = np.arange(start, start + rows, dtype=np.int32)
       yield to_devices(self.mesh, self.data.device_ops, batch)
 
 
