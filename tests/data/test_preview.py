@@ -1,17 +1,16 @@
 """The contact sheet shows the run's images above their labels."""
 
-import cv2
 import numpy as np
 
 from vmoe_study.data import preview
 from vmoe_study.data.pipeline import train_input
 from vmoe_study.data.spec import DataSpec
+from vmoe_study.drawing.fonts import line_width
 
 
 def cell(sheet, number):
   """Image and text of a cell, without margins."""
-  height = sheet.shape[0] // preview.ROWS
-  width = sheet.shape[1] // preview.COLUMNS
+  height, width = preview.HEIGHT, preview.WIDTH
   row, column = divmod(number, preview.COLUMNS)
   part = sheet[row * height :, column * width :][:height, :width]
   inner = preview.MARGIN // 2 + preview.CELL
@@ -52,11 +51,20 @@ def test_colours_and_shapes_are_kept():
 
 
 def test_long_names_are_cut_to_the_width():
-  for text in ("x" * 300, "two words " * 30, "größe"):
+  for text in ("x" * 300, "two words " * 30, "größe", "猫" * 40):
     lines = preview._lines(text)
-    assert len(lines) <= preview.LINES
+    assert 1 <= len(lines) <= preview.LINES
     for line in lines:
-      width = cv2.getTextSize(line, preview.FONT, preview.SCALE, 1)[0][0]
-      assert width <= preview.CELL + 3
-  assert preview._lines("x" * 300)[-1].endswith("...")
-  assert preview._lines("größe") == ["gr??e"]
+      assert line_width(line, preview.FONT_SIZE) <= preview.CELL
+  assert preview._lines("x" * 300)[-1].endswith("x…")
+  assert preview._lines("größe") == ["größe"]
+
+
+def test_names_in_any_script_are_drawn(recwarn):
+  """Names that no font has are drawn, too, without a warning each."""
+  names = ["größe", "gr??e", "кошка", "$5_^$", "猫", "\U00013000", "a\nb"]
+  blank = np.zeros((8, 8, 1), np.uint8)
+  sheet = preview.sheet([blank] * len(names), names)
+  drawn = {cell(sheet, n)[1].tobytes() for n in range(len(names))}
+  assert len(drawn) == len(names)
+  assert not recwarn.list

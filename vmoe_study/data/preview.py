@@ -1,21 +1,26 @@
 """A contact sheet of training images with their labels."""
 
+import bisect
 import dataclasses
 from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
+from matplotlib.figure import Figure
 
 from vmoe_study.data.classes import class_label
 from vmoe_study.data.examples import Batch
 from vmoe_study.data.pipeline import TrainInput
+from vmoe_study.drawing.figure_files import figure_pixels
+from vmoe_study.drawing.fonts import line_width
 
 COLUMNS, ROWS = 8, 5
 CELL = 160  # Pixels: the larger side of an image on the sheet.
 MARGIN = 8
 LINE = 18  # Height of a line of text.
 LINES = 2
-FONT, SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+FONT_SIZE = 13  # Pixels.
+WIDTH, HEIGHT = CELL + MARGIN, CELL + MARGIN + LINE * LINES  # With the text.
 
 
 def training_sheet(data: TrainInput) -> np.ndarray:
@@ -44,23 +49,16 @@ def training_sheet(data: TrainInput) -> np.ndarray:
 
 def sheet(images: Iterable[np.ndarray], texts: Sequence[str]) -> np.ndarray:
   """Arranges uint8 (H, W, C) images in rows, each with its text below."""
-  cells = [_cell(*pair) for pair in zip(images, texts, strict=True)]
-  blank = np.full_like(cells[0], 255)
-  cells += [blank] * (-len(cells) % COLUMNS)
-  rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
-  return np.concatenate([np.concatenate(row, axis=1) for row in rows])
-
-
-def _cell(image: np.ndarray, text: str) -> np.ndarray:
-  width, height = CELL + MARGIN, CELL + MARGIN + LINE * LINES
-  cell = np.full((height, width, 3), 255, np.uint8)
-  image = _enlarged(image)
-  top, left = ((CELL + MARGIN - side) // 2 for side in image.shape[:2])
-  cell[top : top + image.shape[0], left : left + image.shape[1]] = image
-  for number, line in enumerate(_lines(text)):
-    base = (MARGIN // 2, CELL + MARGIN // 2 + LINE * (number + 1) - 4)
-    cv2.putText(cell, line, base, FONT, SCALE, (0, 0, 0), 1, cv2.LINE_AA)
-  return cell
+  num_rows = -(-len(texts) // COLUMNS)
+  drawn = _draw_texts(texts, num_rows)
+  for number, image in enumerate(images):
+    row, column = divmod(number, COLUMNS)
+    picture = _enlarged(image)
+    height, width = picture.shape[:2]
+    top = row * HEIGHT + (CELL + MARGIN - height) // 2
+    left = column * WIDTH + (CELL + MARGIN - width) // 2
+    drawn[top : top + height, left : left + width] = picture
+  return drawn
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
@@ -73,22 +71,37 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
   return resized.reshape(size[1], size[0], image.shape[-1])
 
 
+def _draw_texts(texts: Sequence[str], num_rows: int) -> np.ndarray:
+  """A white sheet with the texts of all cells; a point is a pixel."""
+  shape = num_rows * HEIGHT, COLUMNS * WIDTH
+  figure = Figure(figsize=(shape[1] / 72, shape[0] / 72), dpi=72)
+  for number, text in enumerate(texts):
+    row, column = divmod(number, COLUMNS)
+    for place, line in enumerate(_lines(text), start=1):
+      x = column * WIDTH + MARGIN // 2
+      y = row * HEIGHT + CELL + MARGIN // 2 + LINE * place - 4
+      at = x / shape[1], 1 - y / shape[0]
+      figure.text(*at, line, size=FONT_SIZE, parse_math=False)
+  return figure_pixels(figure)
+
+
 def _lines(text: str) -> list[str]:
-  """Breaks a text into the lines that fit; the font has ASCII only."""
-  rest = text.encode("ascii", "replace").decode()
+  """Breaks a text into the lines that fit."""
+  rest = " ".join(text.split())
   lines: list[str] = []
   while rest and len(lines) < LINES:
     fitting = _fitting(rest)
     lines.append(rest[:fitting])
     rest = rest[fitting:].lstrip()
   if rest:
-    lines[-1] = lines[-1][:-3] + "..."
+    lines[-1] = lines[-1][:-2] + "…"
   return lines
 
 
 def _fitting(text: str) -> int:
   """Number of characters that fit into a line; at least one."""
-  for count in range(len(text), 1, -1):
-    if cv2.getTextSize(text[:count], FONT, SCALE, 1)[0][0] <= CELL:
-      return count
-  return 1
+  lengths = range(1, len(text) + 1)
+  return max(
+    1,
+    bisect.bisect(lengths, CELL, key=lambda n: line_width(text[:n], FONT_SIZE)),
+  )

@@ -1,15 +1,16 @@
 """Figures as files: PNG to look at, SVG to print."""
 
 import io
-import warnings
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vmoe_study.drawing.fonts import fit_fonts
+from vmoe_study.drawing.fonts import fit_fonts, no_glyph_warnings
 
 DOTS_PER_INCH = 110
 Form = Literal["png", "svg"]
@@ -32,12 +33,20 @@ def figure_bytes(
     dpi: of a PNG file, in dots per inch.
   """
   FigureCanvasAgg(figure)
-  fit_fonts(figure)
   content = io.BytesIO()
-  with mpl.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "Glyph .* missing from font")
+  fit_fonts(figure)
+  with mpl.rc_context({"svg.hashsalt": name}), no_glyph_warnings():
     figure.savefig(content, format=form, dpi=dpi, metadata=_METADATA[form])
   return content.getvalue()
+
+
+def figure_pixels(figure: Figure) -> UInt8[np.ndarray, "H W 3"]:
+  """A figure as an image, RGB, with the dots per inch of the figure."""
+  canvas = FigureCanvasAgg(figure)
+  fit_fonts(figure)
+  with no_glyph_warnings():
+    canvas.draw()
+  return np.array(canvas.buffer_rgba())[..., :3]
 
 
 def save_figure(

@@ -4,9 +4,13 @@ Matplotlib's own font has Latin, Greek, Cyrillic and Arabic letters. For other
 characters, Matplotlib takes the first font of a list that has them.
 """
 
+import contextlib
 import functools
+import warnings
+from collections.abc import Iterator
 
 import matplotlib as mpl
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
@@ -37,6 +41,25 @@ def families(text: str) -> list[str]:
   """
   found = {_family(character) for character in text if not character.isascii()}
   return sorted(found - {None}, key=_rank)
+
+
+@contextlib.contextmanager
+def no_glyph_warnings() -> Iterator[None]:
+  """Silences Matplotlib, which warns of every character that no font has."""
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    yield
+
+
+def line_width(text: str, size: float) -> float:
+  """Width of a line of text, in the unit of the size of its letters."""
+  fonts = [*mpl.rcParams["font.family"], *families(text)]
+  style = FontProperties(family=fonts, size=size)
+  with no_glyph_warnings():
+    width, _, _ = RendererAgg(1, 1, dpi=72).get_text_width_height_descent(
+      text, style, ismath=False
+    )
+  return width
 
 
 @functools.cache

@@ -5,13 +5,13 @@ import unicodedata
 _WIDE = ("F", "W")  # Characters that take the place of two.
 
 
-def label(text: str, width: int = 32) -> str:
+def name_label(text: str, width: int = 32) -> str:
   """A name on one line, no wider than `width` letters, for Matplotlib.
 
   The middle of a longer name is left out. Line breaks and other characters that
   cannot be seen become spaces, and a dollar sign starts no formula.
 
-  >>> label("a_very_long_name_of_a_class", 12)
+  >>> name_label("a_very_long_name_of_a_class", 12)
   'a_very…class'
   """
   shown = " ".join("".join(map(_visible, text)).split())

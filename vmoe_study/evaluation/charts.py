@@ -7,7 +7,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vmoe_study.drawing.labels import label, text_width
+from vmoe_study.drawing.labels import name_label, text_width
 from vmoe_study.evaluation.calibration import Calibration
 from vmoe_study.evaluation.confusion import Confusion
 from vmoe_study.evaluation.result import Classification
@@ -49,7 +49,7 @@ def _named_matrix(
   shares = np.divide(
     counts, images, np.full(counts.shape, np.nan), where=images > 0
   )
-  names = [label(found.class_names[n], LABEL_WIDTH) for n in classes]
+  names = [name_label(found.class_names[n], LABEL_WIDTH) for n in classes]
   margin = 0.8 + INCHES_PER_LETTER * max(map(text_width, names))
   side = max(0.36 * len(classes), 1.8)
   figure = Figure(figsize=(side + margin + 1, side + margin))

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy import ndarray as Array
 
+from vmoe_study.drawing.labels import name_label
 from vmoe_study.inspection.statistics import CapacityPoint, LayerStatistics
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.5"
@@ -79,7 +80,7 @@ def class_matrix(layer: LayerStatistics, class_names: Sequence[str]) -> Figure:
   axes.set(xlabel="expert", ylabel="class")
   axes.set_xticks(expert_ticks(num_experts))
   if num_classes <= MAX_LABELS:
-    axes.set_yticks(range(num_classes), class_names)
+    axes.set_yticks(range(num_classes), [*map(name_label, class_names)])
   if percent.size <= MAX_NUMBERS:
     _write_numbers(axes, percent)
   return figure

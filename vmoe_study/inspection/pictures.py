@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy import ndarray as Array
 
+from vmoe_study.drawing.labels import name_label
 from vmoe_study.inspection.charts import expert_ticks
 from vmoe_study.inspection.gallery import Gallery
 from vmoe_study.inspection.measure import LayerRouting, TokenRouting
@@ -26,6 +27,7 @@ OUTLINE = "tab:orange"  # Of the patches that an expert takes.
 OPACITY = 0.55  # Of an expert's colour on its patches.
 MAX_NUMBERED = 8  # With more patches along a side, they are not numbered.
 TOP_EXPERTS = 8
+TITLE_WIDTH = 20  # Letters; an image is 1.3 inches wide.
 
 
 def patches_picture(gallery: Gallery) -> Figure:
@@ -69,7 +71,8 @@ def comparison_picture(galleries: Sequence[tuple[str, Gallery]]) -> Figure:
   for number in range(count):
     picture = galleries[0][1].picture(number)
     axes[0, number].imshow(picture, vmin=0, vmax=1)
-    axes[0, number].set_title(galleries[0][1].titles[number], fontsize=8)
+    title = name_label(galleries[0][1].titles[number], TITLE_WIDTH)
+    axes[0, number].set_title(title, fontsize=8)
   for row, (name, gallery) in zip(axes[1:], galleries, strict=True):
     layer = list(gallery.layers.values())[-1]
     colors = _colors(layer.tokens.dispatched.shape[2])
@@ -77,7 +80,7 @@ def comparison_picture(galleries: Sequence[tuple[str, Gallery]]) -> Figure:
       experts = _patch_experts(gallery, layer, number)
       _color_patches(axis, gallery, number, experts, colors)
     row[0].set_ylabel(
-      name.replace("_", " "),
+      name_label(name.replace("_", " "), 40),
       fontsize=8,
       rotation=0,
       ha="right",
@@ -185,7 +188,8 @@ def _mosaic(gallery: Gallery, columns: Sequence[str]) -> tuple[Figure, Array]:
     axes[0, column].set_title(title, fontsize=8)
   for number in range(rows):
     axes[number, 0].imshow(gallery.picture(number), vmin=0, vmax=1)
-    axes[number, 0].set_ylabel(gallery.titles[number], fontsize=7)
+    title = name_label(gallery.titles[number], TITLE_WIDTH)
+    axes[number, 0].set_ylabel(title, fontsize=7)
   return figure, axes
 
 
