@@ -1,12 +1,13 @@
-"""Your own images, in one folder per class: training and fine-tuning.
+"""Your own images, in class folders or a CSV file: training and fine-tuning.
 
 Not an experiment of the study. The images are FOLDER/train/CLASS/* and
 FOLDER/test/CLASS/*, of any size: .jpg, .jpeg, .png, .webp, .gif (its first
 frame), .bmp, .tif and .tiff files. Classes and images are counted here. Names
-that begin with a dot are ignored; other files, and folders inside class
-folders, are passed over and named. test/ may lack classes, but have no further
-ones: they are compared by name. To hold out every fifth image of a class, in a
-shell:
+that begin with a dot are ignored; other files are passed over and named. So are
+folders inside class folders, as they may be classes (animals/cat) or parts of
+one (cat/2024): `nested=true` makes a class of every folder with images, called
+by its path. The test images may lack classes, but have no further ones: they
+are compared by name. To hold out every fifth image of a class, in a shell:
 
   (cd photos/train && for class in */; do
     mkdir -p "../test/$class"
@@ -15,6 +16,21 @@ shell:
     done
   done)
 
+With `csv=true`, FOLDER/train.csv and FOLDER/test.csv list the images instead,
+in UTF-8 with commas between columns, relative to FOLDER, with absolute paths or
+as gs://, s3:// or az:// URLs. Images with one class have a column `label`:
+
+  image,label
+  cats/1.jpg,cat
+  gs://bucket/dogs/7.png,dog
+
+and images with any number of classes, or none, `labels` with "|" between them:
+
+  image,labels
+  cats/1.jpg,cat|indoors
+
+Then the loss is sigmoid cross-entropy, and there are no few-shot evaluations.
+
 Train from scratch, or with little data fine-tune a trained model: the workdir
 of a run, a public V-MoE checkpoint (kind=vmoe) or a dense ViT (kind=npz).
 Resolution and classes may differ from its own.
@@ -22,6 +38,9 @@ Resolution and classes may differ from its own.
   python -m vmoe_study train --workdir=workdir/scratch \\
     --config=configs/image_folder.py:folder=photos,size=64,backbone=Ti/8,\\
 experts=8,batch=32,epochs=20
+  python -m vmoe_study train --workdir=workdir/listed \\
+    --config=configs/image_folder.py:folder=photos,csv=true,size=64,\\
+backbone=Ti/8,experts=8,batch=32,epochs=20
   python -m vmoe_study train --workdir=workdir/finetuned \\
     --config=configs/image_folder.py:folder=photos,start=workdir/scratch,\\
 size=96,backbone=Ti/8,experts=8,batch=32,epochs=5
@@ -33,7 +52,9 @@ has to be confirmed.
 
 Without `start`: Adam from scratch, by our choice of hyper-parameters. With it:
 the fine-tuning of configs/finetune.py, for fewer steps. Arguments:
-  folder     of the images; needed
+  folder     of the images or CSV files; needed
+  csv        whether CSV files list the images; false
+  nested     whether folders inside class folders are classes; false
   start      workdir, V-MoE prefix or .npz file to start from; the arguments
              must describe its model, except for classes and capacity
   kind       checkpoint, vmoe or npz: what `start` is
@@ -51,11 +72,13 @@ cores and reached 90.0% (75 steps) and 83.3% (19 steps) on 30 test images.
 
 import dataclasses
 import math
-from pathlib import Path
+import os
 from typing import Any
 
 from configs import common, datasets, recipes
-from vmoe_study.data.image_folder import ImageFolderSource
+from vmoe_study.data.image_folder import BY_PATH
+from vmoe_study.data.sources import Source, open_split
+from vmoe_study.files.location import expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +89,23 @@ class Arguments(recipes.Arguments):
   capacity: float = 1.0
   group: int = 1
   folder: str = ""
+  csv: bool = False
+  nested: bool = False
   start: str = ""
   kind: str = "checkpoint"
   size: int = 224
   epochs: float = 30.0
   batch: int = 64
   rate: float = 0.0
+
+  @property
+  def source(self) -> dict[str, Any]:
+    """The fields of a `DataSpec` that name the images, but for the split."""
+    folder = expand("config argument folder", self.folder)
+    folder = folder if "://" in folder else os.path.realpath(folder)
+    source = {"name": "image_csv" if self.csv else "image_folder"}
+    source["data_dir"] = folder
+    return source | ({"label_key": BY_PATH} if self.nested else {})
 
 
 def get_config(arguments: str = ""):
@@ -80,16 +114,22 @@ def get_config(arguments: str = ""):
   if not args.folder:
     raise ValueError(
       "config argument folder='': must be given. Name the folder that holds "
-      "train/CLASS/*.jpg and test/CLASS/*.jpg."
+      "train/CLASS/*.jpg and test/CLASS/*.jpg, or train.csv and test.csv."
     )
-  folder = str(Path(args.folder).expanduser().resolve())
-  args = dataclasses.replace(args, folder=folder)
-  source = ImageFolderSource(folder, "train")
+  if args.csv and args.nested:
+    raise ValueError(
+      "config arguments csv=true, nested=true: a CSV file has no class "
+      "folders. Leave out one."
+    )
+  source = open_split(split="train", **args.source)
   classes, size = source.num_classes, args.size
   test_ops = f"resize_small({size * 8 // 7})|central_crop({size})"
   train = _data(args, "train", f"inception_crop({size})|flip_lr", classes)
   shots, test = (_data(args, s, test_ops, classes) for s in ("train", "test"))
   sections: dict[str, Any] = {}
+  if not source.many_labels:
+    task = {"train": shots, "test": test, "batch_size": args.batch}
+    sections["fewshot"] = {"own": task}
   if args.start:
     sections["initialize"] = {"kind": args.kind, "path": args.start}
   return common.config_dict(
@@ -97,9 +137,8 @@ def get_config(arguments: str = ""):
     seed=args.seed,
     model=recipes.model(args, classes),
     data=train,
-    train=_training(args, len(source)),
+    train=_training(args, source),
     evaluations={"test": {"data": test, "batch_size": args.batch}},
-    fewshot={"own": {"train": shots, "test": test, "batch_size": args.batch}},
     **sections,
   )
 
@@ -108,16 +147,15 @@ def _data(
   args: Arguments, split: str, ops: str, num_classes: int
 ) -> dict[str, Any]:
   return {
-    "name": "image_folder",
-    "data_dir": args.folder,
+    **args.source,
     "split": split,
     "ops": f"{ops}|{datasets.RANGE}",
     "num_classes": num_classes,
   }
 
 
-def _training(args: Arguments, num_images: int) -> dict[str, Any]:
-  steps = math.ceil(args.epochs * num_images / args.batch)
+def _training(args: Arguments, source: Source) -> dict[str, Any]:
+  steps = math.ceil(args.epochs * len(source) / args.batch)
   every = max(1, steps // 10)
   if args.start:
     optimizer = {"name": "sgd", "momentum": 0.9, "clip_norm": 10.0}
@@ -127,6 +165,7 @@ def _training(args: Arguments, num_images: int) -> dict[str, Any]:
   return {
     "batch_size": args.batch,
     "num_steps": steps,
+    "loss": "sigmoid_xent" if source.many_labels else "softmax_xent",
     "optimizer": optimizer,
     "schedule": {
       "name": "cosine",

@@ -1,5 +1,7 @@
 """A folder of the user's own images becomes a run."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +9,9 @@ import pytest
 from configs import image_folder
 from vmoe_study.cli.main import main
 from vmoe_study.config import parse
+from vmoe_study.data.sources import open_source
+from vmoe_study.run.checkpoint import open_checkpoint
+from vmoe_study.run.evaluate import evaluate
 
 TINY = "smoke=true,batch=8"
 
@@ -42,6 +47,39 @@ def test_a_folder_is_needed(tmp_path):
     image_folder.get_config("")
   with pytest.raises(ValueError, match="there is no such folder"):
     image_folder.get_config(f"folder={tmp_path}")
+
+
+def test_folders_inside_folders(photos, tmp_path):
+  shutil.copytree(photos / "train", tmp_path / "train" / "indoors")
+  shutil.copytree(photos / "train", tmp_path / "train" / "outdoors")
+  text = f"folder={tmp_path},nested=true,{TINY}"
+  config = parse(image_folder.get_config(text).to_dict())
+  assert config.model.fields["num_classes"] == 4
+  assert open_source(config.data).class_names[1] == "indoors/dark"
+  with pytest.raises(ValueError, match="has no class folders. Leave out one"):
+    image_folder.get_config(f"{text},csv=true")
+
+
+@pytest.mark.cli
+def test_from_a_list_with_several_labels_to_predictions(photos, tmp_path):
+  for split in ("train", "test"):
+    lines = ["image,labels"]
+    for path in sorted((photos / split).rglob("*.png")):
+      label = path.parent.name
+      lines.append(f"{path},{label}|photo")
+    (tmp_path / f"{split}.csv").write_text("\n".join(lines))
+  config = f"--config=configs/image_folder.py:folder={tmp_path},csv=true,{TINY}"
+  workdir, more = tmp_path / "run", "router=dense,size=8,epochs=20,rate=0.01"
+  assert main(["train", f"--workdir={workdir}", f"{config},{more}"]) == 0
+  checkpoint = open_checkpoint(workdir)
+  assert checkpoint.config.train.loss == "sigmoid_xent"
+  assert checkpoint.class_names == ("bright", "dark", "photo")
+  (found,) = checkpoint.predict([photos / "test" / "dark" / "0.png"])
+  probabilities = dict(found.top(3))
+  assert probabilities["dark"] > 0.5 > probabilities["bright"]
+  assert probabilities["photo"] > 0.5  # Each class stands for itself.
+  with pytest.raises(ValueError, match="--trust-data-dirs"):
+    evaluate(workdir)
 
 
 @pytest.mark.cli

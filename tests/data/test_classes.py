@@ -177,6 +177,31 @@ def test_what_is_passed_over_is_counted_and_named(make):
   assert ": 1 (ant/old), with 3 files. " in nested and "move" in nested
 
 
+def test_folders_inside_folders_are_classes_if_asked_for(make):
+  spec = make("train", "ant", label_key="path")
+  root = pathlib.Path(spec.data_dir) / "train"
+  add(root / "pets" / "cat", "", LEVELS["cat"])
+  add(root / "pets" / "cat" / "big", "", LEVELS["dog"])
+  (root / "pets" / "loop").symlink_to("..")
+  (root / "pets" / "cat" / ".hidden").mkdir()
+  source = open_split("image_folder", "train", spec.data_dir, "path")
+  assert source.class_names == ("ant", "pets/cat", "pets/cat/big")
+  assert source.labels().tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+  assert source.where(8) == str(root / "pets/cat/big/2.png")
+  assert [n[:45] for n in source.notes] == [
+    "folders passed over, without images: 1 (pets/",
+    "folders passed over, inside class folders: 2 ",
+  ]
+  assert source.empty_folders == [str(root / "pets" / "loop")]
+  (root / "pets" / "loop").unlink()
+  data = train_input(spec, batch_size=9, seed=0)
+  batch = data.device_ops(data[0])
+  numbers = truth(batch, ("ant", "cat", "dog"))
+  np.testing.assert_array_equal(batch["label"].argmax(1), numbers)
+  with pytest.raises(ValueError, match="label_key='top': must be 'path'"):
+    open_split("image_folder", "train", spec.data_dir, "top")
+
+
 def test_training_needs_images_of_every_class(make):
   spec = make("train", "ant", "bee")
   group = pathlib.Path(spec.data_dir) / "train" / "group"

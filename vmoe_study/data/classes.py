@@ -37,7 +37,7 @@ def check_folders(data: Declared) -> None:
     raise ValueError(
       f"{', '.join(data.empty_folders)}: no .jpg or other image file in this "
       "class folder. Add images, or remove it. Folders inside it are not read: "
-      "move them up to make classes of them."
+      "label_key='path' makes classes of them."
     )
 
 

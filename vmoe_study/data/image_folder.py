@@ -1,4 +1,10 @@
-"""`image_folder`: image files in one folder per class, read in place."""
+"""`image_folder`: image files in one folder per class, read in place.
+
+DATA_DIR/SPLIT/CLASS/*.jpg. Folders inside class folders are passed over and
+named: they may be classes (animals/cat) or parts of one (cat/2024), and nothing
+tells which. With label_key="path" they are classes: every folder with images is
+one, called by its path below SPLIT.
+"""
 
 import dataclasses
 import os
@@ -13,6 +19,7 @@ from vmoe_study.data.records import RecordError, intact
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_SHOWN = 3
+BY_PATH = "path"  # As `label_key`.
 
 
 class ImageFolderSource:
@@ -34,20 +41,30 @@ class ImageFolderSource:
   is_remote = False
   channels = 3
 
-  def __init__(self, data_dir: str, split: str):
+  def __init__(self, data_dir: str, split: str, label_key: str | None = None):
     """Lists the files.
+
+    Args:
+      data_dir: local folder.
+      split: of a folder in it.
+      label_key: `BY_PATH` if folders inside class folders are classes, too.
 
     Raises:
       ValueError: the folder does not exist, cannot be listed, or has no class
-        folder with images.
+        folder with images; or `label_key` is something else.
     """
+    if label_key not in (None, BY_PATH):
+      raise ValueError(
+        f"label_key={label_key!r}: must be {BY_PATH!r} for an image_folder, or "
+        "left out."
+      )
     self._root = Path(data_dir).expanduser() / split
-    names, beside = _list(self._root)
-    folders = [_ClassFolder.read(self._root, name) for name in names]
+    _, beside = _list(self._root)
+    folders = list(_class_folders(self._root, "", label_key == BY_PATH))
     classes = [folder for folder in folders if folder.images]
-    self.empty_folders = [
-      str(self._root / folder.name) for folder in folders if not folder.images
-    ]
+    classes.sort(key=lambda folder: folder.name)
+    empty = [folder for folder in folders if folder.is_empty]
+    self.empty_folders = [str(self._root / folder.name) for folder in empty]
     self.notes = list(_notes(self._root, folders, beside))
     if not classes:
       raise ValueError(
@@ -96,18 +113,41 @@ class ImageFolderSource:
 
 @dataclasses.dataclass(frozen=True)
 class _ClassFolder:
-  """Names of the images, the other files and the folders in a class folder."""
+  """Names of the images, the other files and the folders in a class folder.
+
+  Attributes:
+    name: path of the folder below the split.
+    images: names of the images in it.
+    others: names of the other files.
+    folders: names of the folders in it that are passed over.
+    is_empty: whether it has no images, and no class folders either.
+  """
 
   name: str
   images: Sequence[str]
   others: Sequence[str]
   folders: Sequence[str]
+  is_empty: bool
 
-  @classmethod
-  def read(cls, root: Path, name: str) -> "_ClassFolder":
+
+def _class_folders(
+  root: Path, parent: str, nested: bool
+) -> Iterator[_ClassFolder]:
+  """The folders in a folder; if nested, also those inside them.
+
+  Not those behind links, which may lead back.
+  """
+  for name in _list(root / parent)[0]:
+    name = f"{parent}/{name}" if parent else name
     folders, files = _list(root / name)
     images = [file for file in files if file.lower().endswith(SUFFIXES)]
-    return cls(name, images, sorted({*files} - {*images}), folders)
+    others = sorted({*files} - {*images})
+    enters = nested and not (root / name).is_symlink()
+    is_empty = not images and not (enters and folders)
+    passed_over = [] if enters else folders
+    yield _ClassFolder(name, images, others, passed_over, is_empty)
+    if enters:
+      yield from _class_folders(root, name, nested)
 
 
 def _list(folder: Path) -> tuple[list[str], list[str]]:
@@ -142,15 +182,15 @@ def _notes(
   others = [f"{f.name}/{file}" for f in folders for file in f.others]
   if others := [*beside, *others]:
     yield f"files passed over, no images in class folders: {_some(others)}"
-  if empty := [folder.name for folder in folders if not folder.images]:
+  if empty := [folder.name for folder in folders if folder.is_empty]:
     yield f"folders passed over, without images: {_some(empty)}"
   nested = [f"{f.name}/{name}" for f in folders for name in f.folders]
   if nested:
     count = sum(_count_files(root / path) for path in nested)
     yield (
       f"folders passed over, inside class folders: {_some(nested)}, with "
-      f"{count:,} files. To read them, move the folders up if they are "
-      "classes, and the files if they are not"
+      f"{count:,} files. To read them, set label_key={BY_PATH!r} if they are "
+      "classes, and move the files up if they are not"
     )
 
 

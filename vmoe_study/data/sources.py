@@ -7,12 +7,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from vmoe_study.data.classes import ClassNames
+from vmoe_study.data.image_csv import ImageCsvSource
 from vmoe_study.data.image_folder import ImageFolderSource
 from vmoe_study.data.records import RecordError
 from vmoe_study.data.spec import DataSpec
 from vmoe_study.files.ranges import is_remote
 
-IMAGE_FOLDER = "image_folder"
+# Sets of image files that are read in place; all other names are TFDS's.
+IMAGE_FILES = {"image_folder": ImageFolderSource, "image_csv": ImageCsvSource}
 
 
 class Source(Protocol):
@@ -85,7 +87,7 @@ def make_indices(
   for local data sets. Arguments are those of `tfds_source.make_indices`.
   """
   data_dir = spec.data_dir or os.environ.get("TFDS_DATA_DIR", "")
-  if spec.name != IMAGE_FOLDER and is_remote(data_dir):
+  if spec.name not in IMAGE_FILES and is_remote(data_dir):
     from vmoe_study.data import tfds_source  # Imports TFDS.
 
     tfds_source.make_indices(spec, process_index, process_count, elsewhere)
@@ -114,26 +116,25 @@ def open_split(
   """Like `open_source`, for callers without a complete spec.
 
   Args:
-    name: a TFDS name ("name", "name/config", "name:version"), or
-      "image_folder".
+    name: a TFDS name ("name", "name/config", "name:version"), or a key of
+      `IMAGE_FILES`.
     split: a TFDS split expression, "train" or "train[:99%]"; for image_folder,
-      the sub-folder of this name.
+      the sub-folder of this name; for image_csv, the file of this name.
     data_dir: the TFDS folder (a path or URL); TFDS's default when None.
-    label_key: feature that holds the label; by default the one given in
-      `dataset_specs`, else "label".
+    label_key: what holds the label, see `DataSpec`.
     num_classes: for labels that are integers without a number of classes.
 
   Raises:
     MissingDataError: the data set is not prepared; names the command.
-    ValueError: as `open_source`, or an image folder without `data_dir`.
+    ValueError: as `open_source`, or image files without `data_dir`.
   """
-  if name == IMAGE_FOLDER:
+  if name in IMAGE_FILES:
     if data_dir is None:
       raise ValueError(
-        "data_dir=None: image_folder needs the folder that holds "
-        "SPLIT/CLASS/*.jpg. Set data_dir."
+        f"data_dir=None: {name} needs the folder that holds SPLIT/CLASS/*.jpg "
+        "or SPLIT.csv. Set data_dir."
       )
-    return ImageFolderSource(data_dir, split)
+    return IMAGE_FILES[name](data_dir, split, label_key)
   from vmoe_study.data.tfds_source import open_tfds  # Imports TFDS.
 
   return open_tfds(name, split, data_dir, label_key, num_classes)

@@ -11,13 +11,16 @@ class DataSpec:
   """A data set, and how its examples become a batch.
 
   Attributes:
-    name: a TFDS name ("name", "name/config"), or "image_folder".
-    split: a TFDS split expression; the name of a sub-folder for image_folder.
+    name: a TFDS name ("name", "name/config"), "image_folder" or "image_csv".
+    split: a TFDS split expression; the name of a sub-folder for image_folder,
+      and of a file, without ".csv", for image_csv.
     ops: image operations (`ops.OPS`), "inception_crop(224)|flip_lr|...".
     num_classes: width of the label vectors.
     data_dir: the TFDS folder; TFDS's default when None.
     label_key: feature that holds the label; by default the one given in
-      `dataset_specs`, else "label".
+      `dataset_specs`, else "label". The column of an image_csv; by default
+      "label", or "labels" for several per image. "path" for an image_folder
+      with folders inside folders, where a class is named by its path.
     label_smoothing: share of the label mass spread over all classes.
     on_error: "raise" for damaged examples, or "skip": training takes the next
       example instead, evaluation masks it. Both count skipped examples.

@@ -1,4 +1,4 @@
-"""Ranges of bytes of files on any file system, read patiently and counted.
+"""Files on any file system and ranges of them, read patiently and counted.
 
 Object stores refuse requests when they are busy, close connections and end
 answers early. A range is therefore requested again, with growing pauses.
@@ -53,6 +53,15 @@ def read_range(url: str, start: int, stop: int) -> bytes:
     OSError: the file does not exist, or cannot be read after `ATTEMPTS`
       requests.
   """
+  return _read(url, start, stop)
+
+
+def read_file(url: str) -> bytes:
+  """Returns a whole file; like `read_range`."""
+  return _read(url, 0, None)
+
+
+def _read(url: str, start: int, stop: int | None) -> bytes:
   filesystem, path = locate(url)
   for attempt in range(ATTEMPTS):
     if attempt:
@@ -65,12 +74,13 @@ def read_range(url: str, start: int, stop: int) -> bytes:
     except Exception as error:  # Every store has its own types.
       problem: Exception | str = error
       continue
-    if len(data) == stop - start:
+    if stop is None or len(data) == stop - start:
       TRAFFIC.get().count(len(data))
       return data
     problem = f"the answer has {len(data)} bytes"
+  part = "" if stop is None else f", bytes {start} to {stop}"
   raise OSError(
-    f"{url}, bytes {start} to {stop}: {ATTEMPTS} requests failed, the last one "
+    f"{url}{part}: {ATTEMPTS} requests failed, the last one "
     f"with: {problem}. {REMEDY}"
   )
 
