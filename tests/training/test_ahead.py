@@ -26,7 +26,7 @@ def loss_fn(params, router_state, batch, key):
 
 @functools.cache
 def compiled():
-  gradient = make_gradient(loss_fn, seed=0)
+  gradient = make_gradient(loss_fn)
   return jax.jit(make_train_step(gradient, OPTIMIZER), donate_argnums=0)
 
 

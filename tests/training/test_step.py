@@ -33,11 +33,11 @@ def noisy_loss_fn(params, router_state, batch, key):
   return loss, {"loss": loss, "noise": noise}
 
 
-def run(loss, steps=2, **options):
+def run(loss, steps=2, seed=0, **options):
   optimizer = optax.sgd(0.1)
   gradient = make_gradient(loss, **options)
   step = jax.jit(make_train_step(gradient, optimizer))
-  state = TrainState.create(0, PARAMS, optimizer.init(PARAMS))
+  state = TrainState.create(0, PARAMS, optimizer.init(PARAMS), seed=seed)
   history = []
   for _ in range(steps):
     state, metrics = step(state, BATCH)
@@ -47,8 +47,8 @@ def run(loss, steps=2, **options):
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulation_equals_the_large_batch(parts):
-  whole, whole_metrics = run(loss_fn, seed=0)
-  split, metrics = run(loss_fn, seed=0, accumulation=parts, chunk=2)
+  whole, whole_metrics = run(loss_fn)
+  split, metrics = run(loss_fn, accumulation=parts, chunk=2)
   np.testing.assert_allclose(split.params["w"], whole.params["w"], rtol=1e-6)
   for name in ("loss", "gradient_norm"):
     np.testing.assert_allclose(
@@ -58,7 +58,7 @@ def test_accumulation_equals_the_large_batch(parts):
 
 def test_accumulation_that_does_not_divide_is_an_error():
   with pytest.raises(ValueError, match="batch of 8.*= 6"):
-    run(loss_fn, seed=0, accumulation=3, chunk=2)
+    run(loss_fn, accumulation=3, chunk=2)
 
 
 def test_noise_depends_on_seed_and_step_alone():
@@ -70,8 +70,18 @@ def test_noise_depends_on_seed_and_step_alone():
   assert [float(metrics["noise"]) for metrics in again] == noise[:2]
 
 
+def test_noise_is_that_of_the_key_of_the_seed():
+  """Also of a seed that no int32 holds."""
+  for seed in (3, 2**32 - 1):
+    _, history = run(noisy_loss_fn, seed=seed)
+    for step, metrics in enumerate(history):
+      key = jax.random.fold_in(jax.random.key(seed), step)
+      noise = jax.random.normal(jax.random.split(key)[0], ())
+      np.testing.assert_array_equal(metrics["noise"], noise)
+
+
 def test_norms_of_tensors_and_of_all():
-  _, (metrics, *_) = run(loss_fn, seed=0)
+  _, (metrics, *_) = run(loss_fn)
   grads = jax.grad(lambda p: loss_fn(p, {}, BATCH, None)[0])(PARAMS)
   expected = [np.linalg.norm(g) for g in jax.tree.leaves(grads)]
   np.testing.assert_allclose(metrics["gradient_norms"], expected, rtol=1e-6)
@@ -84,7 +94,7 @@ def test_norms_of_tensors_and_of_all():
 def test_a_step_that_is_not_finite_freezes_the_state(bad):
   """Of 1e30 the loss overflows."""
   optimizer = optax.adam(0.1)
-  step = jax.jit(make_train_step(make_gradient(loss_fn, seed=0), optimizer))
+  step = jax.jit(make_train_step(make_gradient(loss_fn), optimizer))
   start = TrainState.create(0, PARAMS, optimizer.init(PARAMS))
   before, _ = step(start, BATCH)
   state, _ = step(before, {"x": BATCH["x"].at[3, 1].set(bad)})
@@ -107,9 +117,7 @@ def _counting_loss(params, router_state, batch, key):
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_router_state_moves_by_the_mean_of_the_whole_batch(accumulation):
   optimizer = optax.sgd(0.1)
-  gradient = make_gradient(
-    _counting_loss, seed=0, accumulation=accumulation, chunk=2
-  )
+  gradient = make_gradient(_counting_loss, accumulation=accumulation, chunk=2)
   step = make_train_step(
     gradient, optimizer, lambda old, found: {"sum": old["sum"] + found["mean"]}
   )

@@ -236,7 +236,6 @@ class Training:
     self.opt_sharding = self._opt_sharding()
     self.gradient = make_gradient(
       model.loss,
-      seed=model.config.seed,
       augment=self._augment,
       accumulation=spec.accumulation,
       chunk=model.config.group_images,
@@ -296,6 +295,7 @@ class Training:
       params=self.model.params_sharding,
       opt_state=self.opt_sharding,
       failed=scalar,
+      seed=scalar,
       router_state=self.model.router_state_sharding,
       ema=self._ema_of(self.model.params_sharding),
     )
@@ -311,6 +311,7 @@ class Training:
       params=self.model.params_shape,
       opt_state=self.opt_shape,
       failed=jax.ShapeDtypeStruct((), jnp.bool_),
+      seed=jax.ShapeDtypeStruct((), jnp.uint32),
       router_state=self.model.router_state_shape,
       ema=self._ema_of(self.model.params_shape),
     )
@@ -345,11 +346,13 @@ class Training:
     ema: Any = None,
   ) -> TrainState:
     """The sound state after `step` steps."""
-    state = TrainState.create(step, params, opt_state, router_state, ema)
+    seed = self.model.config.seed
+    state = TrainState.create(step, params, opt_state, router_state, ema, seed)
     scalar = sharding.replicated(self.model.mesh)
     return state.replace(
       step=jax.device_put(state.step, scalar),
       failed=jax.device_put(state.failed, scalar),
+      seed=jax.device_put(state.seed, scalar),
     )
 
 

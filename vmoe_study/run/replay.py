@@ -68,6 +68,7 @@ def replay(
     training,
     *(items[name] for name in ("params", "opt_state", "router_state")),
     batch,
+    jnp.uint32(config.seed),
     jnp.int32(step),
   )
   prepared = DeviceOps.of(config.data)(items["batch"])
@@ -101,8 +102,8 @@ def not_finite(
         yield kind, name, f"{bad:,}", f"{np.size(leaf):,}"
 
 
-def _compute(training, params, opt_state, router_state, batch, step):
-  metrics, gradient = training.gradient(params, router_state, batch, step)
+def _compute(training, params, opt_state, router_state, batch, seed, step):
+  metrics, gradient = training.gradient(params, router_state, batch, seed, step)
   updates, _ = training.optimizer.update(gradient, opt_state, params)
   update = jax.tree.map(jnp.add, params, updates)
   return {

@@ -19,6 +19,9 @@ class TrainState:
       if no router has one.
     ema: the exponential moving average of the parameters; {} if the run keeps
       none.
+    seed: uint32 scalar, of all randomness in the steps; not saved, as it is the
+      config's. Part of the state, not of the program, so that runs that differ
+      in nothing else share a compiled step.
     failed: bool scalar; true once a step was not finite. A failed state is
       frozen, see `training.step`. Not saved, as only sound states are saved.
   """
@@ -27,6 +30,7 @@ class TrainState:
   params: Any
   opt_state: Any
   failed: jax.Array
+  seed: jax.Array
   router_state: Any = flax.struct.field(default_factory=dict)
   ema: Any = flax.struct.field(default_factory=dict)
 
@@ -49,9 +53,15 @@ class TrainState:
     opt_state: Any,
     router_state: Any = None,
     ema: Any = None,
+    seed: int = 0,
   ) -> "TrainState":
     """A sound state after `step` updates."""
-    failed = jnp.asarray(False)
     return cls(
-      jnp.int32(step), params, opt_state, failed, router_state or {}, ema or {}
+      step=jnp.int32(step),
+      params=params,
+      opt_state=opt_state,
+      failed=jnp.asarray(False),
+      seed=jnp.uint32(seed),
+      router_state=router_state or {},
+      ema=ema or {},
     )

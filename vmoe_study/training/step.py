@@ -18,28 +18,26 @@ from vmoe_study.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Metrics]]
-Gradient = Callable[[Any, Any, Any, jax.Array], tuple[Metrics, Any]]
+Gradient = Callable[[Any, Any, Any, jax.Array, jax.Array], tuple[Metrics, Any]]
 ROUTER_STATISTICS = "router_statistics"  # Among the metrics of a loss.
 
 
 def make_gradient(
   loss_fn: LossFn,
   *,
-  seed: int,
   augment: Callable[[Any, jax.Array], Any] = lambda batch, key: batch,
   accumulation: int = 1,
   chunk: int = 1,
 ) -> Gradient:
   """A pure function that computes metrics and gradient of a step.
 
-  Its arguments are parameters, router state, batch and step. Random numbers are
-  a function of (seed, step) alone.
+  Its arguments are parameters, router state, batch, seed and step. Random
+  numbers are a function of (seed, step) alone.
 
   Args:
     loss_fn: (params, router state, batch, key) to a mean loss over the batch
       and metrics, "loss" among them. If routers have states, the metrics
       contain `ROUTER_STATISTICS`, a tree of means over the batch.
-    seed: of all randomness in the step.
     augment: (batch, key) to the batch that is trained on; compiled with the
       step, so that the batch before it may be smaller.
     accumulation: number of parts that the batch is split into and computed one
@@ -50,7 +48,11 @@ def make_gradient(
   gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
   def metrics_and_gradient(
-    params: Any, router_state: Any, batch: Any, step: jax.Array
+    params: Any,
+    router_state: Any,
+    batch: Any,
+    seed: jax.Array,
+    step: jax.Array,
   ):
     key = jax.random.fold_in(jax.random.key(seed), step)
     key, augment_key = jax.random.split(key)
@@ -87,7 +89,7 @@ def make_train_step(
 
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     metrics, grads = gradient(
-      state.params, state.router_state, batch, state.step
+      state.params, state.router_state, batch, state.seed, state.step
     )
     statistics = metrics.pop(ROUTER_STATISTICS, {})
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -101,8 +103,13 @@ def make_train_step(
     ema = state.ema and optax.incremental_update(
       params, state.ema, 1.0 - ema_decay
     )
-    updated = TrainState(
-      state.step + 1, params, opt_state, ~sound, router_state, ema
+    updated = state.replace(
+      step=state.step + 1,
+      params=params,
+      opt_state=opt_state,
+      failed=~sound,
+      router_state=router_state,
+      ema=ema,
     )
     frozen = state.replace(failed=~sound)
     state = jax.tree.map(
