@@ -1,0 +1,148 @@
+"""Planned contrasts: against statsmodels' numbers, SciPy, and by simulation."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vmoe_study.study.linear_model import GridFit, detectable_difference
+from vmoe_study.study.planned import (
+  Analysis,
+  PlannedContrast,
+  planned_results,
+)
+from vmoe_study.study.results import Cell
+
+END_POINTS = {
+  "upstream": ("test/accuracy",),
+  "few-shot": ("a/10shot", "b/10shot"),
+}
+
+
+def grid(rng, cells=6, seeds=4, effects=0.0):
+  """Values of a grid in percent, with a common effect of each seed."""
+  noise = rng.normal(size=(cells, seeds)) + rng.normal(size=seeds)
+  values = 70 + noise + np.reshape(effects, (-1, 1))
+  return {f"c{i}": dict(enumerate(row)) for i, row in enumerate(values)}
+
+
+def test_a_complete_grid_agrees_with_its_sums_of_squares():
+  values = grid(np.random.default_rng(0))
+  y = np.array([list(row.values()) for row in values.values()])
+  residuals = y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()
+  variance = np.sum(residuals**2) / (5 * 3)
+  effect = GridFit(values).contrast({"c0": 1, "c1": -0.5, "c2": -0.5})
+  assert effect.degrees == 15
+  difference = y[0].mean() - (y[1].mean() + y[2].mean()) / 2
+  np.testing.assert_allclose(effect.estimate, difference)
+  error = np.sqrt(variance * 1.5 / 4)
+  np.testing.assert_allclose(effect.standard_error, error)
+  p_value = 2 * stats.t.sf(abs(difference) / error, 15)
+  np.testing.assert_allclose(effect.p_value, p_value)
+
+
+def test_two_cells_agree_with_the_paired_t_test():
+  values = grid(np.random.default_rng(1), cells=2, seeds=6)
+  effect = GridFit(values).contrast({"c0": 1, "c1": -1})
+  first, second = (list(row.values()) for row in values.values())
+  expected = stats.ttest_rel(first, second)
+  np.testing.assert_allclose(effect.p_value, expected.pvalue)
+  low, high = expected.confidence_interval()
+  np.testing.assert_allclose(2 * effect.half_width, high - low)
+
+
+# statsmodels 0.15: ols("y ~ C(cell) + C(seed)"), t_test of the difference, for
+# the runs of the test below.
+STATSMODELS = (1.88, 0.30034900334365294, 0.0033229031403779223)
+
+
+def test_missing_runs_agree_with_statsmodels():
+  values = {
+    "a": {0: 70.1, 1: 71.3, 2: 69.4, 3: 70.8},
+    "b": {0: 71.0, 1: 72.6, 3: 71.1},
+    "c": {1: 70.2, 2: 68.1, 3: 69.9},
+  }
+  effect = GridFit(values).contrast({"b": 1, "c": -1})
+  found = (effect.estimate, effect.standard_error, effect.p_value)
+  np.testing.assert_allclose(found, STATSMODELS, rtol=1e-8)
+
+
+def test_equivalence_is_two_one_sided_tests():
+  values = grid(np.random.default_rng(2), cells=2, seeds=9)
+  effect = GridFit(values).contrast({"c0": 1, "c1": -1})
+  difference = np.subtract(*(list(row.values()) for row in values.values()))
+  margin = 1.5
+  low = stats.ttest_1samp(difference, -margin, alternative="greater")
+  high = stats.ttest_1samp(difference, margin, alternative="less")
+  np.testing.assert_allclose(
+    effect.equivalence_p_value(margin), max(low.pvalue, high.pvalue)
+  )
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    {},
+    {"a": {0: 1.0}, "b": {0: 2.0}},
+    {"a": {0: 1.0, 1: 2.0}, "b": {2: 1.0, 3: 2.0}},
+  ],
+)
+def test_a_grid_with_too_few_common_seeds_is_an_error(values):
+  with pytest.raises(ValueError, match="too few"):
+    GridFit(values)
+
+
+def study(rng, effects):
+  """Cells of a simulated study with two end points."""
+  one, two = (grid(rng, len(effects), 8, effects) for _ in range(2))
+  return [
+    Cell(
+      name,
+      {},
+      tuple(one[name]),
+      {
+        seed: {
+          "test/accuracy": one[name][seed] / 100,
+          "a/10shot": two[name][seed] / 100,
+          "b/10shot": two[name][seed] / 100,
+        }
+        for seed in one[name]
+      },
+    )
+    for name in one
+  ]
+
+
+CONTRASTS = tuple(
+  PlannedContrast(f"{i}", (f"c{i}",), ("c5", "c6")) for i in range(5)
+)
+ANALYSIS = Analysis(END_POINTS, CONTRASTS)
+
+
+def test_without_an_effect_at_most_5_percent_of_studies_find_one():
+  rng = np.random.default_rng(3)
+  studies = (
+    planned_results(study(rng, [0] * 7), ANALYSIS) for _ in range(1000)
+  )
+  found = np.mean(
+    [min(r.holm_p_value for r in results) < 0.05 for results in studies]
+  )
+  # Holm's bound, and three standard errors of 1,000 studies.
+  assert 0.01 < found < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_the_detectable_difference_is_found_as_often_as_stated():
+  rng = np.random.default_rng(4)
+  error, degrees = np.sqrt(1.5 / 8), 6 * 7  # Of noise with variance 1.
+  difference = detectable_difference(error, degrees, 0.05 / 10, power=0.8)
+  effects = [difference, 0, 0, 0, 0, 0, 0]
+  found = []
+  for _ in range(1000):
+    [first, *_] = planned_results(study(rng, effects), ANALYSIS)
+    found.append(first.effect.p_value < 0.05 / 10)
+  assert abs(np.mean(found) - 0.8) < 3 * np.sqrt(0.8 * 0.2 / 1000)
+
+
+def test_a_row_without_runs_is_named():
+  cells = study(np.random.default_rng(5), [0] * 6)
+  with pytest.raises(ValueError, match="row c6 has no run"):
+    planned_results(cells, ANALYSIS)

@@ -1,0 +1,115 @@
+"""Contrasts that were written down before the runs of a study.
+
+They are few, name the rows that they compare, and are tested together: Holm's
+correction is over all contrasts of all end points. The contrasts of
+`contrasts.py` are exploratory beside them.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+
+from vmoe_study.study.linear_model import Effect, GridFit
+from vmoe_study.study.results import Cell
+from vmoe_study.study.statistics import holm
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedContrast:
+  """The mean of some rows minus the mean of others.
+
+  Attributes:
+    text: "first against second", in words.
+    first: names of rows.
+    second: names of rows.
+    margin: percentage points; a smaller difference counts as none. 0 if
+      equivalence is no question.
+  """
+
+  text: str
+  first: tuple[str, ...]
+  second: tuple[str, ...]
+  margin: float = 0.0
+
+  @property
+  def weights(self) -> dict[str, float]:
+    """The weight of each row in the difference."""
+    weights = dict.fromkeys(self.first, 1 / len(self.first))
+    return weights | dict.fromkeys(self.second, -1 / len(self.second))
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+  """The planned analysis of a table.
+
+  Attributes:
+    end_points: name to metrics; the value of a run is their mean.
+    contrasts: tested for each end point.
+  """
+
+  end_points: Mapping[str, tuple[str, ...]]
+  contrasts: tuple[PlannedContrast, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedResult:
+  """A planned contrast of one end point, in percentage points.
+
+  Attributes:
+    end_point: its name.
+    contrast: as planned.
+    effect: the estimated difference.
+    holm_p_value: of the test of no difference, corrected for all contrasts of
+      all end points.
+  """
+
+  end_point: str
+  contrast: PlannedContrast
+  effect: Effect
+  holm_p_value: float
+
+
+def grid_values(
+  cells: Sequence[Cell], metrics: Sequence[str]
+) -> dict[str, dict[int, float]]:
+  """Cell to seed to the mean of some metrics, in percent.
+
+  Runs without one of the metrics are left out, and cells without runs.
+  """
+  values = {
+    cell.name: {
+      seed: 100 * statistics.fmean(run[name] for name in metrics)
+      for seed, run in cell.runs.items()
+      if all(name in run for name in metrics)
+    }
+    for cell in cells
+  }
+  return {name: runs for name, runs in values.items() if runs}
+
+
+def planned_results(
+  cells: Sequence[Cell], analysis: Analysis
+) -> list[PlannedResult]:
+  """Tests the planned contrasts on the results of a study.
+
+  The error variance is pooled over all cells of the table.
+
+  Raises:
+    ValueError: a row of a contrast has no runs, or there are too few seeds.
+  """
+  found = []
+  for name, metrics in analysis.end_points.items():
+    values = grid_values(cells, metrics)
+    for contrast in analysis.contrasts:
+      if lacking := sorted(contrast.weights.keys() - values.keys()):
+        raise ValueError(
+          f"planned contrast {contrast.text!r}: row {lacking[0]} has no run "
+          f"with {', '.join(metrics)}. Run the sweep to its end."
+        )
+    fit = GridFit(values)
+    found += [(name, c, fit.contrast(c.weights)) for c in analysis.contrasts]
+  corrected = holm([effect.p_value for _, _, effect in found])
+  return [
+    PlannedResult(*result, p_value)
+    for result, p_value in zip(found, corrected, strict=True)
+  ]
