@@ -87,6 +87,7 @@ setup(
     "tabulate>=0.9",
     "tensorboard>=2.18",  # Writes the event files.
     "tensorflow-datasets>=4.9.9,<5",
+    "tqdm>=4.66",
   ],
   extras_require={
     "cuda12": [f"jax[cuda12]{JAX}"],

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1] / PACKAGE
 CONFIGS = ROOT.parent / "configs"
 # From the ground up. A room is a folder or a module of the package.
 FLOORS = [
-  {"drawing", "files", "options", "routing"},
+  {"console", "drawing", "files", "options", "routing"},
   {"data", "nn", "parallel"},
   {"checkpoint", "evaluation", "training"},
   {"config"},

@@ -101,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
   """Runs the command."""
   from absl import logging
 
+  from vmoe_study.console.progress import Progress
   from vmoe_study.data.image_files import name_images
   from vmoe_study.run.exit_codes import FAILED
 
@@ -114,8 +115,8 @@ def run(args: argparse.Namespace) -> int:
     explainer = Explainer(checkpoint.model, checkpoint.variables, args.explain)
   names: list[str] = []
   features: list[np.ndarray] = []
-  num_read = 0
-  with _output(args) as write:
+  progress = Progress("predicting", len(named), "images")
+  with progress, _output(args) as write:
     for batch in predictor.batches(named):
       for error in batch.errors:
         logging.warning("left out: %s", error)
@@ -125,8 +126,7 @@ def run(args: argparse.Namespace) -> int:
         features.append(predictor.features(batch))
       if explainer:
         explainer.write(predictor.to_devices(batch), batch.names)
-      num_read += len(batch.names) + len(batch.errors)
-      logging.info("%d of %d images", num_read, len(named))
+      progress.advance(len(batch.names) + len(batch.errors))
   if args.features:
     _save_features(args.features, names, features)
   if failed := len(named) - len(names):

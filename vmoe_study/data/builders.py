@@ -8,11 +8,13 @@ import contextlib
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from vmoe_study.console.progress import waiting
 from vmoe_study.data.dataset_specs import find_spec, split_version
 from vmoe_study.data.tfds_folder import explain_missing, stored_names
 from vmoe_study.data.tfds_metadata import ForeignClassError, open_builder
@@ -128,10 +130,10 @@ def prepare(
   config = tfds.download.DownloadConfig(manual_dir=folder)
   if _base(name) in OURS:
     _check_local(name, data_dir)
-    # Writing ArrayRecord needs no TensorFlow.
-    builder.download_and_prepare(
-      download_config=config, file_format="array_record"
-    )
+    with _progress(name):  # Writing ArrayRecord needs no TensorFlow.
+      builder.download_and_prepare(
+        download_config=config, file_format="array_record"
+      )
     return builder
   if not download:
     raise MissingDataError(
@@ -141,8 +143,23 @@ def prepare(
   import tensorflow as tf
 
   tf.config.set_visible_devices([], "GPU")  # JAX uses the accelerators.
-  builder.download_and_prepare(download_config=config)
+  with _progress(name):
+    builder.download_and_prepare(download_config=config)
   return builder
+
+
+@contextlib.contextmanager
+def _progress(name: str) -> Iterator[None]:
+  """Shows TFDS's bars on a terminal, and elsewhere lines instead of them."""
+  if sys.stderr.isatty():
+    yield
+    return
+  tfds.disable_progress_bar()
+  try:
+    with waiting(f"building {name}"):
+      yield
+  finally:
+    tfds.enable_progress_bar()
 
 
 def _check_local(name: str, data_dir: str | None) -> None:

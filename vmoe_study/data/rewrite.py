@@ -16,6 +16,7 @@ from pathlib import Path
 
 from etils import epath
 
+from vmoe_study.console.progress import track
 from vmoe_study.data import builders
 from vmoe_study.data.order import BlockOrder, FullOrder
 from vmoe_study.data.read_ahead import ReadAhead
@@ -100,7 +101,10 @@ def _write_split(
       log("%s: is there already", url)
       continue
     start = time.perf_counter()
-    size = _write_file(_in_order(records, order, positions), url)
+    what = f"file {number + 1} of {len(parts)}"
+    ordered = _in_order(records, order, positions)
+    tracked = track(ordered, what, len(positions), "records")
+    size = _write_file(tracked, url)
     rate = size / (time.perf_counter() - start) / 1e6
     log("%s: file %d of %d, %.0f MB/s", url, number + 1, len(parts), rate)
 

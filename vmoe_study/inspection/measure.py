@@ -5,15 +5,15 @@ suffices to capture the logits during a forward pass. Layers are named as in the
 parameters, "encoderblock_1".
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jaxtyping import Array, Float
 
+from vmoe_study.console.progress import track
 from vmoe_study.nn import parameter_names as names
 from vmoe_study.nn.router import Router, RouterLogits
 from vmoe_study.nn.vit import VisionTransformer, moe_blocks
@@ -183,7 +183,7 @@ def is_correct(
 def measure_images(
   measures: Mapping[str, Measure],
   variables: Any,
-  batches: Iterable[Batch],
+  batches: Collection[Batch],
   to_devices: Callable[[Batch], Batch],
 ) -> dict[str, Any]:
   """Applies measures to all images in one pass over the data.
@@ -200,16 +200,13 @@ def measure_images(
     that is not padding.
   """
   found: list = []
-  count = 0
-  for batch in batches:
+  for batch in track(batches, "measuring", len(batches), "batches"):
     valid = np.asarray(batch["mask"]) > 0
     placed = to_devices(batch)
     values = {
       name: measure(variables, placed) for name, measure in measures.items()
     }
     found.append(_select_rows(values, valid))
-    count += int(valid.sum())
-    logging.info("measured %d images", count)
   return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmoe_study.config import Config, TrainSpec
+from vmoe_study.console.progress import waiting
 from vmoe_study.nn import cost
 from vmoe_study.nn.parameter_names import EXPERT_PATTERN
 from vmoe_study.parallel.mesh import make_abstract_mesh
@@ -29,7 +30,6 @@ from vmoe_study.performance import hlo, roofline
 from vmoe_study.performance.chips import parse_gpus
 from vmoe_study.performance.estimate import ResourceEstimate, speed_of
 from vmoe_study.performance.links import NodeWiring, Wiring
-from vmoe_study.performance.progress import progress
 from vmoe_study.performance.sizes import (
   bytes_per_device,
   host_bytes,
@@ -213,7 +213,7 @@ def estimate_gpus(
   chip, count = parse_gpus(devices)
   model = Model(config, image_shape, make_abstract_mesh(config.mesh, count))
   training = Training(model, num_examples)
-  with progress("tracing the step"):
+  with waiting("tracing the step"):
     products = trace_products(model)
   parts = memory(training, products, config.train)
   total = sum(parts.values())

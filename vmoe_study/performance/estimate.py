@@ -13,10 +13,10 @@ from typing import Any
 import jax
 
 from vmoe_study.config import Config
+from vmoe_study.console.progress import waiting
 from vmoe_study.nn import cost
 from vmoe_study.parallel.mesh import make_mesh
 from vmoe_study.performance import hlo, roofline
-from vmoe_study.performance.progress import progress
 from vmoe_study.performance.sizes import (
   batch_template,
   host_bytes,
@@ -141,7 +141,7 @@ def estimate_resources(
   }
   batch = batch_template(model)
   try:
-    with progress(f"compiling for {target.tpu_slice.name}"):
+    with waiting(f"compiling for {target.tpu_slice.name}"):
       lowered = training.step.lower(training.state_template(), batch)
       compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from absl import logging
 
 from vmoe_study.config import Config, check_batches
+from vmoe_study.console.progress import waiting
 from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 from vmoe_study.performance import analytic, data_sizes
 from vmoe_study.performance.estimate import ResourceEstimate, estimate_resources
-from vmoe_study.performance.progress import progress
 from vmoe_study.performance.sizes import plan_form, with_plan_form
 from vmoe_study.performance.target import Target, open_target
 from vmoe_study.run.experiment import Model, Training
@@ -126,7 +126,7 @@ def _data_sizes(
 ) -> tuple[ImageShape, int]:
   """Image shape and number of examples; what is None is looked up."""
   if image_shape is None:
-    image_shape = data_sizes.image_shape(config)
+    image_shape = data_sizes.image_shape(config.data)
   if num_examples is None:
     num_examples = data_sizes.num_examples(config)
   return image_shape, num_examples
@@ -229,7 +229,7 @@ def _by_analytic_time(
     seconds = analytic.step_seconds(run, work, train.accumulation, wiring)
     return size, seconds["step"], number
 
-  with progress(f"comparing {len(configs)} candidates"):
+  with waiting(f"comparing {len(configs)} candidates"):
     ranks = [ranked(number) for number in range(len(configs))]
   limit = max(SLACK * target.hbm_bytes, min(rank[0] for rank in ranks))
   ranks = sorted((r for r in ranks if r[0] <= limit), key=lambda r: r[1:])

@@ -12,6 +12,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from vmoe_study.config import Config, FewshotSpec
+from vmoe_study.console.progress import track
 from vmoe_study.data import sources
 from vmoe_study.data.classes import ClassNames, check_several, class_label
 from vmoe_study.data.decode_rate import decode_rate, describe_rate
@@ -148,7 +149,7 @@ def classification_evaluators(
       ClassificationEvaluator(
         name,
         model.predict,
-        functools.partial(DeviceBatches, model.mesh, data),
+        functools.partial(DeviceBatches, model.mesh, data, name),
         LOSSES[loss],
         PROBABILITIES[loss],
         [class_label(data.class_names, n) for n in range(num_classes)],
@@ -198,8 +199,10 @@ def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
   return FewshotTask(
     name,
     open_source(spec.train).labels(),
-    lambda indices: _LocalLabels(model.mesh, _open(*train, indices=indices)),
-    _LocalLabels(model.mesh, test),
+    lambda indices: _LocalLabels(
+      model.mesh, _open(*train, indices=indices), train[1]
+    ),
+    _LocalLabels(model.mesh, test, where),
     spec.train.num_classes,
   )
 
@@ -253,6 +256,10 @@ def _apply(device_ops: DeviceOps, batch: Any) -> Any:
   return device_ops(batch)
 
 
+def _tracked(data: EvalInput, name: str) -> Iterator[Batch]:
+  return track(data, f"evaluating {name}", len(data), "batches")
+
+
 @dataclasses.dataclass(frozen=True)
 class DeviceBatches:
   """The batches of an evaluation on the devices; can be iterated repeatedly.
@@ -262,9 +269,10 @@ class DeviceBatches:
 
   mesh: Mesh
   data: EvalInput
+  name: str
 
   def __iter__(self) -> Iterator[Any]:
-    for step, batch in enumerate(self.data):
+    for step, batch in enumerate(_tracked(self.data, self.name)):
       rows = len(batch["mask"])
       start = (step * jax.process_count() + jax.process_index()) * rows
       batch["index"] = np.arange(start, start + rows, dtype=np.int32)
@@ -277,10 +285,11 @@ class _LocalLabels:
 
   mesh: Mesh
   data: EvalInput
+  name: str
 
   def __iter__(self) -> Iterator[Batch]:
     ops = self.data.device_ops
-    for batch in self.data:
+    for batch in _tracked(self.data, self.name):
       images = to_devices(self.mesh, ops, batch)["image"]
       label = ops.label_vectors(batch["label"])
       yield {"image": images, "label": label, "mask": batch["mask"]}

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from vmoe_study.console.progress import Progress
 from vmoe_study.training.ahead import StepsAhead
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.metrics_file import STOPPED_EARLY
@@ -111,8 +112,22 @@ def train(
   Raises:
     TrainingFailure: routers have collapsed, or as `steps.on_failure` raises.
   """
+  start_step, num_steps = int(steps.state.step), timetable.num_steps
+  with Progress("training", num_steps, "steps", start_step, lines=False) as bar:
+    reporter = _Reporter(hooks.writer, batches, start_step, num_steps, bar)
+    stopping = _run(steps, batches, timetable, hooks, reporter)
+  return steps.state, not stopping
+
+
+def _run(
+  steps: StepsAhead,
+  batches: BatchStream,
+  timetable: Timetable,
+  hooks: Hooks,
+  reporter: "_Reporter",
+) -> bool:
+  """The loop of `train`; returns whether the run was asked to stop."""
   start_step = int(steps.state.step)
-  reporter = _Reporter(hooks.writer, batches, start_step, timetable.num_steps)
   for step in range(start_step, timetable.num_steps + 1):
     evaluating = timetable.is_due(step, timetable.evaluate)
     evaluating &= step > timetable.evaluated
@@ -135,7 +150,7 @@ def train(
       steps.settle()
       more = {"skipped_steps": steps.skipped, **steps.watch.metrics()}
       reporter.report(step + 1, {**steps.metrics, **more})
-  return steps.state, not stopping
+  return stopping
 
 
 def _evaluate(
@@ -173,8 +188,9 @@ BOTTLENECK_NOTE = " (the input is the bottleneck: see `bench input`)"
 class _Reporter:
   """Writes training metrics with speed, data waiting time and time to go."""
 
-  def __init__(self, writer, batches, start_step, num_steps):
+  def __init__(self, writer, batches, start_step, num_steps, bar):
     self._writer, self._batches, self._num_steps = writer, batches, num_steps
+    self._bar = bar
     self._step, self._images = start_step, 0
     self._waited, self._training = 0.0, 0.0
     self._resumed = time.perf_counter()
@@ -187,7 +203,8 @@ class _Reporter:
     self._resumed = time.perf_counter()
 
   def counted(self, batch: Any) -> Any:
-    """Counts the images of a training batch, and returns it."""
+    """Counts a step and the images of its batch, and returns the batch."""
+    self._bar.advance()
     self._images += len(jax.tree.leaves(batch)[0])
     return batch
 
@@ -203,6 +220,7 @@ class _Reporter:
       "data_wait_share": (self._waited - waited) / seconds,
       "seconds": seconds,
     }
+    self._bar.advance(0, f"loss {metrics['loss']:.4f}")
     left = (self._num_steps - step) * seconds / steps
     logging.info(
       "step %d/%d: loss %.4f, %.0f images/s, data wait %.0f%%%s, ETA %s",
