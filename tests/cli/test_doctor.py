@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import pathlib
+import re
 
 import cv2
 import jax
@@ -134,8 +135,11 @@ def test_wrong_fields_hide_no_data(doctor):
 def test_usage_errors_are_those_of_all_commands(capsys):
   assert main(["doctor", "--config=configs/nowhere.py"]) == 2
   assert main(["doctor", CONFIG, "--config.colour=1"]) == 2
-  assert main(["doctor", CONFIG, "--devices=0"]) == 2
-  assert "must be at least 1" in capsys.readouterr().err
+  for option in ("--devices=0", "--num-examples=0"):
+    assert main(["doctor", CONFIG, option]) == 2
+    assert f"{option}: must be at least 1" in capsys.readouterr().err
+  assert main(["doctor", CONFIG, "--image-shape=8x8x1"]) == 2
+  assert "Give --num-examples=N too" in capsys.readouterr().err
 
 
 def test_classes_of_data_and_head():
@@ -311,6 +315,35 @@ def test_devices_that_are_not_here(doctor):
   )
   assert code == 0, out
   assert "256, as mesh {'replica': 32, 'expert': 8}: 2 images" in out
+
+
+def test_data_that_are_not_here(doctor, tmp_path):
+  elsewhere = [
+    f"--config.{where}.{field}"
+    for where in ("data", "evaluations.test.data")
+    for field in ("name=elsewhere", f"data_dir={tmp_path}")
+  ]
+  words = [*elsewhere, "--config.fewshot={}", f"--workdir={tmp_path / 'run'}"]
+  assert doctor(*words)[0] == 1  # Without --num-examples.
+  words += ["--num-examples=6400", "--devices=128"]
+  code, out = doctor(*words)
+  assert "not checked  data and classes: because --num-examples=6400" in out
+  assert "not checked  model: because the size of the images is unk" in out
+  code, out = doctor(*words, "--image-shape=8x8x1")
+  assert code == 1 and "128 devices x" in out  # The evaluation's batch.
+  batches = [
+    f"--config.{s}.batch_size=512" for s in ("train", "evaluations.test")
+  ]
+  code, out = doctor(*words, *batches, "--image-shape=8x8x1")
+  assert code == 0, out
+  assert "512 images" in out and "epochs of 6,400 images" in out
+  assert "128, as mesh {'replica': 128, 'expert': 1}: 4 images" in out
+  (here,) = re.findall(r"model: ([\d,]+) parameters", doctor()[1])
+  assert f"model: {here} parameters" in out
+  random = "--config.evaluations.test.data.ops=pad_crop(1)"
+  code, out = doctor(*words, *batches, "--image-shape=8x8x1", random)
+  assert code == 1 and "draw random numbers" in out
+  assert not list(tmp_path.iterdir())
 
 
 def test_it_draws_what_the_run_will_see(doctor, tmp_path):

@@ -2,12 +2,13 @@
 
 Prints one line per finding: `ok`, `note`, `PROBLEM` with its remedy, or `not
 checked` with the reason. The exit code is 1 if the run would fail. Nothing is
-trained, compiled or changed; only caches of data sets are written.
+trained, compiled or changed; only caches of data sets are written. Where the
+data are not, --num-examples stands for them: all but the data is checked.
 """
 
 import argparse
 
-from vmoe_study.cli import config_flags, paths
+from vmoe_study.cli import config_flags, data_flags, paths
 
 WOULD_FAIL = 1
 
@@ -23,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     metavar="N",
     help="number of devices of the run; by default those of this machine",
+  )
+  data_flags.add_arguments(
+    parser, "data sets are not read then, so that they need not be here"
   )
   parser.add_argument(
     "--preview",
@@ -42,12 +46,22 @@ def run(args: argparse.Namespace) -> int:
       f"--devices={args.devices}: must be at least 1. Give the number of "
       "devices of the run."
     )
+  if args.image_shape and args.num_examples is None:
+    raise ValueError(
+      f"--image-shape={args.image_shape}: is for images that are not here. "
+      "Give --num-examples=N too, or leave it out."
+    )
+  sizes = {
+    "num_examples": data_flags.num_examples(args),
+    "image_shape": data_flags.image_shape(args),
+  }
 
   from vmoe_study.doctor.examine import examine
   from vmoe_study.doctor.finding import PROBLEM
 
   num_problems = 0
-  for finding in examine(values, args.devices, args.workdir, args.preview):
+  findings = examine(values, args.devices, args.workdir, args.preview, **sizes)
+  for finding in findings:
     num_problems += finding.status == PROBLEM
     print(finding, flush=True)
   if num_problems:

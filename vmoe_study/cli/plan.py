@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vmoe_study.cli import config_flags, paths
+from vmoe_study.cli import config_flags, data_flags, paths
 
 if TYPE_CHECKING:
   from vmoe_study.performance.estimate import ResourceEstimate
@@ -69,17 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "ahead; compile the candidates that an analytic model prefers, and "
     "recommend the fastest",
   )
-  parser.add_argument(
-    "--image-shape",
-    metavar="HxWxC",
-    help="size of the images; by default from the config's image operations "
-    "or the data set",
-  )
-  parser.add_argument(
-    "--num-examples",
-    type=int,
-    help="number of training images; needed if the config counts epochs and "
-    "the data set is not prepared",
+  data_flags.add_arguments(
+    parser,
+    "needed if the config counts epochs and the data set is not prepared",
   )
   parser.add_argument(
     "--out",
@@ -100,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
   config = config_flags.load(args)
   sizes = {
-    "image_shape": _image_shape(args.image_shape),
-    "num_examples": args.num_examples,
+    "image_shape": data_flags.image_shape(args),
+    "num_examples": data_flags.num_examples(args),
   }
   if args.devices and (args.sweep or args.slices != 1):
     raise ValueError(
@@ -138,18 +129,6 @@ def _show(estimate: ResourceEstimate) -> dict[str, Any]:
   else:
     print(f"What is counted does not fit into the HBM. {LARGER}")
   return estimate.to_dict()
-
-
-def _image_shape(text: str | None) -> tuple[int, int, int] | None:
-  if text is None:
-    return None
-  if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[13]", text):
-    raise ValueError(
-      f"--image-shape={text}: must be HEIGHTxWIDTHxCHANNELS with 1 or 3 "
-      "channels. Write it as 224x224x3."
-    )
-  height, width, channels = map(int, text.split("x"))
-  return height, width, channels
 
 
 def estimate_table(estimate: ResourceEstimate) -> str:

@@ -91,6 +91,11 @@ def check_data(
       yield Finding(NOTE, field.where, note)
     yield from _check_damage(field, found)
     yield from _check_classes(field, found)
+  yield from check_ops(field)
+
+
+def check_ops(field: DataField) -> Iterator[Finding]:
+  """Checks the image operations; reads no data."""
   if not field.is_for_training and parse_ops(field.spec.ops).is_random:
     yield Finding(
       PROBLEM,

@@ -22,6 +22,7 @@ from vmoe_study.doctor import data as data_checks
 from vmoe_study.doctor import model as model_checks
 from vmoe_study.doctor import workdir as workdir_checks
 from vmoe_study.doctor.finding import OK, PROBLEM, SKIPPED, Finding, attempt
+from vmoe_study.performance import data_sizes
 from vmoe_study.run.experiment import Model
 
 
@@ -30,6 +31,8 @@ def examine(
   num_devices: int | None = None,
   workdir: str | None = None,
   preview: str | None = None,
+  num_examples: int | None = None,
+  image_shape: tuple[int, int, int] | None = None,
 ) -> Iterator[Finding]:
   """Checks a run without training: nothing is compiled or changed.
 
@@ -41,12 +44,18 @@ def examine(
       on JAX computes on the CPU in this process. None for those that it has.
     workdir: workdir of the run; None if not decided yet.
     preview: PNG file for a picture of training images; None for none.
+    num_examples: number of training images, if the data are not here: then none
+      are read. None to read them.
+    image_shape: height, width and channels of these images after the
+      operations; None for those of `data_sizes.image_shape`.
   """
   if num_devices is None:
     num_devices = jax.device_count()
   else:
     jax.config.update("jax_platforms", "cpu")
-  return Examination(values, num_devices, workdir, preview).run()
+  return Examination(
+    values, num_devices, workdir, preview, num_examples, image_shape
+  ).run()
 
 
 @dataclasses.dataclass
@@ -58,12 +67,17 @@ class Examination:
     num_devices: number of devices of the run.
     workdir: workdir of the run; None if not decided yet.
     preview: PNG file for a picture of training images; None for none.
+    num_examples: number of training images that are not here; None to read the
+      data.
+    image_shape: of these images; None to look it up.
   """
 
   values: dict[str, Any]
   num_devices: int
   workdir: str | None = None
   preview: str | None = None
+  num_examples: int | None = None
+  image_shape: tuple[int, int, int] | None = None
 
   config: Config | None = dataclasses.field(default=None, init=False)
   probes: dict[DataSpec, Any] = dataclasses.field(
@@ -75,11 +89,12 @@ class Examination:
 
   def run(self) -> Iterator[Finding]:
     """Yields all findings; never raises for what is wrong with the run."""
+    of_data = self._check_data, self._check_classes, self._check_batch
+    if self.num_examples is not None:
+      of_data = (self._skip_data,)
     checks = (
       self._check_config,
-      self._check_data,
-      self._check_classes,
-      self._check_batch,
+      *of_data,
       self._draw_preview,
       self._check_model,
       self._check_initial_params,
@@ -125,6 +140,12 @@ class Examination:
     self.data, found = data_checks.check_batch(self.config)
     yield from found
 
+  def _skip_data(self) -> Iterator[Finding]:
+    reason = f"because --num-examples={self.num_examples} stands for them"
+    yield Finding(SKIPPED, "data and classes", reason)
+    for field in data_checks.find_data_fields(self.values):
+      yield from data_checks.check_ops(field)
+
   def _draw_preview(self) -> Iterator[Finding]:
     if not self.preview:
       return
@@ -136,10 +157,17 @@ class Examination:
     yield from problems or [Finding(OK, "preview", f"drawn in {self.preview}")]
 
   def _image_shapes(self) -> dict[str, tuple[int, ...]]:
-    """Image shape of each readable data set, by field; training data first."""
+    """Known image shape of each data set, by field; training data first."""
     fields = data_checks.find_data_fields(self.values)
-    found = [(field.where, self.probes[field.spec][0]) for field in fields]
-    return {where: probe.image_shape for where, probe in found if probe}
+    if self.num_examples is not None:
+      found = {
+        field.where: attempt("", data_sizes.image_shape, field.spec)[0]
+        for field in fields
+      }
+      found["data"] = self.image_shape or found.get("data")
+      return {where: shape for where, shape in found.items() if shape}
+    probes = [(field.where, self.probes[field.spec][0]) for field in fields]
+    return {where: probe.image_shape for where, probe in probes if probe}
 
   def _check_model(self) -> Iterator[Finding]:
     if self.config is None:
@@ -150,6 +178,10 @@ class Examination:
     shapes = self._image_shapes()
     if not shapes:
       reason = "because no data set can be read, see above"
+      if self.num_examples is not None:
+        reason = (
+          "because the size of the images is unknown: --image-shape=HxWxC"
+        )
       yield Finding(SKIPPED, "model", reason)
       return
     shape = shapes.get("data", next(iter(shapes.values())))
@@ -221,6 +253,8 @@ class Examination:
 
   def _num_examples(self) -> int:
     """Number of training examples; 0 if the data cannot be read."""
+    if self.num_examples is not None:
+      return self.num_examples
     return self.data.num_examples if self.data else 0
 
   def _num_steps(self) -> int | None:

@@ -1,20 +1,20 @@
-"""Image shape and number of examples of a config, without reading the data."""
+"""Image shapes and number of examples of a config, without reading the data."""
 
 from vmoe_study.config import Config
 from vmoe_study.data import builders
 from vmoe_study.data.ops import parse_ops
 from vmoe_study.data.sources import open_source
+from vmoe_study.data.spec import DataSpec
 
 _SIZING_OPS = ("resize", "central_crop", "inception_crop")
 
 
-def image_shape(config: Config) -> tuple[int, int, int]:
+def image_shape(data: DataSpec) -> tuple[int, int, int]:
   """Height, width and channels, from the operations or the data set's builder.
 
   Raises:
     ValueError: neither of them gives the size.
   """
-  data = config.data
   try:
     info = builders.make_builder(data.name, data.data_dir).info
     height, width, channels = info.features["image"].shape
@@ -24,7 +24,7 @@ def image_shape(config: Config) -> tuple[int, int, int]:
     height = width = side
   if height is None:
     raise ValueError(
-      f"data.ops={data.ops!r}: the size of the images is unknown. Give "
+      f"ops={data.ops!r}: the size of the images is unknown. Give "
       "image_shape; on the command line --image-shape=224x224x3."
     )
   return height, width, channels

@@ -1,0 +1,57 @@
+"""`--image-shape` and `--num-examples`, of data that are not here."""
+
+import argparse
+import re
+
+
+def add_arguments(parser: argparse.ArgumentParser, when: str) -> None:
+  """Declares the options.
+
+  Args:
+    parser: of the command.
+    when: number of examples: when it is to be given, for the help.
+  """
+  parser.add_argument(
+    "--image-shape",
+    metavar="HxWxC",
+    help="size of the images; by default from the config's image operations "
+    "or the data set",
+  )
+  parser.add_argument(
+    "--num-examples",
+    type=int,
+    metavar="N",
+    help=f"number of training images; {when}",
+  )
+
+
+def image_shape(args: argparse.Namespace) -> tuple[int, int, int] | None:
+  """Height, width and channels; None if they are not given.
+
+  Raises:
+    ValueError: they are not written as HxWxC.
+  """
+  text = args.image_shape
+  if text is None:
+    return None
+  if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[13]", text):
+    raise ValueError(
+      f"--image-shape={text}: must be HEIGHTxWIDTHxCHANNELS with 1 or 3 "
+      "channels. Write it as 224x224x3."
+    )
+  height, width, channels = map(int, text.split("x"))
+  return height, width, channels
+
+
+def num_examples(args: argparse.Namespace) -> int | None:
+  """The number of training images; None if it is not given.
+
+  Raises:
+    ValueError: it is below 1.
+  """
+  if args.num_examples is not None and args.num_examples < 1:
+    raise ValueError(
+      f"--num-examples={args.num_examples}: must be at least 1. Give the "
+      "number of training images."
+    )
+  return args.num_examples
