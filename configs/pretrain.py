@@ -46,6 +46,52 @@ public config of the recipe on these data:
   smoke      a tiny model of the same kind, trained and tested on digits
   seed       of the run
 
+Data that you supply. ImageNet-21k is not in TFDS and JFT is not public: noise
+with its labels, `jft_like`, stands in for it. A data set of yours is one of
+TFDS, in the folder TFDS_DATA_DIR or DIR, with these features:
+
+  image  Image of 3 channels: JPEG or PNG files of any size
+  label  ClassLabel(num_classes=N), or Sequence(ClassLabel(num_classes=N)) for
+         several labels per image, or none. `names=NAMES` in place of
+         num_classes gives the classes names; data.label_key=NAME takes another
+         feature
+
+  data         name         splits                          N
+  imagenet21k  imagenet21k  full; the first 102,400 images  21,843
+                            are tested on
+  jft, jft4b   any          train, test                     18,291; 29,593
+
+Of a list `images` of paths and class numbers, with the extra `tfds` of this
+package:
+
+  import tensorflow_datasets as tfds
+
+  F = tfds.features
+  tfds.dataset_builders.store_as_tfds_dataset(
+    "imagenet21k", "1.0.0", data_dir=DIR, file_format="array_record",
+    features=F.FeaturesDict({
+      "image": F.Image(shape=(None, None, 3)),
+      "label": F.ClassLabel(num_classes=21_843),
+    }),
+    split_datasets={"full": (
+      (path, {"image": path, "label": label}) for path, label in images
+    )},
+  )
+
+and, with a dozen images to try it, 4 of them to test on:
+
+  python -m vmoe_study doctor \\
+    --config=configs/pretrain.py:data=imagenet21k,fewshot=none \\
+    --config.data.data_dir=DIR --config.evaluations.test.data.data_dir=DIR \\
+    --config.data.split='full[4:]' \\
+    --config.evaluations.test.data.split='full[:4]' \\
+    --config.train.schedule.warmup_steps=0
+
+For your own JFT, give `data.name` and `evaluations.test.data.name`; for another
+N, `num_classes` of both and of model.fields. `prepare NAME --to=URL` writes a
+data set for object stores, and `doctor --num-examples` checks a config without
+the data.
+
 How the study grouped images, whether it used batch priority, which blocks were
 MoE and how long it trained is not known here. The tables therefore have both
 group sizes, with and without priority, and use the recipes of the papers that
