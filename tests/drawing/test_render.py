@@ -30,11 +30,13 @@ def test_text_is_kept_as_it_is():
 
 
 def test_special_characters_do_not_break_a_table():
-  table = markdown_table(["a|b", "c"], [["|x|", "two\nlines"]])
+  cells = ["|x|", "two\u2028\nlines", "<b>", "p < 0.1"]
+  table = markdown_table(["a|b", "c", "d", "e"], [cells])
   lines = table.splitlines()
   assert len(lines) == 3
+  assert r"\<b>" in lines[2] and "p < 0.1" in lines[2]
   assert r"a\|b" in lines[0]
-  assert r"\|x\|" in lines[2] and "two lines" in lines[2]
+  assert r"\|x\|" in lines[2] and "two  lines" in lines[2]
 
 
 def test_a_row_of_another_length_is_an_error():
@@ -48,3 +50,12 @@ def test_csv_and_latex_have_the_same_cells():
   _, _, first, _, second, *_ = latex_table(header, rows).splitlines()
   assert first.split() == [r"a\_b", "&", r"$\pm$", r"\\"]
   assert second.split() == [r"50\%", "&", "1,", "2", r"\\"]
+
+
+def test_specials_of_latex_are_escaped():
+  """All ten, and the bar, which the usual fonts of LaTeX show as a dash."""
+  table = latex_table([r"#$%&_{}~^\|", "a\n\nb"], [["1", "2"]])
+  specials, more = table.splitlines()[2].removesuffix(r"\\").split(" & ")
+  expected = r"\#\$\%\&\_\{\}\textasciitilde{}\^{}\textbackslash{}\textbar{}"
+  assert specials.strip() == expected
+  assert more.split() == ["a", "b"]

@@ -10,7 +10,7 @@ from vmoe_study.study.contrasts import (
   paired_values,
 )
 from vmoe_study.study.results import Cell
-from vmoe_study.study.settings import setting_names
+from vmoe_study.study.settings import settings
 from vmoe_study.study.statistics import Estimate
 from vmoe_study.study.tables import Table, accuracy_table, cost_table
 
@@ -122,13 +122,16 @@ def test_rows_that_differ_have_different_settings():
     cell("soft", [0.1, 0.2], experts=64),
     cell("soft", [], rate=4e-3),
   ]
+  names = settings(cells).names
   for table in (accuracy_table(cells), cost_table(cells)):
-    width = len(setting_names(cells))
+    width = len(names)
     rows = [tuple(row[:width]) for row in table.rows]
     assert len(set(rows)) == len(rows)
     assert table.rows[-1][width] == "missing"
-  names = setting_names(cells)[5:]
   assert names == [
+    "router",
+    "K",
+    "capacity",
     "model.moe.options.importance_loss_weight",
     "model.moe.options.num_experts",
     "train.rate",

@@ -8,6 +8,8 @@ import pytest
 from matplotlib.colors import to_hex
 from scipy.optimize import minimize
 
+from vmoe_study.drawing.figure_files import figure_pixels
+from vmoe_study.study import cost_figure as costs
 from vmoe_study.study import figures, results
 
 STUDY = pathlib.Path(__file__).parents[2] / "notebooks" / "study"
@@ -23,8 +25,8 @@ def cells():
 def test_points_move_as_little_as_possible(seed):
   x = np.random.default_rng(seed).uniform(0, 1, 8).round(1)
   order = np.argsort(x, kind="stable")
-  apart = figures.MIN_GAP * np.ptp(x)
-  moved = figures.move_apart(x)
+  apart = costs.MIN_GAP * np.ptp(x)
+  moved = costs.move_apart(x)
   expected = minimize(
     lambda y: ((y - x[order]) ** 2).sum(),
     x[order],
@@ -34,23 +36,23 @@ def test_points_move_as_little_as_possible(seed):
 
 
 def test_points_that_are_apart_are_not_moved():
-  np.testing.assert_array_equal(figures.move_apart([3, 1, 2]), [3, 1, 2])
-  assert len(figures.move_apart([])) == 0
-  assert np.ptp(figures.move_apart([5, 5])) == pytest.approx(
-    5 * figures.MIN_GAP
+  np.testing.assert_array_equal(costs.move_apart([3, 1, 2]), [3, 1, 2])
+  assert len(costs.move_apart([])) == 0
+  assert np.ptp(costs.move_apart([5, 5])) == pytest.approx(
+    5 * costs.MIN_RANGE * costs.MIN_GAP
   )
 
 
 def test_every_model_has_a_point_of_its_own(cells):
-  panel = figures.cost_figure(cells).axes[0]
+  panel = costs.cost_figure(cells).axes[0]
   points = [bars[0].get_xydata()[0] for bars in panel.containers]
   assert len(points) == len(cells) == 31
   steps = np.diff(sorted(x for x, _ in points))
-  assert steps.min() > 0.9 * figures.MIN_GAP * 0.5  # TFLOPs span more than 0.5.
+  assert steps.min() > 0.9 * costs.MIN_GAP * 0.5  # TFLOPs span more than 0.5.
 
 
 def test_the_legend_shows_routers_as_they_are_drawn(cells):
-  figure = figures.cost_figure(cells)
+  figure = costs.cost_figure(cells)
   drawn = {
     (bars[0].get_marker(), to_hex(bars[0].get_color()))
     for bars in figure.axes[0].containers
@@ -65,16 +67,87 @@ def test_the_legend_shows_routers_as_they_are_drawn(cells):
 
 
 @pytest.mark.parametrize(
-  ("seeds", "text"), [((0, 1), "2 seeds"), ((0,), "1 to 5 seeds")]
+  ("seeds", "text"),
+  [
+    ((0, 1), "Mean over 2 seeds with 95% interval."),
+    ((0,), "Mean over 1 to 5 seeds with 95% interval."),
+    ((), "One seed"),
+  ],
 )
 def test_the_title_says_how_many_seeds(cells, seeds, text):
-  runs = {seed: cells[0].runs[seed] for seed in seeds}
+  runs = {seed: cells[0].runs[seed] for seed in seeds or (0,)}
   part = dataclasses.replace(cells[0], runs=runs)
-  shown = [part] if len(seeds) == 2 else [part, *cells[1:]]
+  shown = [part, *cells[1:]] if len(seeds) == 1 else [part]
   title = figures.accuracy_figure(shown).get_suptitle()
-  assert f"over {text} " in title
+  assert title.startswith(text)
+  assert ("interval" in title) == bool(seeds)
 
 
 def test_rows_have_no_empty_margin(cells):
   for draw in (figures.accuracy_figure, figures.routing_figure):
     assert draw(cells).axes[0].get_ylim() == (30.5, -0.5)
+
+
+def named(cell, name, **changes):
+  """The cell with another name, and other values of fields of its data."""
+  data = {**cell.config["data"], **changes}
+  config = {**cell.config, "data": data}
+  return dataclasses.replace(cell, name=name, config=config)
+
+
+def test_long_and_odd_names_leave_room_for_the_panels(cells, recwarn):
+  ops = "resize_small(256)|central_crop(224)|randaug(2, 10)|value_range(0, 1)"
+  names = ["run |v2| 50%_#1 $a_b$", "größe_猫\nzwei", "x" * 300]
+  odd = [named(cells[1], name) for name in names]
+  odd.append(named(cells[9], "other", ops=ops))
+  for figure in figures.figures(odd).values():
+    size = figure_pixels(figure).shape
+    for panel in figure.axes:
+      box = panel.get_window_extent()
+      assert box.width > 1.2 * figure.dpi and box.height > 0.4 * figure.dpi
+      for text in panel.get_yticklabels():
+        assert text.get_window_extent().x0 >= 0
+    for legend in figure.legends:
+      box = legend.get_window_extent()
+      assert 0 <= box.x0 < box.x1 <= size[1]
+  assert not recwarn.list
+
+
+def test_runs_with_the_same_settings_are_called_by_their_names(cells):
+  same = [named(cells[1], "first"), named(cells[1], "second")]
+  panel = figures.accuracy_figure(same).axes[0]
+  texts = [text.get_text() for text in panel.get_yticklabels()]
+  assert texts == [f"{n}, softmax token choice" for n in ("first", "second")]
+  key = costs.cost_figure(same).legends[0]
+  assert [text.get_text() for text in key.get_texts()] == texts
+  colours = {to_hex(line.get_color()) for line in key.legend_handles}
+  assert len(colours) == 2
+
+
+def test_what_all_cells_share_is_not_in_their_labels(cells):
+  """Both have one expert per token and route one image at a time."""
+  first, second = cells[1], cells[3]
+  panel = figures.accuracy_figure([first, second]).axes[0]
+  texts = [text.get_text() for text in panel.get_yticklabels()]
+  assert texts == ["softmax token choice", "sinkhorn token choice"]
+
+
+def test_routers_outside_the_study_have_colours_of_their_own(cells):
+  def routed(router):
+    moe = {**cells[1].moe, "router": router}
+    model = {**cells[1].config["model"], "moe": moe}
+    return dataclasses.replace(
+      cells[1], config={**cells[1].config, "model": model}
+    )
+
+  others = [routed(name) for name in ("base", "hash", "relu", "threshold")]
+  panel = figures.accuracy_figure([cells[1], *others]).axes[0]
+  colours = {to_hex(bars[0].get_color()) for bars in panel.containers}
+  assert len(colours) == 5
+
+
+def test_a_single_model_has_no_figure_of_costs_and_no_error_bars(cells):
+  one = dataclasses.replace(cells[1], runs={0: cells[1].runs[0]})
+  drawn = figures.figures([one])
+  assert drawn.keys() == {"accuracy", "health"}
+  assert not any(bars.has_xerr for bars in drawn["accuracy"].axes[0].containers)

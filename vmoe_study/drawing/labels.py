@@ -8,14 +8,26 @@ _WIDE = ("F", "W")  # Characters that take the place of two.
 def name_label(text: str, width: int = 32) -> str:
   """A name on one line, no wider than `width` letters, for Matplotlib.
 
-  The middle of a longer name is left out. Line breaks and other characters that
-  cannot be seen become spaces, and a dollar sign starts no formula.
+  A dollar sign starts no formula.
 
   >>> name_label("a_very_long_name_of_a_class", 12)
   'a_very…class'
   """
-  shown = " ".join("".join(map(_visible, text)).split())
-  return _shortened(shown, width).replace("$", r"\$")
+  return shortened(text, width).replace("$", r"\$")
+
+
+def shortened(text: str, width: int) -> str:
+  """A text on one line, no wider than `width` letters.
+
+  The middle of a longer one is left out. Line breaks and other characters that
+  cannot be seen become spaces.
+  """
+  text = " ".join("".join(map(_visible, text)).split())
+  if text_width(text) <= width:
+    return text
+  head = _prefix(text, width // 2)
+  tail = _prefix(text[::-1], width - 1 - text_width(head))[::-1]
+  return f"{head}…{tail}"
 
 
 def text_width(text: str) -> int:
@@ -31,14 +43,6 @@ def _width(character: str) -> int:
   if unicodedata.combining(character):
     return 0
   return 2 if unicodedata.east_asian_width(character) in _WIDE else 1
-
-
-def _shortened(text: str, width: int) -> str:
-  if text_width(text) <= width:
-    return text
-  head = _prefix(text, width // 2)
-  tail = _prefix(text[::-1], width - 1 - text_width(head))[::-1]
-  return f"{head}…{tail}"
 
 
 def _prefix(text: str, width: int) -> str:

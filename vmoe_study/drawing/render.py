@@ -2,12 +2,15 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 
 from tabulate import tabulate
 
-# A bare "|" or a line break inside a cell would end it.
-_MARKDOWN = str.maketrans({"|": r"\|", "\n": " "})
+# A bare "|" would end a cell, and "<" begin a tag.
+_MARKDOWN = re.compile(r"\||<(?=[A-Za-z/!?])")
+# What tabulate leaves: "|" is a dash in the fonts that LaTeX uses by default.
+_LATEX = {"±": r"$\pm$", "|": r"\textbar{}"}
 
 
 def markdown_table(
@@ -17,7 +20,7 @@ def markdown_table(
 
   Args:
     header: column names.
-    rows: cells, converted with `str`. "|" is escaped.
+    rows: cells, converted with `str`. "|" and tags are escaped.
 
   Raises:
     ValueError: a row is longer or shorter than the header.
@@ -29,7 +32,8 @@ def markdown_table(
   | c     |     200 |
   """
   escaped = [
-    [str(cell).translate(_MARKDOWN) for cell in row] for row in [header, *rows]
+    [_MARKDOWN.sub(r"\\\g<0>", text) for text in row]
+    for row in _one_line_each([header, *rows])
   ]
   return _aligned("pipe", escaped)
 
@@ -42,9 +46,17 @@ def csv_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-  """A LaTeX `tabular` with the rules of booktabs."""
-  cells = [[str(cell) for cell in row] for row in [header, *rows]]
-  return _aligned("latex_booktabs", cells).replace("±", r"$\pm$") + "\n"
+  """A LaTeX `tabular` with the rules of booktabs; its specials are escaped."""
+  cells = _one_line_each([header, *rows])
+  text = _aligned("latex_booktabs", cells)
+  for symbol, command in _LATEX.items():
+    text = text.replace(symbol, command)
+  return text + "\n"
+
+
+def _one_line_each(rows: Sequence[Sequence[object]]) -> list[list[str]]:
+  """Cells as text without line breaks, which would end them."""
+  return [[" ".join(str(cell).splitlines()) for cell in row] for row in rows]
 
 
 def _aligned(form: str, lines: Sequence[Sequence[str]]) -> str:

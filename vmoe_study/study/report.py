@@ -1,36 +1,73 @@
 """The report of a study: its tables and figures, written to a folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 
 from vmoe_study.drawing.render import csv_table, latex_table, markdown_table
 from vmoe_study.study.results import RESULTS_FILE, Cell, write
-from vmoe_study.study.tables import MISSING, Table, tables
+from vmoe_study.study.settings import settings
+from vmoe_study.study.tables import MISSING, Table, describe_seeds, tables
 from vmoe_study.training.metrics_file import STOPPED_EARLY
 
 REPORT_FILE = "report.md"
 DOTS_PER_INCH = 120
 TITLES = {
-  "accuracy": "Accuracy in percent: mean over seeds with 95% interval",
+  "accuracy": "Accuracy in percent",
   "cost": "Cost, and routing at the end of training",
-  "comparisons": "Paired comparisons over seeds, in percentage points",
+  "comparisons": "Paired comparisons, in percentage points",
   "health": "Routing at the end of training, and speed",
 }
+# Sentences below a title, each for tables with all of some columns.
 NOTES = {
-  "accuracy": "`K`: experts per token. `capacity`: capacity factor. There "
-  "are K x capacity expert slots per token, with K = 1 where it is empty. "
-  "`group`: images per routing group. An empty cell in a `published` column "
-  "means that no number with a source is known.",
-  "cost": "FLOPs count matrix products only. Seconds and images/s are medians "
-  "over seeds and include compilation; runs that are executed at the same time "
-  "share the machine. `unprocessed tokens` are not processed by any expert. "
-  "`max load` and `min load` are the numbers of tokens of the busiest and the "
-  "least busy expert, divided by the mean over experts. All three are averages "
-  "over layers, for the last training batch.",
-  "comparisons": "The two sides are compared seed by seed, at equal cost (K x "
-  "capacity) and with all other settings equal. p: paired t-test. Holm: p "
-  "after correction for all comparisons of the metric.",
+  "accuracy": (
+    (("K",), "`K`: experts per token."),
+    (("capacity",), "`capacity`: capacity factor."),
+    (
+      ("K", "capacity"),
+      "There are K x capacity expert slots per token, with K = 1 where it is "
+      "empty.",
+    ),
+    (("group",), "`group`: images per routing group."),
+    (
+      ("source",),
+      "An empty cell in a `published` column means that no number with a "
+      "source is known.",
+    ),
+  ),
+  "cost": (
+    ((), "FLOPs count matrix products only."),
+    (
+      (),
+      "Seconds and images/s are medians over seeds and include compilation; "
+      "runs that are executed at the same time share the machine.",
+    ),
+    (
+      ("unprocessed tokens %",),
+      "`unprocessed tokens` are not processed by any expert.",
+    ),
+    (
+      ("max load", "min load"),
+      "`max load` and `min load` are the numbers of tokens of the busiest and "
+      "the least busy expert, divided by the mean over experts.",
+    ),
+    (
+      ("max load", "min load", "unprocessed tokens %"),
+      "All three are averages over layers, for the last training batch.",
+    ),
+  ),
+  "comparisons": (
+    (
+      (),
+      "The two sides are compared seed by seed, at equal cost (K x capacity) "
+      "and with all other settings equal.",
+    ),
+    (
+      ("p", "Holm"),
+      "p: paired t-test. Holm: p after correction for all comparisons of the "
+      "metric.",
+    ),
+  ),
 }
 
 
@@ -92,13 +129,15 @@ def write_report(out: epath.PathLike, cells: Sequence[Cell]) -> None:
   drawn = figures.figures(cells)
   for name, figure in drawn.items():
     save_figure(figure, out, name, DOTS_PER_INCH)
-  (out / REPORT_FILE).write_text(_markdown(found, list(drawn)))
+  (out / REPORT_FILE).write_text(_markdown(cells, found, list(drawn)))
 
 
-def _markdown(found: Mapping[str, Table], drawn: Sequence[str]) -> str:
+def _markdown(
+  cells: Sequence[Cell], found: Mapping[str, Table], drawn: Sequence[str]
+) -> str:
   parts = []
   for name, table in found.items():
-    parts += [f"## {TITLES[name]}", NOTES[name]]
+    parts += [f"## {TITLES[name]}", " ".join(_notes(name, table, cells))]
     parts.append(markdown_table(table.header, table.as_text()))
     if name in drawn:
       parts.append(f"![{TITLES[name]}]({name}.png)")
@@ -106,3 +145,15 @@ def _markdown(found: Mapping[str, Table], drawn: Sequence[str]) -> str:
     f"![{TITLES[name]}]({name}.png)" for name in drawn if name not in found
   ]
   return "\n\n".join(parts) + "\n"
+
+
+def _notes(name: str, table: Table, cells: Sequence[Cell]) -> Iterator[str]:
+  """The sentences that apply to a table."""
+  if name == "accuracy":
+    yield f"{describe_seeds(cells)}."
+  for columns, sentence in NOTES[name]:
+    if {*columns} <= {*table.header}:
+      yield sentence
+  if name == "accuracy" and (common := settings(cells).common):
+    shared = ", ".join(f"{key} {text}" for key, text in common.items())
+    yield f"In all rows that have it: {shared}."

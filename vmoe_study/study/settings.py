@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmoe_study.run.saved_config import describe_changes
 from vmoe_study.study.results import Cell
 
+RUN = "run"
 _ROUTING = ("router", "K", "capacity", "group", "batch priority")
 OPTIONS = "model.moe.options."
 # Fields of the config that the routing columns show, and the config's name.
@@ -20,30 +21,66 @@ _SHOWN = {
 }
 
 
-def setting_names(cells: Sequence[Cell]) -> list[str]:
-  """Headers of the columns that `setting_values` fills."""
-  return [*_ROUTING, *differing_fields(cells)]
+class Settings(NamedTuple):
+  """What tells the rows of a table apart.
 
-
-def setting_values(cell: Cell, cells: Sequence[Cell]) -> list[str]:
-  """The routing of a cell and its values of the `differing_fields`.
-
-  Args:
-    cell: the cell to describe.
-    cells: all cells of the table.
+  Attributes:
+    names: headers of the columns.
+    rows: texts of each cell, in the order of the cells.
+    common: what the routing columns would say that are left out, because they
+      say the same in every row that they apply to.
   """
-  more = [field_text(cell, name) for name in differing_fields(cells)]
-  if cell.router == "dense":
-    return ["dense", "", "", "", "", *more]
-  chosen = cell.num_selected_experts
-  return [
-    cell.router,
-    str(chosen or ""),
-    f"{cell.capacity_factor:g}",
-    str(cell.group_images),
-    ("no", "yes")[cell.batch_priority] if chosen else "",
-    *more,
+
+  names: list[str]
+  rows: list[list[str]]
+  common: dict[str, str]
+
+
+def settings(cells: Sequence[Cell]) -> Settings:
+  """The router, and the settings in which cells differ.
+
+  If these do not tell all rows apart, the first column is the name of the run.
+  """
+  fields = differing_fields(cells)
+  values = [
+    _routing(cell) | {name: field_text(cell, name) for name in fields}
+    for cell in cells
   ]
+  common = {
+    name: text
+    for name in _ROUTING[1:]
+    if len(cells) > 1 and len(found := _texts(values, name)) == 1
+    for text in found
+  }
+  names = [
+    name
+    for name in (*_ROUTING, *fields)
+    if name == "router" or (_texts(values, name) and name not in common)
+  ]
+  rows = [[value[name] for name in names] for value in values]
+  if len(set(map(tuple, rows))) < len(rows):
+    names = [RUN, *names]
+    rows = [[c.name, *row] for c, row in zip(cells, rows, strict=True)]
+  return Settings(names, rows, common)
+
+
+def _texts(values: Sequence[Mapping[str, str]], name: str) -> set[str]:
+  """What a column says, where it says anything."""
+  return {value[name] for value in values} - {""}
+
+
+def _routing(cell: Cell) -> dict[str, str]:
+  """The columns on routing; those that do not apply are empty."""
+  texts = dict.fromkeys(_ROUTING, "") | {"router": cell.router}
+  if cell.router == "dense":
+    return texts
+  chosen = cell.num_selected_experts
+  return texts | {
+    "K": str(chosen or ""),
+    "capacity": f"{cell.capacity_factor:g}",
+    "group": str(cell.group_images),
+    "batch priority": ("no", "yes")[cell.batch_priority] if chosen else "",
+  }
 
 
 def differing_fields(cells: Sequence[Cell]) -> list[str]:

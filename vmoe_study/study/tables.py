@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vmoe_study.study.contrasts import contrast_results
 from vmoe_study.study.results import Cell
-from vmoe_study.study.settings import setting_names, setting_values
+from vmoe_study.study.settings import settings
 from vmoe_study.study.statistics import Estimate, estimate
 
 MISSING = "missing"
@@ -29,6 +29,15 @@ class Table(NamedTuple):
   header: list[str]
   rows: list[list[str | Estimate]]
   signed: bool = False
+
+  def without_empty_columns(self) -> "Table":
+    """A copy of the columns that say something, such as p of several seeds."""
+    columns = zip(*self.rows, strict=True)
+    kept = [n for n, column in enumerate(columns) if any(column)]
+    header, *rows = (
+      [row[n] for n in kept] for row in (self.header, *self.rows)
+    )
+    return self._replace(header=header, rows=rows)
 
   def as_text(self) -> list[list[str]]:
     """The rows with estimates as text, such as "85.17 ± 0.41"."""
@@ -55,13 +64,25 @@ class Table(NamedTuple):
         for x in values
       ]
       means, widths = zip(*pairs, strict=True)
-      columns += [[f"{name} %", *means], [f"{name} ± %", *widths]]
+      columns.append([f"{name} %", *means])
+      if any(widths):
+        columns.append([f"{name} ± %", *widths])
     header, *rows = (list(row) for row in zip(*columns, strict=True))
     return Table(header, rows)
 
 
 def _number(value: float) -> str:
   return "" if math.isnan(value) else f"{value:.2f}"
+
+
+def describe_seeds(cells: Sequence[Cell]) -> str:
+  """What the values are: "Mean over 2 to 5 seeds with 95% interval"."""
+  counts = [len(cell.runs) for cell in cells if cell.runs] or [0]
+  fewest, most = min(counts), max(counts)
+  if most < 2:
+    return "One seed" if most else "No runs"
+  several = f"{fewest} to {most}" if fewest < most else most
+  return f"Mean over {several} seeds with 95% interval"
 
 
 def accuracy_metrics(cells: Sequence[Cell]) -> list[str]:
@@ -75,12 +96,13 @@ def accuracy_table(cells: Sequence[Cell]) -> Table:
   """Accuracy by cell, beside the published numbers if there are any."""
   metrics = accuracy_metrics(cells)
   published = list(dict.fromkeys(name for c in cells for name in c.expected))
-  header = [*setting_names(cells), "runs", *metrics]
+  names, settings_of_rows, _ = settings(cells)
+  header = [*names, "runs", *metrics]
   header += [f"published: {name}" for name in published]
   header += ["source"] if published else []
   rows = []
-  for cell in cells:
-    row: list[str | Estimate] = [*setting_values(cell, cells), _count(cell)]
+  for cell, texts in zip(cells, settings_of_rows, strict=True):
+    row: list[str | Estimate] = [*texts, _count(cell)]
     row += [_percent(cell, metric) for metric in metrics]
     row += [str(cell.expected.get(name, "")) for name in published]
     row += [cell.source] if published else []
@@ -160,15 +182,16 @@ def cost_table(cells: Sequence[Cell]) -> Table:
   Columns that no cell has are left out.
   """
   columns = [c for c in _COST if any(map(c.values, cells))]
+  names, settings_of_rows, _ = settings(cells)
   rows = []
-  for cell in cells:
-    row: list[str | Estimate] = [*setting_values(cell, cells), _count(cell)]
+  for cell, texts in zip(cells, settings_of_rows, strict=True):
+    row: list[str | Estimate] = [*texts, _count(cell)]
     for column in columns:
       values = column.values(cell)
       row.append(format(column.summary(values), column.form) if values else "")
     rows.append(row)
-  names = [column.name for column in columns]
-  return Table([*setting_names(cells), "runs", *names], rows)
+  header = [*names, "runs", *(column.name for column in columns)]
+  return Table(header, rows)
 
 
 def routing_metric(cell: Cell, name: str) -> list[float]:
@@ -228,4 +251,8 @@ def tables(cells: Sequence[Cell]) -> dict[str, Table]:
     "cost": cost_table(cells),
     "comparisons": contrast_table(cells),
   }
-  return {name: table for name, table in found.items() if table.rows}
+  return {
+    name: table.without_empty_columns()
+    for name, table in found.items()
+    if table.rows
+  }
