@@ -59,7 +59,9 @@ TABLES = {
   ],
   "long": [Row("soft," + 300 * "x", "router=soft")],
   "start": [Row("soft", "router=soft", start="WORKDIR"), Row("a", "k=1")],
-  "wrong": [Row("soft", "router=soft"), Row("bad", "router=hard")],
+  "wrong": [
+    Row("bad", "router=hard"), Row("soft", "router=soft"), Row("worse", "k=2.5")
+  ],
 }
 """
 IGNORED = ("seconds", "per_second", "wait_share")
@@ -115,6 +117,26 @@ def test_a_killed_sweep_gives_the_numbers_of_one_that_was_not(tables, tmp_path):
   assert log.read_text() == before
 
 
+def test_seeds_share_what_is_compiled(tables, tmp_path, monkeypatch, caplog):
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+  caplog.set_level("INFO", logger="absl")
+  counts = []
+  for seeds in (1, 2):
+    words = [f"{tables}:one", f"--root={tmp_path}", f"--seeds={seeds}"]
+    assert main(["sweep", *words]) == 0
+    found = [path.name for path in tmp_path.glob(".compiled/*/*-cache")]
+    counts.append(sum("train_step" in name for name in found))
+    counts.append(len(found))
+  assert counts[0] == counts[2] == 1
+  assert counts[1] == counts[3]
+  started = [text for text in caplog.messages if "starts:" in text]
+  assert [text.partition(":")[0] for text in started] == [
+    "soft seed 0 starts",
+    "soft seed 1 starts",
+  ]
+
+
 def test_dry_run_prints_the_commands(tables, tmp_path, capsys):
   root = tmp_path / "root"
   words = ["sweep", f"{tables}:one", "--root", str(root), "--seeds=2"]
@@ -163,7 +185,9 @@ def test_a_root_belongs_to_its_table(tables, tmp_path, capsys):
     (["nowhere.py:one"], "there is no file nowhere.py"),
     (["FILE:one", "--jobs=1000"], "CPU cores"),
     (["FILE:one", "--seeds=0"], "seeds=0"),
-    (["FILE:wrong"], "hard"),
+    (["FILE:wrong"], "error: row bad: --config=configs/digits.py:router=hard"),
+    (["FILE:wrong"], "\nrow worse: --config=configs/digits.py:k=2.5: "),
+    (["FILE:wrong", "--check"], "\nrow worse: --config=configs/digits.py:k"),
   ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(

@@ -1,6 +1,7 @@
 """Bars on a terminal, lines elsewhere, and nothing on standard output."""
 
 import io
+import math
 import re
 import sys
 
@@ -59,7 +60,7 @@ def test_lines_have_count_rate_and_time_to_go(clock, caplog):
 def test_short_work_and_work_that_reports_itself_log_nothing(clock, caplog):
   caplog.set_level("INFO", logger="absl")
   assert list(track(iter("abc"), "reading", None, "letters")) == ["a", "b", "c"]
-  with Progress("training", 10, "steps", lines=False) as progress:
+  with Progress("training", 10, "steps", every=math.inf) as progress:
     clock.now += 100.0
     progress.advance()
   assert not caplog.messages

@@ -50,11 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
   """Checks the table and the config of each of its rows."""
-  from vmoe_study.run.config_file import load_config
-  from vmoe_study.study.sweep import load_table
+  from vmoe_study.study.sweep import load_table, make_cells
 
-  for row in load_table(args.table).values():
-    load_config(row.config, row.overrides)
+  make_cells(load_table(args.table))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ class Progress(contextlib.AbstractContextManager):
   """Counts units of work; shows count, rate and time to go.
 
   On a terminal, a bar is shown until the work is done. Elsewhere a line is
-  logged every `SECONDS`, so that short work logs none.
+  logged every few seconds, so that short work logs none.
   """
 
   def __init__(
@@ -31,7 +31,7 @@ class Progress(contextlib.AbstractContextManager):
     total: int | None = None,
     unit: str = "",
     start: int = 0,
-    lines: bool = True,
+    every: float = SECONDS,
   ):
     """Starts to count.
 
@@ -40,13 +40,13 @@ class Progress(contextlib.AbstractContextManager):
       total: number of units; None if it is not known.
       unit: plural, as "images"; empty to show only how long the work has taken.
       start: units that were done before.
-      lines: whether lines are logged; False for work that reports its progress
+      every: seconds between lines; infinite for work that logs its progress
         itself.
     """
     self._what, self._total, self._unit = what, total, unit
     self._start = self._count = start
     self._note = ""
-    self._lines = lines
+    self._every = every
     self._began = self._told = time.monotonic()
     self._bar = self._open_bar() if sys.stderr.isatty() else None
 
@@ -65,7 +65,7 @@ class Progress(contextlib.AbstractContextManager):
       self._bar.update(count)
       if not count:
         self._bar.refresh()
-    elif self._lines and time.monotonic() - self._told >= SECONDS:
+    elif time.monotonic() - self._told >= self._every:
       self._told = time.monotonic()
       logging.info("%s", self._line(self._told - self._began))
 
@@ -99,7 +99,7 @@ class Progress(contextlib.AbstractContextManager):
       parts = [f"{seconds:.0f} s"]
     else:
       rate = (self._count - self._start) / max(seconds, 1e-9)
-      parts = [self._counted(), f"{_shown(rate)} {self._unit}/s"]
+      parts = [self._counted(), self._speed(rate)]
       if self._total is not None and rate:
         left = dt.timedelta(seconds=round((self._total - self._count) / rate))
         parts.append(f"ETA {left}")
@@ -109,9 +109,10 @@ class Progress(contextlib.AbstractContextManager):
     of = "" if self._total is None else f" of {self._total:,}"
     return f"{self._count:,}{of} {self._unit}"
 
-
-def _shown(rate: float) -> str:
-  return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+  def _speed(self, rate: float) -> str:
+    if 0 < rate < 1:
+      return f"{1 / rate:,.1f} s each"
+    return f"{rate:,.0f} {self._unit}/s" if rate else ""
 
 
 def track(
@@ -135,7 +136,7 @@ def track(
 def waiting(what: str) -> Iterator[None]:
   """Shows how long the block has been running, by a thread of its own."""
   done = threading.Event()
-  with Progress(what) as progress:
+  with Progress(what, every=SECONDS) as progress:
 
     def tell() -> None:
       while not done.wait(min(_BAR_SECONDS, SECONDS)):

@@ -2,7 +2,7 @@
 
 Each run is a `train` command in a process of its own, so that a sweep can be
 stopped or killed at any time. Started again, it resumes the runs that had begun
-and skips those that have finished.
+and skips those that have finished. What one run has compiled, the others load.
 """
 
 import json
@@ -14,12 +14,14 @@ from absl import logging
 from etils import epath
 
 from vmoe_study.config import parse
-from vmoe_study.options import check_names
+from vmoe_study.options import OptionsError, check_names, problems_of
 from vmoe_study.run.config_file import find_file, load_config, load_module
 from vmoe_study.study import sweep_manifest
 from vmoe_study.study.results import final_metrics
 from vmoe_study.study.sweep_manifest import SweepManifest, run_folder
 from vmoe_study.study.task_runner import Outcome, Task, TaskRunner
+
+PROGRAMS = ".compiled"  # In the root; may be deleted.
 
 
 class Row(Protocol):
@@ -78,13 +80,12 @@ class Sweep:
       seeds: number of runs of each row, with seeds 0, 1, ...
 
     Raises:
-      ValueError: a config is wrong, or the root holds runs of other configs.
+      ValueError: configs are wrong, or the root holds runs of other configs.
     """
     if seeds < 1:
       raise ValueError(f"seeds={seeds}: must be at least 1.")
     self._root, self._seeds = Path(root), seeds
-    cells = {name: _cell(row) for name, row in rows.items()}
-    self._manifest = _extend_manifest(self._root, cells, seeds)
+    self._manifest = _extend_manifest(self._root, make_cells(rows), seeds)
 
   def missing_runs(self, only: str = "") -> list[Task]:
     """The runs that have not finished, ordered by seed.
@@ -96,8 +97,8 @@ class Sweep:
       only: skip rows whose names do not contain this text.
 
     Raises:
-      ValueError: no name contains `only`, or a run should start from a trained
-        model that does not exist.
+      ValueError: no name contains `only`, or runs should start from trained
+        models that do not exist.
     """
     cells = self._manifest.cells
     chosen = [name for name in cells if only in name]
@@ -116,8 +117,8 @@ class Sweep:
     ]
     missing = [task for task in tasks if final_metrics(task.workdir) is None]
     logging.info("%d of %d runs are missing.", len(missing), len(tasks))
-    for name in dict.fromkeys(task.name for task in missing):
-      _check_start(name, cells[name]["config"]["initialize"])
+    names = dict.fromkeys(task.name for task in missing)
+    _check_starts({name: cells[name]["config"]["initialize"] for name in names})
     return missing
 
   def run(self, tasks: list[Task], jobs: int = 1) -> Outcome:
@@ -130,16 +131,32 @@ class Sweep:
     Raises:
       ValueError: there are fewer CPU cores than jobs.
     """
-    runner = TaskRunner(tasks, jobs)
+    runner = TaskRunner(tasks, jobs, self._root / PROGRAMS)
     sweep_manifest.write(self._root, self._manifest)
     return runner.run()
 
 
-def _cell(row: Row) -> dict[str, Any]:
-  """The entry of a row in the manifest.
+def make_cells(rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
+  """The entries of rows in the manifest.
 
-  Checks the config before any run starts, as runs may take hours.
+  Checks all configs before any run starts, as runs may take hours.
+
+  Raises:
+    OptionsError: configs are wrong; names all rows and problems.
   """
+  cells: dict[str, dict[str, Any]] = {}
+  problems: list[str] = []
+  for name, row in rows.items():
+    try:
+      cells[name] = _cell(row)
+    except ValueError as error:
+      problems += [f"row {name}: {text}" for text in problems_of(error)]
+  if problems:
+    raise OptionsError(problems)
+  return cells
+
+
+def _cell(row: Row) -> dict[str, Any]:
   config = load_config(row.config, row.overrides).to_dict()
   del config["seed"]
   overrides = [f"--config.{override}" for override in row.overrides]
@@ -151,14 +168,21 @@ def _cell(row: Row) -> dict[str, Any]:
   }
 
 
-def _check_start(name: str, start: Mapping[str, Any]) -> None:
-  """Raises ValueError if a row starts from a workdir that does not exist."""
-  if start["kind"] == "checkpoint" and not epath.Path(start["path"]).exists():
-    raise ValueError(
-      f"row {name}: initialize.path={start['path']!r}: there is no such "
-      "workdir. Give the workdir of a trained model in the table, or leave the "
-      "row out with --only=TEXT."
-    )
+def _check_starts(starts: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raises OptionsError for rows that start from a workdir that is not there.
+
+  Args:
+    starts: by row, the section `initialize` of its config.
+  """
+  problems = [
+    f"row {name}: initialize.path={start['path']!r}: there is no such workdir. "
+    "Give the workdir of a trained model in the table, or leave the row out "
+    "with --only=TEXT."
+    for name, start in starts.items()
+    if start["kind"] == "checkpoint" and not epath.Path(start["path"]).exists()
+  ]
+  if problems:
+    raise OptionsError(problems)
 
 
 def _extend_manifest(
@@ -176,8 +200,7 @@ def _extend_manifest(
   changed = [
     name
     for name, cell in found.cells.items()
-    if name not in cells
-    or _completed(cell["config"]) != _completed(cells[name]["config"])
+    if name not in cells or _completed(cell["config"]) != cells[name]["config"]
   ]
   if changed:
     raise ValueError(
@@ -195,4 +218,4 @@ def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
   except ValueError:  # Written by an older version, which had other fields.
     return config
   del completed["seed"]
-  return completed
+  return json.loads(json.dumps(completed))

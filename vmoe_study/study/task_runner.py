@@ -1,4 +1,9 @@
-"""Runs training commands in parallel, each on its share of the CPU cores."""
+"""Runs training commands in parallel, each on its share of the CPU cores.
+
+The commands share a folder of compiled programs, so that a program is compiled
+once for all seeds. There is one for every number of cores, as programs for CPUs
+depend on it.
+"""
 
 import collections
 import contextlib
@@ -15,12 +20,16 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from vmoe_study.console.progress import Progress
 from vmoe_study.run.exit_codes import PREEMPTED
 from vmoe_study.study.pinned import pinned_command
+from vmoe_study.training.metrics_file import read_metrics
 from vmoe_study.training.stop_signals import handled_by, pass_on
 
 LOG_FILE = "train.log"
 POLL_SECONDS = 0.2
+SHOW_SECONDS = 5.0  # Between looks at how far the runs have come.
+LINE_SECONDS = 60.0
 # If as many runs have failed and none has succeeded, the runner gives up.
 MAX_FAILURES = 3
 
@@ -67,25 +76,70 @@ class Outcome(NamedTuple):
   stopped: bool
 
 
-class TaskRunner:
-  """Runs tasks, several at a time, and logs their progress."""
+@dataclasses.dataclass(frozen=True)
+class _Running:
+  """A task that has been started.
 
-  def __init__(self, tasks: Sequence[Task], jobs: int):
+  Attributes:
+    task: what was started.
+    cores: its CPU cores.
+    start: time of its start.
+    before: its fraction of the run that had been trained by then.
+  """
+
+  task: Task
+  cores: set[int]
+  start: float
+  before: float
+
+  def work(self) -> float:
+    """The fraction of the run that has been trained since the start."""
+    return max(_fraction(self.task.workdir) - self.before, 0.0)
+
+  def __str__(self) -> str:
+    step, num_steps = _steps(self.task.workdir)
+    at = f"step {step} of {num_steps}" if num_steps else "starting"
+    return f"{self.task.label} ({at})"
+
+
+def _steps(workdir: Path) -> tuple[int, int]:
+  """The last step with metrics, and the length of the run; 0 if unknown."""
+  step = num_steps = 0
+  for row in read_metrics(workdir):
+    step, num_steps = int(row["step"]), int(row.get("num_steps", num_steps))
+  return step, num_steps
+
+
+def _fraction(workdir: Path) -> float:
+  step, num_steps = _steps(workdir)
+  return step / num_steps if num_steps else 0.0
+
+
+class TaskRunner:
+  """Runs tasks, several at a time, and shows their progress."""
+
+  def __init__(self, tasks: Sequence[Task], jobs: int, programs: Path):
     """Prepares the tasks; `run` starts them.
 
     Args:
       tasks: run in this order.
       jobs: number of tasks at a time.
+      programs: folder for compiled programs, unless the environment names one.
 
     Raises:
       ValueError: there are fewer CPU cores than jobs.
     """
     self._waiting = collections.deque(tasks)
     self._cores = list(_core_shares(jobs))
-    self._running: dict[subprocess.Popen, tuple[Task, set[int], float]] = {}
+    self._programs = programs
+    self._running: dict[subprocess.Popen, _Running] = {}
     self._failed: list[Task] = []
     self._count = len(tasks)
     self._done = 0
+    # Of training, in runs: what is to be done here, and what has been done by
+    # tasks that have ended.
+    self._all_work = sum(1.0 - _fraction(task.workdir) for task in tasks)
+    self._work = 0.0
     self._start = time.monotonic()
     self._stopping = False
 
@@ -95,14 +149,36 @@ class TaskRunner:
     A second SIGINT kills them and goes to the handler that was there before.
     """
     handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._stop)
-    with handled_by(handlers) as self._handlers_before:
+    what = f"sweep of {self._count} runs"
+    # Without a total, as the runs' own steps say more about the time to go.
+    progress = Progress(what, None, "runs", every=LINE_SECONDS)
+    with handled_by(handlers) as self._handlers_before, progress:
+      shown = time.monotonic()
       while self._running or (self._waiting and not self._gives_up()):
         while self._waiting and self._cores and not self._gives_up():
           self._launch(self._waiting.popleft(), self._cores.pop(0))
         time.sleep(POLL_SECONDS)
+        done = self._done
         for process in [p for p in self._running if p.poll() is not None]:
           self._collect(process)
+        is_due = time.monotonic() - shown >= SHOW_SECONDS
+        if is_due or self._done > done:
+          shown = time.monotonic()
+          progress.advance(self._done - done, self._now())
     return Outcome(tuple(self._failed), self._stopping)
+
+  def _now(self) -> str:
+    """What runs now, and when all will be done."""
+    running = ", ".join(map(str, self._running.values()))
+    return f"ETA {self._eta()}" + f", now {running}" * bool(running)
+
+  def _eta(self) -> str:
+    """The time to go, by the part of all runs that has been trained so far."""
+    work = self._work + sum(r.work() for r in self._running.values())
+    if not work:
+      return "unknown"
+    left = (self._all_work - work) * (time.monotonic() - self._start) / work
+    return str(dt.timedelta(seconds=round(max(left, 0.0))))
 
   def _gives_up(self) -> bool:
     hopeless = self._done == len(self._failed) >= MAX_FAILURES
@@ -113,36 +189,49 @@ class TaskRunner:
     with (task.workdir / LOG_FILE).open("a") as log:
       process = subprocess.Popen(
         pinned_command(cores, task.command),
+        env=self._environment(len(cores)),
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C reaches it through this process.
       )
-    self._running[process] = task, cores, time.monotonic()
+    before = _fraction(task.workdir)
+    self._running[process] = _Running(task, cores, time.monotonic(), before)
+    begun = "resumes" if before else "starts"
+    logging.info("%s %s: %s", task.label, begun, task.workdir / LOG_FILE)
     if self._stopping:  # A signal arrived while the process was being started.
       process.terminate()
 
+  def _environment(self, num_cores: int) -> dict[str, str]:
+    """Of the commands: where they find programs, and leave theirs."""
+    programs = {
+      "JAX_COMPILATION_CACHE_DIR": str(self._programs / f"{num_cores}_cores"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return programs | os.environ
+
   def _collect(self, process: subprocess.Popen) -> None:
-    task, cores, start = self._running.pop(process)
-    self._cores.append(cores)
+    ended = self._running.pop(process)
+    task = ended.task
+    self._cores.append(ended.cores)
     if self._stopping:
       return
     if process.returncode == PREEMPTED:
       logging.info("%s was preempted and will be resumed.", task.label)
+      self._work += ended.work()
       self._waiting.appendleft(task)
       return
     self._done += 1
     if process.returncode:
       self._failed.append(task)
-    now = time.monotonic()
-    left = (now - self._start) / self._done * (self._count - self._done)
+    self._work += 1.0 - ended.before
     logging.info(
       "[%d/%d] %s: %s in %.0f s, ETA %s",
       self._done,
       self._count,
       task.label,
       f"exit code {process.returncode}" if process.returncode else "finished",
-      now - start,
-      dt.timedelta(seconds=round(left)),
+      time.monotonic() - ended.start,
+      self._eta(),
     )
 
   def _stop(self, number: int, frame: Any) -> None:

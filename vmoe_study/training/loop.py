@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime as dt
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -113,7 +114,8 @@ def train(
     TrainingFailure: routers have collapsed, or as `steps.on_failure` raises.
   """
   start_step, num_steps = int(steps.state.step), timetable.num_steps
-  with Progress("training", num_steps, "steps", start_step, lines=False) as bar:
+  # The reporter logs the progress.
+  with Progress("training", num_steps, "steps", start_step, math.inf) as bar:
     reporter = _Reporter(hooks.writer, batches, start_step, num_steps, bar)
     stopping = _run(steps, batches, timetable, hooks, reporter)
   return steps.state, not stopping
