@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import cv2
 import jax
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from etils import epath
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensorflow_datasets.core import constants as tfds_constants
 
 from vmoe_study.checkpoint import tree as tree_lib
@@ -128,6 +131,7 @@ DAMAGE = {
   "an array": lambda folder: flip(folder / "model.safetensors", 0.99),
   "the header": lambda folder: flip(folder / "model.safetensors", 0.05),
   "its size": lambda folder: flip(folder / "model.safetensors", 0.0001),
+  "nearly all": lambda folder: os.truncate(folder / "model.safetensors", 7),
   "the end": lambda folder: os.truncate(folder / "model.safetensors", 30_000),
   "the config": lambda folder: (folder / "config.json").write_text(
     (folder / "config.json").read_text().replace('"step": 32', '"step": 33')
@@ -146,6 +150,23 @@ def test_a_damaged_file_is_an_error(hub, tmp_path, what, capsys):
   error = capsys.readouterr().err
   assert "config.json" in error or "no intact checkpoint" in error
   assert not out.exists()
+
+
+@pytest.mark.fuzz
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.binary(max_size=20), st.integers(0, 4000), st.integers(0, 40))
+def test_any_damage_of_the_header_is_noticed(hub, replacement, place, removed):
+  content = (hub / "model.safetensors").read_bytes()
+  damaged = content[:place] + replacement + content[place + removed :]
+  with tempfile.TemporaryDirectory() as folder:
+    copy = pathlib.Path(folder)
+    shutil.copy(hub / "config.json", copy)
+    (copy / "model.safetensors").write_bytes(damaged)
+    if damaged == content:
+      load_params(copy)
+    else:
+      with pytest.raises(CheckpointError):
+        load_params(copy)
 
 
 def test_shapes_are_those_of_the_config(hub):

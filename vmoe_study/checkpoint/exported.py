@@ -84,12 +84,8 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
   Raises:
     CheckpointError: one of the files is damaged.
   """
-  url = _path(folder, ARRAYS)
-  size = int.from_bytes(read_range(url, 0, 8), "little")
-  if size > min(_MAX_HEADER, file_size(url) - 8):
-    raise CheckpointError(f"{ARRAYS}: its header claims {size} bytes")
   try:
-    header = json.loads(read_range(url, 8, 8 + size))
+    header = json.loads(_read_header(_path(folder, ARRAYS)))
     manifest = json.loads(header["__metadata__"][_MANIFEST])
     manifest = {**manifest, "config": _read_config(folder)}
     manifest_lib.check(manifest)
@@ -125,6 +121,15 @@ def read_item(folder: epath.PathLike, item: str) -> dict[str, Any]:
       if name.startswith(prefix)
     }
   )
+
+
+def _read_header(url: str) -> bytes:
+  """The header of the arrays, which follows 8 bytes with its size."""
+  most = min(_MAX_HEADER, file_size(url) - 8)
+  size = int.from_bytes(read_range(url, 0, 8), "little") if most > 0 else 0
+  if not 0 < size <= most:
+    raise CheckpointError(f"the header of {ARRAYS} claims {size} bytes")
+  return read_range(url, 8, 8 + size)
 
 
 def _read_config(folder: epath.PathLike) -> dict[str, Any]:

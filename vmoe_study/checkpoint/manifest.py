@@ -10,9 +10,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from vmoe_study.checkpoint import fingerprint
 from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint.errors import CheckpointError
+from vmoe_study.files.json_text import MALFORMED
 
 _FORMAT = 1
 _SHOWN = 8
@@ -52,10 +55,25 @@ def check(manifest: Any) -> None:
   content = {key: value for key, value in manifest.items() if key != "digest"}
   if manifest["digest"] != _digest(content):
     raise CheckpointError("its manifest does not match its own digest")
-  if content["format"] != _FORMAT:
+  if content.get("format") != _FORMAT:
     raise CheckpointError(
-      f"its format is {content['format']}, this version reads {_FORMAT}"
+      f"its format is {content.get('format')}, this version reads {_FORMAT}"
     )
+  try:
+    leaves = [
+      leaf for item in content["items"].values() for leaf in item.items()
+    ]
+    if not all(_is_array(name, leaf) for name, leaf in leaves):
+      raise ValueError("a shape, a dtype or a fingerprint is none")
+  except MALFORMED as error:
+    raise CheckpointError("its manifest does not describe arrays") from error
+
+
+def _is_array(name: str, leaf: Mapping[str, Any]) -> bool:
+  """Whether the description of an array is one; may raise `MALFORMED`."""
+  sizes = all(type(size) is int and size >= 0 for size in leaf["shape"])
+  jnp.dtype(leaf["dtype"])
+  return bool(name) and sizes and isinstance(leaf["fingerprint"], str)
 
 
 def check_template(
