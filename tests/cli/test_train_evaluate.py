@@ -107,6 +107,19 @@ def test_a_finished_run_stays_as_it_is(finished):
   assert rows_without_timing(finished) == before
 
 
+def test_a_run_is_described_in_a_line(finished, caplog):
+  caplog.set_level("INFO", logger="absl")
+  assert train(finished) == 0
+  params, _, _ = load_params(finished / "checkpoints")
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  (line,) = [text for text in caplog.messages if "parameters" in text]
+  assert line.startswith(f"{count:,} parameters, ") and "\n" not in line
+  assert "1,438 images of digits; step 6 of 6" in line
+  assert "head/kernel" not in caplog.text
+  assert train(finished, "--verbose") == 0
+  assert "head/kernel" in caplog.text and "a core decodes" in caplog.text
+
+
 def test_evaluate_finds_what_training_found(finished, tmp_path, capsys):
   out = tmp_path / "metrics.json"
   assert main(["evaluate", f"--workdir={finished}", f"--out={out}"]) == 0

@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="resume although the config differs from the workdir's, in: "
     + ", ".join(f"{name}*" for name in HARMLESS),
   )
+  parser.add_argument(
+    "--verbose",
+    action="store_true",
+    help="also show all parameters, the sizes of the routing and what a core "
+    "decodes",
+  )
   process_flags.add_arguments(parser)
 
 
@@ -37,7 +43,12 @@ def run(args: argparse.Namespace) -> int:
   from vmoe_study.study import report, results
 
   process_flags.initialize(args)
-  result = train(config, args.workdir, allow_change=args.allow_change)
+  result = train(
+    config,
+    args.workdir,
+    allow_change=args.allow_change,
+    verbose=args.verbose,
+  )
   if not result.is_finished:
     print(
       f"Stopped at step {result.step} of {result.num_steps}. Run again to "

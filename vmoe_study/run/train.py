@@ -21,7 +21,7 @@ from vmoe_study.data.pipeline import TrainInput
 from vmoe_study.data.prefetch import Prefetcher
 from vmoe_study.data.workers import close_workers
 from vmoe_study.files.location import expand
-from vmoe_study.nn.cost import routing, training_flops
+from vmoe_study.nn.cost import parameter_counts, routing, training_flops
 from vmoe_study.parallel import hosts
 from vmoe_study.parallel.sharding import to_global
 from vmoe_study.run import lock
@@ -72,7 +72,11 @@ class TrainResult:
 
 
 def train(
-  config: Config, workdir: epath.PathLike, *, allow_change: bool = False
+  config: Config,
+  workdir: epath.PathLike,
+  *,
+  allow_change: bool = False,
+  verbose: bool = False,
 ) -> TrainResult:
   """Trains a model, or resumes the run of this workdir.
 
@@ -85,6 +89,8 @@ def train(
     workdir: local path or URL; created if it does not exist.
     allow_change: whether the config may differ from the workdir's in fields
       that do not change the numbers, see `saved_config.HARMLESS`.
+    verbose: whether to log a table of the parameters, the sizes of the routing
+      and what a core decodes, beside one line on the run.
 
   Raises:
     ValueError: config, data, devices and workdir do not fit together.
@@ -116,7 +122,9 @@ def train(
     with hosts.raise_on_all_hosts():
       check(saved=run.saved_config)  # No other run can write now.
       workdir_lib.claim(workdir, config.to_dict())
-    run.describe(state)
+    logging.info("%s", run.describe(state))
+    if verbose:
+      run.log_details(state)
     state, is_finished = run.train(state, stack)
   return TrainResult(
     epath.Path(workdir),
@@ -196,23 +204,31 @@ class _Run:
       found.step, found.params, found.opt_state, **found.more
     )
 
-  def describe(self, state: TrainState) -> None:
-    """Logs parameters, routing and progress."""
-    model = self._model
+  def describe(self, state: TrainState) -> str:
+    """One line: parameters, work, devices, data and progress."""
+    model, config = self._model, self._config
+    moe = routing(model.module, model.image_shape)
+    total, active = parameter_counts(model.params_shape, moe)
+    flops = training_flops(model.module, model.image_shape)
+    axes = {name: size for name, size in model.mesh.shape.items() if size > 1}
+    mesh = ", ".join(f"{name}={size}" for name, size in axes.items())
+    names = [config.data.name, *(s.data.name for s in config.mixture.values())]
+    return (
+      f"{total:,} parameters, {active:,} active per token; "
+      f"{flops / 1e9:.3g} GFLOPs per image; mesh {mesh or 'of one device'}; "
+      f"{self._data.num_examples:,} images of {', '.join(names)}; "
+      f"step {int(state.step)} of {self._training.num_steps}"
+    )
+
+  def log_details(self, state: TrainState) -> None:
+    """Logs the parameters, sizes of the routing and the rate of decoding."""
     # Without statistics: those of experts on other hosts cannot be fetched.
     table = parameter_overview.get_parameter_overview(
       state.params, include_stats=False
     )
     logging.info("\n%s", table)
-    if sizes := routing(model.module, model.image_shape):
-      logging.info("%s", sizes.describe())
-    logging.info(
-      "step %d of %d, %d training images, mesh %s",
-      state.step,
-      self._training.num_steps,
-      self._data.num_examples,
-      dict(model.mesh.shape),
-    )
+    if moe := routing(self._model.module, self._model.image_shape):
+      logging.info("%s", moe.describe())
     logging.info("%s", describe_workers(self._config, self._data))
 
   def train(
