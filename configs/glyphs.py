@@ -3,14 +3,14 @@
 Reproduces: the comparison of routers of 2401.15969, with many classes and in
 minutes per run on one CPU core. `configs/tables.py` lists its runs.
 
-  python -m vmoe_study prepare glyphs/1000 glyphs/kana glyphs/hangul digits emoji
+  python -m vmoe_study prepare glyphs/2000 glyphs/kana glyphs/hangul digits emoji
   python -m vmoe_study train --workdir=DIR \\
     --config=configs/glyphs.py:router=softmax_expert_choice,group=8,seed=1
 
 Arguments, as NAME=VALUE with commas between:
   router, capacity, k, group, batch_priority, balance, seed   as in every recipe
   classes    number of characters
-  patch      side of a patch in pixels: 4 makes 49 tokens, 7 makes 16
+  patch      side of a patch in pixels, of images of 24 x 24
   width, mlp       size of the model
   experts    in each of the two routed blocks, of four
   epochs     passes over the training images, one per character and design
@@ -26,7 +26,7 @@ import dataclasses
 
 from configs import common
 
-SIZE = 28
+SIZE = 24  # 36 tokens.
 TEST = f"resize({SIZE})|rgb|value_range(-1, 1)"
 TRAIN = f"resize({SIZE})|pad_crop(2)|rgb|value_range(-1, 1)"
 TRANSFER = {"glyphs/kana": 91, "glyphs/hangul": 200, "digits": 10, "emoji": 99}
@@ -36,12 +36,12 @@ TRANSFER = {"glyphs/kana": 91, "glyphs/hangul": 200, "digits": 10, "emoji": 99}
 class Arguments(common.Arguments):
   """Arguments of this file; see the module's docstring."""
 
-  classes: int = 1000
+  classes: int = 2000
   patch: int = 4
   width: int = 64
-  mlp: int = 128
-  experts: int = 16
-  epochs: float = 8.0
+  mlp: int = 256
+  experts: int = 12
+  epochs: float = 4.0
   rate: float = 4e-3
   decay: float = 0.03
   select: bool = False

@@ -19,6 +19,9 @@ Batch = dict[str, np.ndarray]
 Example = dict[str, Any]
 
 MAX_REPLACEMENTS = 16
+# Decoded images of a data set that takes no more than this stay in memory. Tiny
+# images cost more to find and decode than to augment.
+MAX_KEPT_BYTES = 256 * 2**20
 
 
 class LabelError(ValueError):
@@ -104,6 +107,8 @@ class ExampleReader:
       raise ValueError(f"{spec.name}[{spec.split}]: {error}") from error
     self.notes = [*self.source.notes, *notes]
     self.image_shape: tuple[int, ...] | None = None
+    self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    self._kept_bytes = 0
     first = self.read_or_next(0, np.random.default_rng(0))
     self.image_shape = first["image"].shape
 
@@ -113,15 +118,26 @@ class ExampleReader:
     Raises:
       RecordError: the example cannot be used; names its file and record.
     """
-    example, channels = self.source[index], self.source.channels
     try:
-      image = decode(example["image"], channels, self.spec.max_pixels)
+      image, labels = self._kept.get(index) or self._decode(index)
       image = self.ops(image, rng)
       self._check_shape(image)
-      labels = self._number(example["label"])
     except (ImageError, LabelError, cv2.error) as error:
       raise RecordError(f"{self.source.where(index)}: {error}") from error
     return {"image": image, "labels": labels, "mask": 1.0, "skipped": 0}
+
+  def _decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image before the operations, and its class numbers."""
+    example, channels = self.source[index], self.source.channels
+    image = decode(example["image"], channels, self.spec.max_pixels)
+    labels = self._number(example["label"])
+    total = self._kept_bytes + image.nbytes
+    if len(self.source) * image.nbytes <= MAX_KEPT_BYTES >= total:
+      image = np.array(image)  # Not a view of something larger.
+      image.flags.writeable = False
+      self._kept[index] = image, labels
+      self._kept_bytes = total
+    return image, labels
 
   def _number(self, label: int | Sequence[int]) -> np.ndarray:
     """The class numbers of an example in the run."""
