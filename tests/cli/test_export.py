@@ -34,6 +34,8 @@ from vmoe_study.run.initialize import initial_params
 from vmoe_study.run.metadata import Metadata
 from vmoe_study.run.program import PLATFORMS, make_program
 
+from ..fake_gcs import fake_gcs
+
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
 FLOATS = value_range(IMAGES, -1, 1)
@@ -201,6 +203,17 @@ def test_nothing_is_written_into_it(trained, hub, command, message, capsys):
   assert main([command, *words[command]]) == 2
   assert message in capsys.readouterr().err
   assert before == {path.name: path.read_bytes() for path in hub.iterdir()}
+
+
+@pytest.mark.slow  # Starts a server.
+def test_in_a_bucket(hub, tmp_path):
+  (tmp_path / "bucket").mkdir()
+  with fake_gcs(tmp_path):
+    folder = "gs://bucket/models/digits"
+    assert main(["export", f"--workdir={hub}", f"--out={folder}"]) == 0
+    found, local = open_checkpoint(folder), open_checkpoint(hub)
+  jax.tree.map(np.testing.assert_array_equal, found.params, local.params)
+  assert (found.config, found.step) == (local.config, local.step)
 
 
 def checkpoint_of(router, group):

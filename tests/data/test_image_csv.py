@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import shutil
 
 import cv2
 import fsspec
@@ -14,6 +15,8 @@ from vmoe_study.data.records import RecordError
 from vmoe_study.data.sources import open_split
 from vmoe_study.data.spec import DataSpec
 from vmoe_study.files import ranges
+
+from ..fake_gcs import fake_gcs
 
 LEVELS = {"a.png": 10, "b.png": 60, "deep/c.png": 110, "d, e.png": 160}
 
@@ -164,3 +167,16 @@ def test_urls_are_read_by_fsspec(photos, monkeypatch):
   ):
     source[2]
   store.rm("/bucket", recursive=True)
+
+
+@pytest.mark.slow  # Starts a server.
+def test_from_a_bucket_comes_the_same_as_from_a_folder(photos, tmp_path):
+  (tmp_path / "bucket").mkdir()
+  (photos / "train.csv").write_text("image,label\na.png,cat\nb.png,dog\n")
+  shutil.copytree(photos, tmp_path / "bucket" / "photos")
+  with fake_gcs(tmp_path):
+    batches = [
+      train_input(spec(folder), batch_size=4, seed=0, shuffle="full")[3]
+      for folder in (photos, "gs://bucket/photos")
+    ]
+  np.testing.assert_array_equal(batches[0]["image"], batches[1]["image"])

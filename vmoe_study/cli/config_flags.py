@@ -35,7 +35,7 @@ def add_step(parser: argparse.ArgumentParser) -> None:
     type=paths.path,
     required=True,
     metavar="DIR",
-    help="workdir of the training run",
+    help="workdir of the training run, or folder of an exported model",
   )
   parser.add_argument(
     "--step", type=int, help="step to read; by default the newest intact one"
