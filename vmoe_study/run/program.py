@@ -29,7 +29,8 @@ def make_program(checkpoint: Checkpoint) -> export.Exported:
   It takes images uint8 (N, H, W, C), after the image operations of the first
   evaluation, whose value range is part of the program, and returns logits
   float32 (N, num_classes), those of `Checkpoint.apply`. N is any multiple of
-  the images per routing group.
+  the images per routing group. Models in float32 agree to 1e-6, others to the
+  rounding of their dtype.
 
   Traced where JAX computes on CPUs: kernels for other platforms are left out.
 
