@@ -3,7 +3,8 @@
 Reproduces: the comparison of routers of 2401.15969, with many classes and in
 minutes per run on one CPU core. `configs/tables.py` lists its runs.
 
-  python -m vmoe_study prepare glyphs/2000 glyphs/kana glyphs/hangul digits emoji
+  python -m vmoe_study prepare glyphs/2000 glyphs/kana glyphs/hangul \\
+    digits emoji
   python -m vmoe_study train --workdir=DIR \\
     --config=configs/glyphs.py:router=softmax_expert_choice,group=8,seed=1
 

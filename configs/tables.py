@@ -25,6 +25,7 @@ from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.options import check_names
 from vmoe_study.performance.data_sizes import image_side
 from vmoe_study.run.config_file import load_config
+from vmoe_study.study.planned import Analysis
 
 VMOE = "2106.05974"
 VMOE_CONFIGS = "github.com/google-research/vmoe, vmoe/configs/vmoe_paper"
@@ -98,10 +99,12 @@ class Table:
   Attributes:
     about: what of which paper it is.
     rows: of configs.
+    analysis: contrasts planned before the runs, if there are any.
   """
 
   about: str
   rows: tuple[Row, ...]
+  analysis: Analysis | None = None
 
   def __iter__(self) -> Iterator[Row]:
     return iter(self.rows)

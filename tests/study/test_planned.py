@@ -1,13 +1,18 @@
 """Planned contrasts: against statsmodels' numbers, SciPy, and by simulation."""
 
+import csv
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from vmoe_study.cli.main import main
+from vmoe_study.study import results
 from vmoe_study.study.linear_model import GridFit, detectable_difference
 from vmoe_study.study.planned import (
   Analysis,
   PlannedContrast,
+  grid_values,
   planned_results,
 )
 from vmoe_study.study.results import Cell
@@ -91,19 +96,27 @@ def test_a_grid_with_too_few_common_seeds_is_an_error(values):
     GridFit(values)
 
 
+DENSE = {"router": "dense", "group_images": 1, "options": {}}
+
+
 def study(rng, effects):
   """Cells of a simulated study with two end points."""
   one, two = (grid(rng, len(effects), 8, effects) for _ in range(2))
   return [
     Cell(
       name,
-      {},
+      {"name": name, "model": {"moe": DENSE}, "train": {"batch_size": 8}},
       tuple(one[name]),
       {
         seed: {
           "test/accuracy": one[name][seed] / 100,
           "a/10shot": two[name][seed] / 100,
           "b/10shot": two[name][seed] / 100,
+          "flops_per_image": 1e9,
+          "step": 10,
+          "seconds": 1.0,
+          "images_per_second": 80.0,
+          "parameters": 5,
         }
         for seed in one[name]
       },
@@ -146,3 +159,57 @@ def test_a_row_without_runs_is_named():
   cells = study(np.random.default_rng(5), [0] * 6)
   with pytest.raises(ValueError, match="row c6 has no run"):
     planned_results(cells, ANALYSIS)
+
+
+TABLE = """
+import types
+from vmoe_study.study.planned import Analysis, PlannedContrast
+
+class Table(list):
+  analysis = Analysis(
+    {"test": ("test/accuracy",)},
+    (PlannedContrast("one against two", ("c0",), ("c1",), margin=5.0),
+     PlannedContrast("one against three", ("c0",), ("NAME",))),
+  )
+
+TABLES = {"t": Table(types.SimpleNamespace(name=f"c{i}") for i in range(3)),
+          "none": []}
+"""
+
+
+def test_the_report_has_the_planned_contrasts(tmp_path, capsys):
+  cells = study(np.random.default_rng(6), [0, 0, 3])
+  results.write(tmp_path / "results.json", cells)
+  table = tmp_path / "file.py"
+  table.write_text(TABLE.replace("NAME", "c2"))
+  words = ["report", str(tmp_path / "results.json"), f"--out={tmp_path}"]
+  assert main([*words, f"--planned={table}:t"]) == 0
+  printed = capsys.readouterr().out
+  fit = GridFit(grid_values(cells, ["test/accuracy"]))
+  expected = fit.contrast({"c0": 1, "c1": -1})
+  assert f"{expected.estimate:+.2f} ± {expected.half_width:.2f}" in printed
+  rows = list(
+    csv.DictReader((tmp_path / "planned.csv").read_text().splitlines())
+  )
+  assert [row["margin"] for row in rows] == ["5", ""]
+  assert rows[0]["p equivalent"] == "< 0.001"
+  assert float(rows[1]["detectable"]) > float(rows[1]["difference ± %"])
+
+
+@pytest.mark.parametrize(
+  ("name", "table", "message"),
+  [
+    ("c2", "none", "has no planned contrasts"),
+    ("c9", "t", "names 'c9', which is no row"),
+    ("c2", "other", "must be FILE.py:TABLE, where TABLE is one of t, none"),
+  ],
+)
+def test_a_wrong_plan_is_an_error(tmp_path, capsys, name, table, message):
+  results.write(
+    tmp_path / "results.json", study(np.random.default_rng(7), [0] * 3)
+  )
+  file = tmp_path / "file.py"
+  file.write_text(TABLE.replace("NAME", name))
+  words = ["report", str(tmp_path / "results.json"), f"--out={tmp_path}"]
+  assert main([*words, f"--planned={file}:{table}"]) == 2
+  assert message in capsys.readouterr().err

@@ -11,6 +11,7 @@ from etils import epath
 
 from vmoe_study.cli import paths
 from vmoe_study.study import report, results
+from vmoe_study.study.planned import Analysis
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,15 +31,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="write tables (Markdown, CSV, LaTeX), figures (PNG, SVG) and the "
     "results themselves (JSON) to this folder",
   )
+  parser.add_argument(
+    "--planned",
+    metavar="FILE.py:TABLE",
+    help="with --out: also test the contrasts that this table of configs "
+    "planned, such as configs/tables.py:glyphs",
+  )
 
 
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
   cells = results.load(args.paths)
+  if args.planned and not args.out:
+    raise ValueError(
+      f"planned={args.planned}: is a part of the report. Add --out=DIR."
+    )
   if not args.out:
     print(report.runs_table(cells))
     return 0
-  report.write_report(args.out, cells)
+  report.write_report(args.out, cells, _analysis(args.planned))
   print((epath.Path(args.out) / report.REPORT_FILE).read_text())
   logging.info("Wrote %s", args.out)
   return 0
+
+
+def _analysis(planned: str | None) -> Analysis | None:
+  """Of `--planned`. It takes JAX, for which other reports do not wait."""
+  if not planned:
+    return None
+  from vmoe_study.study.table_file import load_analysis
+
+  return load_analysis(planned)

@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
   """Checks the table and the config of each of its rows."""
-  from vmoe_study.study.sweep import load_table, make_cells
+  from vmoe_study.study.sweep import make_cells
+  from vmoe_study.study.table_file import load_table
 
   make_cells(load_table(args.table))
 
@@ -58,7 +59,8 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
   # Checking configs takes JAX, which `sweep --help` does not wait for.
-  from vmoe_study.study.sweep import Sweep, load_table
+  from vmoe_study.study.sweep import Sweep
+  from vmoe_study.study.table_file import load_table
   from vmoe_study.study.task_runner import LOG_FILE
 
   sweep = Sweep(load_table(args.table), args.root, args.seeds)

@@ -8,6 +8,7 @@ correction is over all contrasts of all end points. The contrasts of
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from vmoe_study.study.linear_model import Effect, GridFit
 from vmoe_study.study.results import Cell
@@ -51,8 +52,7 @@ class Analysis:
   contrasts: tuple[PlannedContrast, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class PlannedResult:
+class PlannedResult(NamedTuple):
   """A planned contrast of one end point, in percentage points.
 
   Attributes:

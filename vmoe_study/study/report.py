@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from etils import epath
 
 from vmoe_study.drawing.render import csv_table, latex_table, markdown_table
+from vmoe_study.study.planned import Analysis
 from vmoe_study.study.results import RESULTS_FILE, Cell, write
 from vmoe_study.study.settings import settings
 from vmoe_study.study.tables import MISSING, Table, describe_seeds, tables
@@ -13,6 +14,7 @@ from vmoe_study.training.metrics_file import STOPPED_EARLY
 REPORT_FILE = "report.md"
 DOTS_PER_INCH = 120
 TITLES = {
+  "planned": "Planned contrasts, in percentage points",
   "accuracy": "Accuracy in percent",
   "cost": "Cost, and routing at the end of training",
   "comparisons": "Paired comparisons, in percentage points",
@@ -20,6 +22,21 @@ TITLES = {
 }
 # Sentences below a title, each for tables with all of some columns.
 NOTES = {
+  "planned": (
+    (
+      (),
+      "Chosen before the runs. The model is cell + seed + error, with one "
+      "error variance pooled over all cells; p: two-sided t-test; Holm: p "
+      "after correction for all rows. `detectable`: the smallest true "
+      "difference that is found in 80% of such studies at 0.05, divided by "
+      "the number of rows.",
+    ),
+    (
+      ("margin", "p equivalent"),
+      "`p equivalent`: of two one-sided tests that the difference is not "
+      "within the margin.",
+    ),
+  ),
   "accuracy": (
     (("K",), "`K`: experts per token."),
     (("capacity",), "`capacity`: capacity factor."),
@@ -106,13 +123,16 @@ def _summary(
   return summary
 
 
-def write_report(out: epath.PathLike, cells: Sequence[Cell]) -> None:
+def write_report(
+  out: epath.PathLike, cells: Sequence[Cell], analysis: Analysis | None = None
+) -> None:
   """Writes tables and figures, and the results from which they are made.
 
   Args:
     out: folder for tables as Markdown, CSV and LaTeX, figures as PNG and SVG,
       and `results.json`, which `results.load` reads.
     cells: of `results.load`.
+    analysis: the contrasts planned before the runs, if there are any.
   """
   # Matplotlib takes a second to import, and `runs_table` does not need it.
   from vmoe_study.drawing.figure_files import save_figure
@@ -121,7 +141,7 @@ def write_report(out: epath.PathLike, cells: Sequence[Cell]) -> None:
   out = epath.Path(out)
   out.mkdir(parents=True, exist_ok=True)
   write(out / RESULTS_FILE, cells)
-  found = tables(cells)
+  found = tables(cells, analysis)
   for name, table in found.items():
     numbers = table.as_numbers()
     (out / f"{name}.csv").write_text(csv_table(numbers.header, numbers.rows))

@@ -8,62 +8,21 @@ and skips those that have finished. What one run has compiled, the others load.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from absl import logging
 from etils import epath
 
 from vmoe_study.config import parse
 from vmoe_study.options import OptionsError, check_names, problems_of
-from vmoe_study.run.config_file import find_file, load_config, load_module
+from vmoe_study.run.config_file import load_config
 from vmoe_study.study import sweep_manifest
 from vmoe_study.study.results import final_metrics
 from vmoe_study.study.sweep_manifest import SweepManifest, run_folder
+from vmoe_study.study.table_file import Row
 from vmoe_study.study.task_runner import Outcome, Task, TaskRunner
 
 PROGRAMS = ".compiled"  # In the root; may be deleted.
-
-
-class Row(Protocol):
-  """A row of a table.
-
-  Attributes:
-    name: unique in the table.
-    config: "FILE.py:ARGUMENTS".
-    overrides: "FIELD=VALUE", changes of single fields of the config.
-    expected: metric to percentage, as published.
-    source: of the expected numbers.
-    note: on how the numbers compare.
-  """
-
-  name: str
-  config: str
-  overrides: tuple[str, ...]
-  expected: Mapping[str, float]
-  source: str
-  note: str
-
-
-def load_table(table: str) -> dict[str, Row]:
-  """Reads the rows of a table, by name.
-
-  Args:
-    table: "FILE.py:TABLE", where FILE.py has a dict `TABLES` of rows.
-
-  Raises:
-    ValueError: there is no such file or table.
-  """
-  path, _, name = table.partition(":")
-  file = find_file(path)
-  if file is None:
-    raise ValueError(f"{table}: there is no file {path}. Give FILE.py:TABLE.")
-  tables = getattr(load_module(file), "TABLES", {})
-  if name not in tables:
-    raise ValueError(
-      f"{table}: must be FILE.py:TABLE, where TABLE is one of "
-      f"{', '.join(tables)}."
-    )
-  return {row.name: row for row in tables[name]}
 
 
 class Sweep:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from vmoe_study.study.contrasts import contrast_results
+from vmoe_study.study.linear_model import detectable_difference
+from vmoe_study.study.planned import Analysis, planned_results
 from vmoe_study.study.results import Cell
 from vmoe_study.study.settings import settings
 from vmoe_study.study.statistics import Estimate, estimate
@@ -226,6 +228,26 @@ def contrast_table(cells: Sequence[Cell]) -> Table:
   return Table(header, rows, signed=True)
 
 
+def planned_table(cells: Sequence[Cell], analysis: Analysis) -> Table:
+  """The planned contrasts; Holm's correction is over all rows."""
+  header = ["end point", "first against second", "difference", "p", "Holm"]
+  header += ["margin", "p equivalent", "detectable"]
+  results = planned_results(cells, analysis)
+  rows: list[list[str | Estimate]] = []
+  for end_point, contrast, effect, corrected in results:
+    difference = Estimate(effect.estimate, effect.half_width, effect.degrees)
+    row = [end_point, contrast.text, difference]
+    row += [_p(effect.p_value), _p(corrected)]
+    margin = contrast.margin
+    row += [f"{margin:g}" if margin else ""]
+    row += [_p(effect.equivalence_p_value(margin)) if margin else ""]
+    detectable = detectable_difference(
+      effect.standard_error, effect.degrees, 0.05 / len(results), power=0.8
+    )
+    rows.append([*row, f"{detectable:.2f}"])
+  return Table(header, rows, signed=True).without_empty_columns()
+
+
 def _p(value: float) -> str:
   if math.isnan(value):
     return ""
@@ -243,10 +265,13 @@ def by_family(cells: Sequence[Cell]) -> list[Cell]:
   return sorted(cells, key=rank)
 
 
-def tables(cells: Sequence[Cell]) -> dict[str, Table]:
-  """The tables that have rows, by name."""
+def tables(
+  cells: Sequence[Cell], analysis: Analysis | None = None
+) -> dict[str, Table]:
+  """The tables that have rows, by name; planned contrasts with an analysis."""
   cells = by_family(cells)
-  found = {
+  planned = {"planned": planned_table(cells, analysis)} if analysis else {}
+  found = planned | {
     "accuracy": accuracy_table(cells),
     "cost": cost_table(cells),
     "comparisons": contrast_table(cells),
