@@ -1,7 +1,6 @@
 """Evaluates a trained model: no optimizer, no training data, any devices."""
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from absl import logging
@@ -21,27 +20,22 @@ from vmoe_study.run.inputs import (
 from vmoe_study.run.mistakes import read_mistakes
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation(Mapping[str, float]):
-  """What an evaluation found: its metrics by name, as in a dict, and more.
+class Evaluation(dict[str, float]):
+  """What an evaluation found: metrics by name, and what they come from.
 
   Attributes:
-    metrics: such as "test/accuracy", and the checkpoint's "step".
     data_sets: what the model makes of the images of each of
       `config.evaluations`, by its name: classes, calibration, mistakes.
   """
 
-  metrics: Mapping[str, float]
-  data_sets: Mapping[str, Classification] = dataclasses.field(repr=False)
-
-  def __getitem__(self, name: str) -> float:
-    return self.metrics[name]
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self.metrics)
-
-  def __len__(self) -> int:
-    return len(self.metrics)
+  def __init__(
+    self,
+    metrics: Mapping[str, float],
+    data_sets: Mapping[str, Classification],
+  ):
+    """Takes the metrics, such as "test/accuracy" and the "step"."""
+    super().__init__(metrics)
+    self.data_sets = data_sets
 
 
 def evaluate(
@@ -66,7 +60,7 @@ def evaluate(
       files. Process 0 writes them.
 
   Returns:
-    Metrics by name, as in a dict: those of `Classification.metrics` for each
+    Metrics by name: those of `Classification.metrics` for each
     of `config.evaluations`, few-shot accuracies, and the checkpoint's "step".
     `data_sets` has what they are computed from.
 
@@ -130,12 +124,10 @@ def _evaluate(checkpoint: Checkpoint) -> Evaluation:
   metrics: dict[str, float] = {"step": checkpoint.step}
   data_sets = {}
   for evaluator in evaluators:
-    logging.info("evaluating %s", evaluator.name)
     found = evaluator.examine(variables)
     data_sets[evaluator.name] = found
     metrics |= found.metrics()
   for transfer in fewshot:
-    logging.info("few-shot transfer")
     metrics.update(transfer.run(variables, checkpoint.step))
   return Evaluation(metrics, data_sets)
 
@@ -151,6 +143,4 @@ def _write(checkpoint: Checkpoint, evaluation: Evaluation, out: str) -> None:
     for name, found in evaluation.data_sets.items()
   }
   title = f"Evaluation of {checkpoint.path.name}, step {checkpoint.step}"
-  write_evaluation(
-    out, title, evaluation.metrics, evaluation.data_sets, mistakes
-  )
+  write_evaluation(out, title, evaluation, evaluation.data_sets, mistakes)
