@@ -27,6 +27,7 @@ class Outer:
   maybe: Inner | None = None
   many: Mapping[str, Inner] = dataclasses.field(default_factory=dict)
   anything: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  numbers: tuple[int, ...] = ()
 
 
 def test_builds_nested_dataclasses_from_json_like_values():
@@ -66,6 +67,8 @@ def test_builds_nested_dataclasses_from_json_like_values():
     ({"count": 1, "inner": {"rate": -1.0}}, r"config\.inner: rate=-1\.0"),
     ({"count": 1, "many": {"x": {"rate": "a"}}}, r"config\.many\.x\.rate='a'"),
     ({"count": 1, "inner": {"pairs": [["a", "b"]]}}, r"config\.inner\.pairs"),
+    ({"count": 1, "numbers": [1] * 50 + ["x"]}, r"numbers\[50\]='x'.*int"),
+    ({"count": 1, "numbers": [1, True]}, r"numbers\[1\]=True.*int"),
   ],
 )
 def test_names_the_field_the_value_and_the_rule(values, message):

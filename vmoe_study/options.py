@@ -73,6 +73,10 @@ def check_type(where: str, value: Any, hint: Any) -> None:
   finite.
   """
   options = typing.get_args(hint) or (hint,)
+  if isinstance(value, tuple) and options[-1] is ...:
+    for i, item in enumerate(value):  # Beartype looks at one item of many.
+      check_type(f"{where}[{i}]", item, options[0])
+    return
   if typing.get_origin(hint) is typing.Literal:
     accepted, described = value in options, " or ".join(map(repr, options))
   else:
