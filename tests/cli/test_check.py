@@ -10,7 +10,9 @@ import types
 
 def row(name, router):
   config = f"configs/digits.py:router={router}"
-  return types.SimpleNamespace(name=name, config=config, overrides=())
+  return types.SimpleNamespace(
+    name=name, config=config, overrides=(), expected={}, source="", note=""
+  )
 
 TABLES = {
   "good": [row("a", "soft")],
