@@ -90,6 +90,7 @@ setup(
     "tqdm>=4.66",
   ],
   extras_require={
+    "aim": ["aim>=3.20"],
     "cuda12": [f"jax[cuda12]{JAX}"],
     "cuda13": [f"jax[cuda13]{JAX}"],
     "demo": [FONTTOOLS],
@@ -119,6 +120,7 @@ setup(
     "plan": [LIBTPU],
     "tfds": TENSORFLOW,
     "tpu": [f"jax[tpu]{JAX}"],
+    "wandb": ["wandb>=0.17"],
   },
   entry_points={"console_scripts": ["vmoe-study=vmoe_study.__main__:main"]},
 )

@@ -27,6 +27,7 @@ from vmoe_study.training.optimizer import (
   ScheduleSpec,
   check_schedule,
 )
+from vmoe_study.training.trackers import TRACKERS
 
 # Upper bounds far beyond any use. Larger values would take minutes, or all
 # memory, before anything else refused them.
@@ -193,6 +194,8 @@ class TrainSpec:
     keep: number of newest checkpoints to keep.
     keep_every: checkpoints at multiples of this step are never deleted; 0 for
       none.
+    trackers: "wandb" and "aim", beside TensorBoard's files; see
+      `training.trackers`.
     on_save_error: what to do if a checkpoint or metrics cannot be written, for
       example on a full disk: "stop", or "continue" without it. If the last
       checkpoint cannot be saved, the run always fails.
@@ -220,6 +223,7 @@ class TrainSpec:
   save_every: int = 0
   keep: int = 2
   keep_every: int = 0
+  trackers: tuple[str, ...] = ()
   on_save_error: Literal["stop", "continue"] = "stop"
   best: BestSpec = dataclasses.field(default_factory=BestSpec)
   health: HealthSpec = dataclasses.field(default_factory=HealthSpec)
@@ -244,6 +248,7 @@ class TrainSpec:
     for name in ("evaluate_every", "save_every", "keep_every"):
       options.check_least(name, getattr(self, name), 0)
     _check_largest("train", vars(self))
+    options.check_names("trackers", self.trackers, TRACKERS)
     if self.best.patience and not self.evaluate_every:
       raise ValueError(
         f"best.patience={self.best.patience}: counts evaluations, but there is "

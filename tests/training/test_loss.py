@@ -55,3 +55,19 @@ def test_routing_metrics():
     "routing/block/max_load": 1.5,
     "routing/block/min_load": 0.5,
   }
+
+
+def test_precision_at_1_of_single_smoothed_several_and_mixed_labels():
+  logits = np.array([[0.1, 2.0, 0.3]] * 8, np.float32)  # Class 1.
+  labels = {
+    (0, 1, 0): 1,
+    (1, 0, 0): 0,
+    (0.05, 0.9, 0.05): 1,
+    (0, 1, 1): 1,
+    (1, 0, 1): 0,
+    (0.3, 0.7, 0): 1,  # Mixup: the image with the larger weight.
+    (0.7, 0.3, 0): 0,
+    (0, 0, 0): 0,
+  }
+  found = loss.precision_at_1(logits, jnp.array(list(labels), jnp.float32))
+  assert float(found) == sum(labels.values()) / len(labels)

@@ -1,13 +1,20 @@
 """Event files: TensorBoard reads what was written, whatever went wrong."""
 
+import json
 import resource
+import subprocess
 import sys
 import types
 
+import cv2
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import (
   EventAccumulator,
+)
+from tensorboard.plugins.hparams.metadata import (
+  SESSION_START_INFO_TAG,
+  parse_session_start_info_plugin_data,
 )
 from tensorboard.util import tensor_util
 
@@ -77,3 +84,55 @@ def test_a_failed_write_does_not_hide_later_ones(tmp_path):
   writer.write_scalars(3, {"a": 3.0})
   writer.close()
   assert read(tmp_path) == {"a": [(1, 1.0), (3, 3.0)]}
+
+
+def test_tensorboard_reads_everything_else(tmp_path):
+  writer = MetricsWriter(tmp_path)
+  image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+  values = np.array([[0.0, 1.0], [1.0, 3.0]], np.float32)
+  config = {"seed": 3, "train": {"mixup": 0.5, "trackers": ()}, "a": None}
+  writer.write_config(0, config)
+  writer.write_images(7, {"routing/patches": image})
+  writer.write_histograms(7, {"train/routing/load": values})
+  writer.close()
+  events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
+  events.Reload()
+
+  def only(plugin, tag):
+    assert tag in events.PluginTagToContent(plugin)
+    (event,) = events.Tensors(tag)
+    return event.step, tensor_util.make_ndarray(event.tensor_proto)
+
+  step, (width, height, encoded) = only("images", "routing/patches")
+  assert (step, int(width), int(height)) == (7, 3, 2)
+  decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+  np.testing.assert_array_equal(decoded[..., ::-1], image)
+  step, buckets = only("histograms", "train/routing/load")
+  counts, edges = np.histogram(values, len(buckets))
+  assert step == 7
+  np.testing.assert_allclose(buckets[:, 2], counts)
+  np.testing.assert_allclose(buckets[:, 0], edges[:-1], atol=1e-6)
+  _, text = only("text", "config")
+  assert json.loads(text.item().decode().strip("`\n")) == {
+    **config,
+    "train": {"mixup": 0.5, "trackers": []},
+  }
+  content = events.PluginTagToContent("hparams")[SESSION_START_INFO_TAG]
+  found = parse_session_start_info_plugin_data(content).hparams
+  assert found["seed"].number_value == 3
+  assert found["train.mixup"].number_value == 0.5
+  assert found["a"].string_value == "None"
+
+
+def test_it_has_the_methods_of_clu_and_imports_no_tensorflow():
+  code = (
+    "import sys, inspect, vmoe_study.training.metrics as metrics\n"
+    "assert 'tensorflow' not in sys.modules\n"
+    "from clu.metric_writers.interface import MetricWriter as Clu\n"
+    "for name, own in inspect.getmembers(metrics.TrackerWriter):\n"
+    "  if name.startswith(('write_', 'flush', 'close')):\n"
+    "    wanted = inspect.signature(getattr(Clu, name)).parameters.values()\n"
+    "    needed = [p.name for p in wanted if p.default is p.empty]\n"
+    "    assert list(inspect.signature(own).parameters) == needed, name\n"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)

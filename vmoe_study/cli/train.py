@@ -1,6 +1,7 @@
 """Trains a model, or resumes where an earlier run of the command stopped."""
 
 import argparse
+import functools
 import sys
 
 from vmoe_study.cli import config_flags, paths, process_flags
@@ -25,12 +26,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     + ", ".join(f"{name}*" for name in HARMLESS),
   )
   parser.add_argument(
+    "--pictures",
+    type=_count,
+    default=0,
+    metavar="N",
+    help="for TensorBoard: after every evaluation draw N images with their "
+    "patches by expert, and the distribution of the combine weights",
+  )
+  parser.add_argument(
     "--verbose",
     action="store_true",
     help="also show all parameters, the sizes of the routing and what a core "
     "decodes",
   )
   process_flags.add_arguments(parser)
+
+
+def _count(text: str) -> int:
+  if not text.isdecimal():
+    raise argparse.ArgumentTypeError(
+      f"{text!r}: must be a whole number, 0 or more."
+    )
+  return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,11 +60,17 @@ def run(args: argparse.Namespace) -> int:
   from vmoe_study.study import report, results
 
   process_flags.initialize(args)
+  observers = []
+  if args.pictures:
+    from vmoe_study.inspection.observe import RoutingPictures
+
+    observers = [functools.partial(RoutingPictures, num_images=args.pictures)]
   result = train(
     config,
     args.workdir,
     allow_change=args.allow_change,
     verbose=args.verbose,
+    observers=observers,
   )
   if not result.is_finished:
     print(

@@ -80,14 +80,23 @@ def make_gallery(
   Raises:
     ValueError: the data set has fewer images than a group.
   """
+  shown, titles = images_to_show(images, num_images)
+  measure = measure_layer_routing(model.evaluation_module)
+  return gallery_of(model, measure(variables, shown), shown, titles)
+
+
+def images_to_show(
+  images: EvaluationImages, num_images: int
+) -> tuple[jax.Array, list[str]]:
+  """Whole groups of images on the devices, and the titles of the first ones.
+
+  Raises:
+    ValueError: the data set has fewer images than a group.
+  """
   batch = images.to_devices(next(iter(images.batches(num_images))))
   count = min(num_images, int(batch["mask"].sum()))
   classes = jax.device_get(batch["label"]).argmax(axis=1)
-  titles = [images.class_names[number] for number in classes[:count]]
-  measure = measure_layer_routing(model.evaluation_module)
-  return gallery_of(
-    model, measure(variables, batch["image"]), batch["image"], titles
-  )
+  return batch["image"], [images.class_names[n] for n in classes[:count]]
 
 
 def gallery_of(

@@ -188,6 +188,7 @@ class Model:
     auxiliary = losses.auxiliary_loss(outputs.aux)
     loss = main + auxiliary
     metrics = {"loss": loss, "main_loss": main, "auxiliary_loss": auxiliary}
+    metrics["precision_at_1"] = losses.precision_at_1(logits, batch["label"])
     metrics |= losses.routing_metrics(outputs.aux)
     metrics[ROUTER_STATISTICS] = losses.router_statistics(outputs.aux)
     return loss, metrics

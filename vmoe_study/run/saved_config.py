@@ -28,6 +28,7 @@ HARMLESS = (
   "train.evaluate_every",
   "train.save_every",
   "train.keep",
+  "train.trackers",
   "train.on_save_error",
   "train.health.",
 )

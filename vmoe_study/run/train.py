@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from vmoe_study.checkpoint.errors import CheckpointError
 from vmoe_study.checkpoint.load import absolute, complete_steps
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.config import Config
+from vmoe_study.data.classes import ClassNames
 from vmoe_study.data.pipeline import TrainInput
 from vmoe_study.data.prefetch import Prefetcher
 from vmoe_study.data.workers import close_workers
@@ -47,6 +48,9 @@ from vmoe_study.training.metrics_file import read_metrics
 from vmoe_study.training.optimizer import check_schedule
 from vmoe_study.training.preemption import Preemption
 from vmoe_study.training.state import TrainState
+from vmoe_study.training.trackers import check_installed
+
+MakeObserver = Callable[[Model, ClassNames | None], loop.Observer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +81,7 @@ def train(
   *,
   allow_change: bool = False,
   verbose: bool = False,
+  observers: Sequence[MakeObserver] = (),
 ) -> TrainResult:
   """Trains a model, or resumes the run of this workdir.
 
@@ -91,6 +96,8 @@ def train(
       that do not change the numbers, see `saved_config.HARMLESS`.
     verbose: whether to log a table of the parameters, the sizes of the routing
       and what a core decodes, beside one line on the run.
+    observers: make of model and class names what is called after evaluations,
+      such as `inspection.observe.RoutingPictures`.
 
   Raises:
     ValueError: config, data, devices and workdir do not fit together.
@@ -107,11 +114,12 @@ def train(
   (23, True)
   """
   workdir = expand("workdir", workdir)
+  check_installed(config.train.trackers)
   make_indices(config, workdir)
   data = open_train_input(config, known_classes(config, workdir))
   num_steps = config.train.total_steps(data.num_examples)
   check_schedule(config.train.schedule, num_steps)  # Before anything slow.
-  run = _Run(config, workdir, data)
+  run = _Run(config, workdir, data, observers)
   check = functools.partial(
     workdir_lib.check, workdir, config.to_dict(), allow_change
   )
@@ -151,12 +159,21 @@ class _Run:
     saved_config: of the checkpoint that was restored; None in a fresh run.
   """
 
-  def __init__(self, config: Config, workdir: epath.PathLike, data: TrainInput):
+  def __init__(
+    self,
+    config: Config,
+    workdir: epath.PathLike,
+    data: TrainInput,
+    observers: Sequence[MakeObserver],
+  ):
     self.saved_config: dict[str, Any] | None = None
     self._config, self._workdir, self._data = config, workdir, data
     self._model = Model(config, data.image_shape)
     self._training = Training(self._model, data.num_examples)
     self._evaluators = make_evaluators(self._model, data.class_names)
+    self._observers = [
+      make(self._model, data.class_names) for make in observers
+    ]
     self._metadata = Metadata(
       config.to_dict(),
       data.image_shape,
@@ -245,10 +262,13 @@ class _Run:
     if ended and described and evaluated:
       return state, True
     stop = stack.enter_context(Preemption())
-    writer = MetricsWriter(self._workdir, start_step, spec.on_save_error)
+    writer = MetricsWriter(
+      self._workdir, start_step, spec.on_save_error, spec.trackers
+    )
     stack.callback(writer.close)
     if not described:
       writer.write_scalars(start_step, self._sizes(state))
+      writer.write_config(start_step, self._config.to_dict())
     put = functools.partial(to_global, self._model.mesh)
     stack.callback(close_workers)
     batches = Prefetcher(self._data.iterate(start_step), put)
@@ -269,7 +289,9 @@ class _Run:
       evaluated=start_step if evaluated else start_step - 1,
     )
     judge = self._judge(start_step, stack)
-    hooks = loop.Hooks(self._evaluators, self._save, judge, stop, writer)
+    hooks = loop.Hooks(
+      self._evaluators, self._save, judge, stop, writer, self._observers
+    )
     state, is_finished = loop.train(steps, batches, timetable, hooks)
     self._check_saved(int(state.step))
     return state, is_finished

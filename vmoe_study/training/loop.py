@@ -14,6 +14,7 @@ from absl import logging
 
 from vmoe_study.console.progress import Progress
 from vmoe_study.training.ahead import StepsAhead
+from vmoe_study.training.health import LOAD
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.metrics_file import STOPPED_EARLY
 from vmoe_study.training.state import TrainState
@@ -25,6 +26,13 @@ class Evaluator(Protocol):
 
   def run(self, variables: Any, step: int) -> Iterable[tuple[str, float]]:
     """Yields names and values of metrics of the parameters after a step."""
+
+
+class Observer(Protocol):
+  """Shows what a model does, in pictures and distributions."""
+
+  def observe(self, step: int, variables: Any, writer: MetricsWriter) -> None:
+    """Writes what there is to see of the variables after a step."""
 
 
 class BatchStream(Protocol):
@@ -81,6 +89,7 @@ class Hooks:
       ends here.
     stop: see `StopRequests`.
     writer: of all metrics.
+    observers: called after every evaluation.
   """
 
   evaluators: Sequence[Evaluator]
@@ -88,6 +97,7 @@ class Hooks:
   judge: Callable[[int, Any, dict[str, float]], dict[str, float]]
   stop: StopRequests
   writer: MetricsWriter
+  observers: Sequence[Observer] = ()
 
 
 def train(
@@ -169,6 +179,8 @@ def _evaluate(
   found |= hooks.judge(step, variables, found)
   if found:
     hooks.writer.write_scalars(step, found)
+  for observer in hooks.observers:
+    observer.observe(step, variables, hooks.writer)
   return found
 
 
@@ -211,6 +223,9 @@ class _Reporter:
     return batch
 
   def report(self, step: int, metrics: dict[str, Any]) -> None:
+    loads = {f"train/{k}": v for k, v in metrics.items() if k.endswith(LOAD)}
+    if loads:
+      self._writer.write_histograms(step, jax.device_get(loads))
     scalars = {k: v for k, v in metrics.items() if np.ndim(v) == 0}
     metrics = {k: float(v) for k, v in jax.device_get(scalars).items()}
     seconds = self._training + time.perf_counter() - self._resumed

@@ -35,6 +35,24 @@ def sigmoid_xent(
   return -jnp.sum(labels * log_yes + (1.0 - labels) * log_no, axis=-1)
 
 
+def precision_at_1(
+  logits: Float[Array, "B classes"], labels: Float[Array, "B classes"]
+) -> Float[Array, ""]:
+  """The fraction of images whose highest logit is at a largest target.
+
+  That is the class of a single label, whether smoothed or not; any of several
+  labels; and under mixup the class of the image with the larger weight.
+
+  Args:
+    logits: of every image.
+    labels: target of each class; an image without any counts as wrong.
+  """
+  found = jnp.argmax(logits, axis=-1)[:, None]
+  target = jnp.take_along_axis(labels, found, axis=-1)[:, 0]
+  largest = labels.max(axis=-1)
+  return jnp.mean((target == largest) & (largest > 0))
+
+
 LOSSES: dict[str, Callable] = {
   "softmax_xent": softmax_xent,
   "sigmoid_xent": sigmoid_xent,
