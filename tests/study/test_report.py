@@ -262,6 +262,8 @@ def test_a_report_of_one_run_has_no_empty_tables(root, tmp_path):
   text = (tmp_path / "report.md").read_text()
   assert "## Accuracy" in text and "## Paired comparisons" not in text
   assert not (tmp_path / "comparisons.csv").exists()
+  assert "One seed." in text and "±" not in text and "interval" not in text
+  assert "±" not in (tmp_path / "accuracy.csv").read_text()
   rules = [line for line in text.splitlines() if line.startswith("|:-")]
   assert len(rules) == 2
 
