@@ -16,8 +16,7 @@ JAX = ">=0.10,<0.13"
 FONTTOOLS = "fonttools>=4.60.2"
 # zstandard: indices of ArrayRecord files are compressed.
 GCS = ["gcsfs>=2024.12", "zstandard>=0.22"]
-# Models for others, and their programs.
-EXPORT = ["flatbuffers>=24.3", "safetensors>=0.5"]
+EXPORT = ["flatbuffers>=24.3"]  # Models as programs.
 # Compiles for TPUs on a machine without one.
 LIBTPU = "libtpu>=0.0.40,<0.1"
 # TFDS builds its data sets with TensorFlow. Nothing else needs it.
@@ -82,6 +81,7 @@ setup(
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
     "pillow>=10.3",  # Reads CMYK images.
+    "safetensors>=0.5",  # Exported models.
     "scikit-learn>=1.5",  # The images of `digits`, for the first run.
     "scipy>=1.13",
     "tabulate>=0.9",

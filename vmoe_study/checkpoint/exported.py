@@ -7,8 +7,6 @@
 The header of the safetensors file has the manifest of `manifest.py` but for the
 metadata, which are config.json, so that the manifest's digest covers both files
 and its fingerprints every array. Files may be links, as in the caches of hubs.
-
-Needs the package safetensors, of the extra `export`.
 """
 
 import json
@@ -16,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from etils import epath
 from fsspec.implementations.local import LocalFileSystem
 
@@ -50,9 +49,6 @@ def write(
     folder: local path or URL.
     items: trees of arrays by name, such as "params".
     metadata: of the checkpoint, and its "step"; NaN and infinity become null.
-
-  Raises:
-    ValueError: the package safetensors is missing.
   """
   text = to_json(metadata, indent=2)
   manifest = manifest_lib.build(items, json.loads(text))
@@ -61,7 +57,7 @@ def write(
     name: np.asarray(leaf, order="C")
     for name, leaf in tree_lib.flatten(dict(items)).items()
   }
-  content = library().save(arrays, {_MANIFEST: json.dumps(manifest)})
+  content = safetensors.numpy.save(arrays, {_MANIFEST: json.dumps(manifest)})
   write_atomically(f"{folder}/{ARRAYS}", content)
   write_atomically(f"{folder}/{CONFIG}", text)
 
@@ -108,11 +104,10 @@ def read_item(folder: epath.PathLike, item: str) -> dict[str, Any]:
     CheckpointError: names are not paths of parameters.
   """
   fs, path = locate(_path(folder, ARRAYS))
-  read = library()
   if isinstance(fs, LocalFileSystem):
-    arrays = read.load_file(path)
+    arrays = safetensors.numpy.load_file(path)
   else:
-    arrays = read.load(fs.cat_file(path))
+    arrays = safetensors.numpy.load(fs.cat_file(path))
   prefix = f"{item}/"
   return tree_lib.unflatten(
     {
@@ -144,19 +139,3 @@ def _read_config(folder: epath.PathLike) -> dict[str, Any]:
 
 def _path(folder: epath.PathLike, name: str) -> str:
   return str(epath.Path(folder) / name)
-
-
-def library():
-  """The module that reads and writes the arrays.
-
-  Raises:
-    ValueError: it is not installed.
-  """
-  try:
-    import safetensors.numpy
-  except ImportError as error:
-    raise ValueError(
-      f"{ARRAYS} is read and written with the package safetensors, which is "
-      "not installed. Install the extra `export` of this package."
-    ) from error
-  return safetensors.numpy

@@ -258,10 +258,8 @@ def complete_steps(directory: epath.Path) -> list[int]:
 
   Raises:
     CheckpointError: the model is exported, and its config damaged.
-    ValueError: it is, and the package that reads it is not installed.
   """
   if exported.is_exported(directory):
-    exported.library()
     with _readable():
       return [exported.read_step(directory)]
   steps = ocp.utils.checkpoint_steps(directory) if directory.exists() else []

@@ -28,8 +28,7 @@ def export_model(checkpoint: Checkpoint, folder: str) -> None:
     folder: local path or URL; new or empty.
 
   Raises:
-    ValueError: there is something in the folder, or the package safetensors is
-      missing.
+    ValueError: there is something in the folder.
     OSError: it cannot be written.
   """
   _check_empty(folder)
