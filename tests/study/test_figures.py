@@ -95,13 +95,25 @@ def named(cell, name, **changes):
   return dataclasses.replace(cell, name=name, config=config)
 
 
-def test_long_and_odd_names_leave_room_for_the_panels(cells, recwarn):
-  ops = "resize_small(256)|central_crop(224)|randaug(2, 10)|value_range(0, 1)"
-  names = ["run |v2| 50%_#1 $a_b$", "größe_猫\nzwei", "x" * 300]
-  odd = [named(cells[1], name) for name in names]
-  odd.append(named(cells[9], "other", ops=ops))
+LONG = "resize_small(256)|central_crop(224)|randaug(2, 10)|value_range(0, 1)"
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    [{}, {}, {}, {"ops": LONG}],  # Three have names only.
+    [dict.fromkeys(("ops", "split", "data_dir", "name"), LONG), {}],
+  ],
+)
+def test_long_and_odd_names_leave_room_for_the_panels(cells, changes, recwarn):
+  names = ["run |v2| 50%_#1 $a_b$", "größe_猫\nzwei", "x" * 300, "other"]
+  odd = [
+    named(cells[1], name, **change)
+    for name, change in zip(names, changes, strict=False)
+  ]
   for figure in figures.figures(odd).values():
     size = figure_pixels(figure).shape
+    assert size[1] < 20 * figure.dpi
     for panel in figure.axes:
       box = panel.get_window_extent()
       assert box.width > 1.2 * figure.dpi and box.height > 0.4 * figure.dpi
