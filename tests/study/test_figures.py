@@ -88,7 +88,7 @@ def test_rows_have_no_empty_margin(cells):
     assert draw(cells).axes[0].get_ylim() == (30.5, -0.5)
 
 
-def named(cell, name, **changes):
+def named(cell, name, /, **changes):
   """The cell with another name, and other values of fields of its data."""
   data = {**cell.config["data"], **changes}
   config = {**cell.config, "data": data}
