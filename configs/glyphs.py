@@ -11,8 +11,8 @@ minutes per run on one CPU core. `configs/tables.py` lists its runs.
 Arguments, as NAME=VALUE with commas between:
   router, capacity, k, group, batch_priority, balance, seed   as in every recipe
   classes    number of characters
-  patch      side of a patch in pixels, of images of 24 x 24
-  width, mlp       size of the model
+  width      of the model
+  mlp        hidden size of MLPs and experts; 0 for 4 x width
   experts    in each of the two routed blocks, of four
   epochs     passes over the training images, one per character and design
   rate       peak learning rate
@@ -27,7 +27,7 @@ import dataclasses
 
 from configs import common
 
-SIZE = 24  # 36 tokens.
+SIZE = 25  # 25 patches.
 TEST = f"resize({SIZE})|rgb|value_range(-1, 1)"
 TRAIN = f"resize({SIZE})|pad_crop(2)|rgb|value_range(-1, 1)"
 TRANSFER = {"glyphs/kana": 91, "glyphs/hangul": 200, "digits": 10, "emoji": 99}
@@ -38,9 +38,8 @@ class Arguments(common.Arguments):
   """Arguments of this file; see the module's docstring."""
 
   classes: int = 2000
-  patch: int = 4
   width: int = 64
-  mlp: int = 256
+  mlp: int = 0
   experts: int = 12
   epochs: float = 4.0
   rate: float = 4e-3
@@ -59,24 +58,25 @@ def get_config(arguments: str = ""):
     model={
       "fields": {
         "num_classes": args.classes,
-        "patch_size": args.patch,
+        "patch_size": 5,
         "width": args.width,
         "depth": 4,
-        "mlp_dim": args.mlp,
+        "mlp_dim": args.mlp or 4 * args.width,
         "num_heads": 4,
         "pool": "gap",
+        "posemb": "sincos2d",
       },
       "moe": common.moe(args, num_experts=args.experts, blocks="every 2"),
     },
     data=_data(name, "train", args.classes, TRAIN),
     train={
-      "batch_size": 256,
+      "batch_size": 128,
       "num_epochs": args.epochs,
       "optimizer": {
         "weight_decay": (("kernel$", args.decay),),
         "clip_norm": 1.0,
       },
-      "schedule": {"name": "cosine", "peak": args.rate, "warmup_steps": 200},
+      "schedule": {"name": "cosine", "peak": args.rate, "warmup_steps": 400},
       "report_every": 100,
     },
     evaluations={

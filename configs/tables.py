@@ -399,6 +399,20 @@ def _laptop_balance() -> Iterator[Row]:
     yield Row("laptop", {**arguments, "balance": balance, "select": "true"})
 
 
+def _glyphs_gate() -> Iterator[Row]:
+  """Dense models of one half, one and two times the FLOPs, and MoE models."""
+  models: list[dict[str, Any]] = [
+    {"router": "dense"},
+    {"router": "softmax_token_choice", "group": 8, "balance": 0.01},
+    {"router": "dense", "width": 92},
+    {"router": "softmax_expert_choice", "group": 8},
+    {"router": "soft"},
+    {"router": "dense", "width": 44},
+  ]
+  for arguments in models:
+    yield Row("glyphs", {**arguments, "select": "true"})
+
+
 def _laptop_untuned() -> Iterator[Row]:
   """Token choice with the published weight of the balance losses, not tuned.
 
@@ -465,6 +479,10 @@ TABLES: dict[str, Table] = {
   "laptop_balance": Table(
     "Of no paper: how the balance losses of the laptop study were chosen",
     tuple(_laptop_balance()),
+  ),
+  "glyphs_gate": Table(
+    "Of no paper: whether the data of the small study can tell models apart",
+    tuple(_glyphs_gate()),
   ),
   "laptop_untuned": Table(
     "Of no paper: the laptop study's token choice with the published balance",

@@ -44,6 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--only", default="", metavar="TEXT", help="only rows with TEXT in the name"
   )
   parser.add_argument(
+    "--known",
+    type=paths.path,
+    nargs="+",
+    default=[],
+    metavar="DIR",
+    help="results of earlier runs, as `report` reads them; runs of the same "
+    "config and seed are not repeated",
+  )
+  parser.add_argument(
     "--dry-run", action="store_true", help="print the commands and stop"
   )
 
@@ -59,12 +68,13 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
   # Checking configs takes JAX, which `sweep --help` does not wait for.
+  from vmoe_study.study import results
   from vmoe_study.study.sweep import Sweep
   from vmoe_study.study.table_file import load_table
   from vmoe_study.study.task_runner import LOG_FILE
 
   sweep = Sweep(load_table(args.table), args.root, args.seeds)
-  missing = sweep.missing_runs(args.only)
+  missing = sweep.missing_runs(args.only, results.load(args.known))
   if args.dry_run:
     print("\n".join(shlex.join(task.command) for task in missing))
     return 0

@@ -175,7 +175,8 @@ def load(paths: Sequence[epath.PathLike]) -> list[Cell]:
 
   Args:
     paths: of any of these; a folder that holds a `results.json` is one, too.
-      Workdirs whose configs differ only in the seed make one cell.
+      Workdirs whose configs differ only in the seed make one cell, and so do
+      parts of a sweep that were run in several places.
 
   Raises:
     ValueError: a path is none of these.
@@ -191,7 +192,23 @@ def load(paths: Sequence[epath.PathLike]) -> list[Cell]:
       cells += _from_file(path / RESULTS_FILE)
     else:
       workdirs.append(path)
-  return cells + list(_from_workdirs(workdirs))
+  return _joined(cells) + list(_from_workdirs(workdirs))
+
+
+def _joined(cells: Sequence[Cell]) -> list[Cell]:
+  """Joins cells of equal names and configs that have no run of a seed twice."""
+  joined: list[Cell] = []
+  for cell in cells:
+    for i, other in enumerate(joined):
+      equal = (other.name, other.config) == (cell.name, cell.config)
+      if equal and not other.runs.keys() & cell.runs.keys():
+        seeds = tuple(sorted({*other.seeds, *cell.seeds}))
+        runs = {**other.runs, **cell.runs}
+        joined[i] = dataclasses.replace(other, seeds=seeds, runs=runs)
+        break
+    else:
+      joined.append(cell)
+  return joined
 
 
 def _from_sweep(root: epath.Path) -> Iterator[Cell]:

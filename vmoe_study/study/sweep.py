@@ -6,7 +6,7 @@ and skips those that have finished. What one run has compiled, the others load.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from vmoe_study.config import parse
 from vmoe_study.options import OptionsError, check_names, problems_of
 from vmoe_study.run.config_file import load_config
 from vmoe_study.study import sweep_manifest
-from vmoe_study.study.results import final_metrics
+from vmoe_study.study.results import Cell, final_metrics
 from vmoe_study.study.sweep_manifest import SweepManifest, run_folder
 from vmoe_study.study.table_file import Row
 from vmoe_study.study.task_runner import Outcome, Task, TaskRunner
@@ -46,7 +46,9 @@ class Sweep:
     self._root, self._seeds = Path(root), seeds
     self._manifest = _extend_manifest(self._root, make_cells(rows), seeds)
 
-  def missing_runs(self, only: str = "") -> list[Task]:
+  def missing_runs(
+    self, only: str = "", known: Sequence[Cell] = ()
+  ) -> list[Task]:
     """The runs that have not finished, ordered by seed.
 
     If the sweep is stopped early, all cells therefore have the same seeds,
@@ -54,6 +56,8 @@ class Sweep:
 
     Args:
       only: skip rows whose names do not contain this text.
+      known: results of earlier runs, elsewhere; a run of the same config and
+        seed is not missing.
 
     Raises:
       ValueError: no name contains `only`, or runs should start from trained
@@ -74,7 +78,19 @@ class Sweep:
       for seed in range(self._seeds)
       for name in chosen
     ]
-    missing = [task for task in tasks if final_metrics(task.workdir) is None]
+    done = {
+      (cell.name, seed)
+      for cell in known
+      if cell.name in cells
+      and _completed(cells[cell.name]["config"]) == _completed(cell.config)
+      for seed in cell.runs
+    }
+    missing = [
+      task
+      for task in tasks
+      if (task.name, task.seed) not in done
+      and final_metrics(task.workdir) is None
+    ]
     logging.info("%d of %d runs are missing.", len(missing), len(tasks))
     names = dict.fromkeys(task.name for task in missing)
     _check_starts({name: cells[name]["config"]["initialize"] for name in names})
