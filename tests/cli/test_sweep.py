@@ -16,7 +16,9 @@ from configs.tables import TABLES as TABLES_OF_THE_STUDY
 from vmoe_study.cli.main import main
 from vmoe_study.config import parse
 from vmoe_study.study import results
+from vmoe_study.study.sweep import make_cells
 from vmoe_study.study.sweep_manifest import run_folder
+from vmoe_study.study.table_file import load_table
 
 pytestmark = pytest.mark.process
 
@@ -145,6 +147,30 @@ def test_dry_run_prints_the_commands(tables, tmp_path, capsys):
   assert len(lines) == 2
   assert "--config.seed=1" in lines[1]
   assert not root.exists()
+
+
+def known_results(folder, tables, **changes):
+  """A file of results with seed 0 of the table's row."""
+  [row] = load_table(f"{tables}:one").values()
+  config = make_cells({"soft": row})["soft"]["config"] | changes
+  cell = results.Cell("soft", config, (0,), {0: {"step": 6}})
+  results.write(folder / "results.json", [cell])
+  return folder / "results.json"
+
+
+@pytest.mark.parametrize(
+  ("changes", "missing"), [({}, [1]), ({"draws": 7}, [0, 1])]
+)
+def test_known_results_are_not_made_again(
+  tables, tmp_path, capsys, changes, missing
+):
+  known = known_results(tmp_path, tables, **changes)
+  words = ["sweep", f"{tables}:one", f"--root={tmp_path}", "--seeds=2"]
+  assert main([*words, "--dry-run", f"--known={known}"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split("seed=")[1][0] for line in lines] == list(
+    map(str, missing)
+  )
 
 
 def finish(workdir):
