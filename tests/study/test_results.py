@@ -8,7 +8,7 @@ CONFIG = {"name": "x"}
 
 def write(folder, name, seeds, *, config=CONFIG, runs=None):
   """A file with one cell, of which all seeds have run by default."""
-  runs = dict.fromkeys(runs if runs is not None else seeds, {"step": 6})
+  runs = {key: {"step": 6} for key in (runs if runs is not None else seeds)}
   path = folder / f"{name}.json"
   results.write(path, [Cell("soft", config, seeds, runs)])
   return path
