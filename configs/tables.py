@@ -413,6 +413,20 @@ def _glyphs_gate() -> Iterator[Row]:
     yield Row("glyphs", {**arguments, "select": "true"})
 
 
+def _glyphs_tuning() -> Iterator[Row]:
+  """Four trials of every router and the dense model, at half the epochs."""
+  for router, rate in itertools.product(("dense", *ROUTERS), (3e-3, 6e-3)):
+    arguments: dict[str, Any] = {"router": router, "rate": rate}
+    if router in TOKEN_CHOICE + EXPERT_CHOICE:
+      arguments["group"] = 8
+    name, values = "decay", (0.01, 0.1)
+    if router == "softmax_token_choice":
+      name, values = "balance", (0.005, 0.05)
+    for value in values:
+      trial = {name: value, "epochs": 2.0, "select": "true"}
+      yield Row("glyphs", arguments | trial)
+
+
 def _laptop_untuned() -> Iterator[Row]:
   """Token choice with the published weight of the balance losses, not tuned.
 
@@ -483,6 +497,10 @@ TABLES: dict[str, Table] = {
   "glyphs_gate": Table(
     "Of no paper: whether the data of the small study can tell models apart",
     tuple(_glyphs_gate()),
+  ),
+  "glyphs_tuning": Table(
+    "Of no paper: how the recipe of every model of the small study is chosen",
+    tuple(_glyphs_tuning()),
   ),
   "laptop_untuned": Table(
     "Of no paper: the laptop study's token choice with the published balance",
