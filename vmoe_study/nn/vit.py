@@ -288,8 +288,11 @@ class VisionTransformer(CheckedModule):
     qk_norm: whether queries and keys are normalised.
     dropout_rate: after position embeddings, attention and MLP layers.
     dtype: of the blocks. Parameters, routers and all layers from the final norm
-      to the head are float32. Gradients of the blocks' kernels are rounded to
-      it on every device, and summed over devices in it.
+      to the head are float32. Accelerators multiply float32 numbers in fewer
+      bits (TF32, bfloat16) unless told otherwise, as router logits, transport
+      plans and the head do; blocks, patches and attention pooling do not.
+      Gradients of the blocks' kernels are rounded to it on every device, and
+      summed over devices in it.
     residual_dtype: of the residual connections, from the patches to the final
       norm, and of the tokens that routers see; None for `dtype`.
     remat: what the backward pass recomputes: nothing ("none"), all but matrix
@@ -349,6 +352,7 @@ class VisionTransformer(CheckedModule):
     features = self._features(x)
     logits = nn.Dense(
       self.num_classes,
+      precision=jax.lax.Precision.HIGHEST,
       kernel_init=nn.initializers.zeros,
       bias_init=nn.initializers.constant(self.head_bias_init),
       name=names.HEAD,
@@ -407,5 +411,10 @@ class VisionTransformer(CheckedModule):
     else:
       x = x[:, 0] if self.pool == "token" else x.mean(axis=1)
     if self.representation_size:
-      x = jnp.tanh(nn.Dense(self.representation_size, name=names.PRE_LOGITS)(x))
+      layer = nn.Dense(
+        self.representation_size,
+        precision=jax.lax.Precision.HIGHEST,
+        name=names.PRE_LOGITS,
+      )
+      x = jnp.tanh(layer(x))
     return x
