@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def compare(
-  checkpoints: Sequence[Checkpoint | epath.PathLike], *, num_images: int = 6
+  checkpoints: Sequence[Checkpoint | epath.PathLike]
+  | Mapping[str, Checkpoint | epath.PathLike],
+  *,
+  num_images: int = 6,
 ) -> Figure:
   """Draws the same images once per run, with patches coloured by expert.
 
@@ -25,8 +28,9 @@ def compare(
   equal colours in two rows do not mean the same expert.
 
   Args:
-    checkpoints: of `open_checkpoint`, or workdirs of runs. All must be routed
-      and evaluated on the same images.
+    checkpoints: of `open_checkpoint`, or workdirs of runs, by the label of
+      their row if it is not to be the router. All must be routed and evaluated
+      on the same images.
     num_images: number of images in the figure.
 
   Raises:
@@ -38,14 +42,18 @@ def compare(
   """
   from vmoe_study.inspection.pictures import comparison_picture
 
+  labels = None
+  if isinstance(checkpoints, Mapping):
+    labels, checkpoints = list(checkpoints), list(checkpoints.values())
   galleries: list[tuple[str, Gallery]] = []
-  for found in checkpoints:
+  for number, found in enumerate(checkpoints):
     if not isinstance(found, Checkpoint):
       found = open_checkpoint(found)
     images = EvaluationImages(found.model, found.unconfirmed, found.class_names)
     gallery = make_gallery(found.model, found.variables, images, num_images)
     _check(found, gallery, galleries)
-    galleries.append((found.config.evaluation_moe.router, gallery))
+    router = found.config.evaluation_moe.router
+    galleries.append((labels[number] if labels else router, gallery))
   return comparison_picture(galleries)
 
 
