@@ -30,6 +30,37 @@ class OptionsError(ValueError):
     super().__init__("\n".join(self.problems))
 
 
+# Upper bounds far beyond any use. Larger values would take minutes, or all
+# memory, before anything else refused them.
+UPPER_BOUNDS = {
+  "num_classes": 10**7,
+  "width": 10**6,
+  "depth": 1000,
+  "mlp_dim": 10**7,
+  "num_heads": 10**4,
+  "patch_size": 10**4,
+  "representation_size": 10**6,
+  "num_experts": 10**5,
+  "num_selected_experts": 10**5,
+  "max_experts_per_token": 10**5,
+  "mean_experts_per_token": 10**5,
+  "num_rounds": 10**5,
+  "projection_dim": 10**5,
+  "capacity_factor": 10**5,
+  "capacity_multiple_of": 10**6,
+  "slots_per_expert": 10**6,
+  "num_iterations": 10**5,
+  "group_images": 10**6,
+  "batch_size": 10**7,
+  "num_steps": 10**9,
+  "num_epochs": 10**7,
+  "accumulation": 10**5,
+  "num_workers": 1000,
+  "read_threads": 1000,
+  "batches_ahead": 16,  # JAX's CPU collectives deadlock above 31 programs.
+}
+
+
 def problems_of(error: ValueError) -> tuple[str, ...]:
   """The messages of an error, one per problem."""
   return error.problems if isinstance(error, OptionsError) else (str(error),)
@@ -189,3 +220,13 @@ def _to_tuples(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return tuple(_to_tuples(item) for item in value)
   return value
+
+
+def check_upper_bounds(where: str, values: Mapping[str, Any]) -> None:
+  """Raises ValueError if a value is beyond the bound of its name."""
+  for name, largest in UPPER_BOUNDS.items():
+    value = values.get(name, 0)
+    if isinstance(value, int | float) and value > largest:
+      raise ValueError(
+        f"{where}.{name}={value!r}: must be at most {largest:,}."
+      )

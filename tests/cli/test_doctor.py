@@ -16,13 +16,14 @@ from vmoe_study.checkpoint.foreign.npz import save_npz
 from vmoe_study.checkpoint.foreign.vmoe import read_vmoe
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli.main import main
-from vmoe_study.config import TrainSpec, parse
+from vmoe_study.config import parse
 from vmoe_study.data.pipeline import train_input
 from vmoe_study.doctor.examine import Examination
 from vmoe_study.doctor.workdir import checkpoints_at_once
 from vmoe_study.parallel.mesh import make_mesh
 from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.experiment import Model, Training
+from vmoe_study.training.spec import TrainSpec
 
 CONFIG = "--config=configs/digits.py:router=softmax_token_choice"
 VALUES = digits.get_config("router=softmax_token_choice").to_dict()

@@ -12,8 +12,8 @@ from vmoe_study.checkpoint.foreign.architecture import infer_model
 from vmoe_study.checkpoint.foreign.npz import load_npz
 from vmoe_study.checkpoint.load import load_params
 from vmoe_study.cli.main import main
-from vmoe_study.config import ModelSpec
 from vmoe_study.nn.moe import MoeOptions
+from vmoe_study.nn.spec import ModelSpec
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.run import workdir as workdir_lib
 

@@ -66,3 +66,16 @@ class DataSpec:
       raise ValueError(
         f"on_error={self.on_error!r}: must be 'raise' or 'skip'."
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureSpec:
+  """A further training data set, mixed with the main one.
+
+  Attributes:
+    data: the data set and its preprocessing.
+    weight: examples of it per example of the main data set.
+  """
+
+  data: DataSpec
+  weight: float

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vmoe_study import options
-from vmoe_study.config import Config, TrainSpec
+from vmoe_study.config import Config
 from vmoe_study.data.classes import check_folders
 from vmoe_study.data.decode_rate import decode_rate, describe_rate
 from vmoe_study.data.ops import parse_ops
@@ -24,6 +24,7 @@ from vmoe_study.doctor.finding import (
   attempt,
 )
 from vmoe_study.run.inputs import num_workers
+from vmoe_study.training.spec import TrainSpec
 
 NUM_SHOWN = 3  # Unusable examples that are listed.
 MAX_BATCH_SIZE = 64  # Of the training batch that is read.

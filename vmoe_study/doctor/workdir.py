@@ -9,7 +9,6 @@ from typing import Any
 import jax
 
 from vmoe_study.checkpoint import load, manifest
-from vmoe_study.config import TrainSpec
 from vmoe_study.doctor.finding import (
   NOTE,
   OK,
@@ -20,6 +19,7 @@ from vmoe_study.doctor.finding import (
 )
 from vmoe_study.files.location import REMEDY, check_reachable
 from vmoe_study.run import workdir as workdir_lib
+from vmoe_study.training.spec import TrainSpec
 
 GIB = 2**30
 

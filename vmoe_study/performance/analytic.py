@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_study.config import Config, TrainSpec
+from vmoe_study.config import Config
 from vmoe_study.console.progress import waiting
 from vmoe_study.nn import cost
 from vmoe_study.nn.parameter_names import EXPERT_PATTERN
@@ -37,6 +37,7 @@ from vmoe_study.performance.sizes import (
   sizes_of,
 )
 from vmoe_study.run.experiment import Model, Training
+from vmoe_study.training.spec import TrainSpec
 
 _PRODUCTS = ("dot_general", "conv_general_dilated", "pallas_call")
 

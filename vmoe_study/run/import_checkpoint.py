@@ -13,8 +13,9 @@ from vmoe_study.checkpoint.foreign.architecture import (
 )
 from vmoe_study.checkpoint.foreign.vmoe import read_vmoe
 from vmoe_study.checkpoint.store import CheckpointStore
-from vmoe_study.config import Config, ModelSpec
+from vmoe_study.config import Config
 from vmoe_study.nn.moe import MoeOptions
+from vmoe_study.nn.spec import ModelSpec
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.metadata import Metadata

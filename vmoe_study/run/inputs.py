@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from vmoe_study.config import Config, FewshotSpec
+from vmoe_study.config import Config
 from vmoe_study.console.progress import track
 from vmoe_study.data import sources
 from vmoe_study.data.classes import ClassNames, check_several, class_label
@@ -29,6 +29,7 @@ from vmoe_study.data.spec import DataSpec
 from vmoe_study.data.workers import num_cores
 from vmoe_study.evaluation.classification import ClassificationEvaluator
 from vmoe_study.evaluation.fewshot import FewshotEvaluator, FewshotTask
+from vmoe_study.evaluation.spec import FewshotSpec
 from vmoe_study.parallel import hosts, sharding
 from vmoe_study.run.experiment import Model
 from vmoe_study.run.predict import PROBABILITIES
