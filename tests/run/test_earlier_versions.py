@@ -52,7 +52,7 @@ def _expected(workdir, suffix=".json"):
 
 def test_they_evaluate_to_the_same_metrics(run):
   metrics, expected = vmoe_study.evaluate(run), _expected(run)
-  assert metrics.keys() == expected.keys()
+  assert metrics.keys() >= expected.keys()
   for name, value in expected.items():
     assert metrics[name] == pytest.approx(value, rel=1e-6), name
 
