@@ -31,6 +31,9 @@ public config of the recipe on these data:
   backbone   S8/32, B/32, B/16, L/32, L/16, H/14 for V-MoE on JFT (S8 is its
              8-layer S); else any of Ti, S, S8, B, L, H and a patch size
   experts    E; 32 in the study
+  mlp        hidden size of MLPs and experts, if not the backbone's; the table
+             "dense_controls" has sizes at which a dense model costs as much as
+             a routed one
   k          experts per token, for token choice: 2 in V-MoE, else 1
   group      images routed together: 8 for token choice in V-MoE, else 1
   capacity   the factor, 1 and 2 in the study; slots are rounded to the nearest

@@ -169,6 +169,7 @@ class Arguments(common.Arguments):
     backbone: S8/32 (V-MoE's 8-layer S), B/32, B/16, L/16, S/16, H/14, ...
     recipe: "vmoe" or "softmoe": model details, optimizer and schedule.
     experts: E, of every MoE block.
+    mlp: hidden size of MLPs and experts in place of the backbone's.
     smoke: whether to train a tiny model on `digits`, with all parts of the
       recipe.
   """
@@ -180,6 +181,7 @@ class Arguments(common.Arguments):
   backbone: str = ""
   recipe: str = "vmoe"
   experts: int = 0
+  mlp: int = 0
   smoke: bool = False
 
   def __post_init__(self):
@@ -244,6 +246,8 @@ def model(
     "head_bias_init": -math.log(num_classes),
   }
   fields |= args.sizes if args.smoke else {"dtype": "bfloat16"}
+  if args.mlp:
+    fields["mlp_dim"] = args.mlp
   half = f"last {args.sizes['depth'] // 2}"
   return {
     "backbone": "" if args.smoke else args.backbone,

@@ -233,6 +233,30 @@ def _placement() -> Iterator[Row]:
     yield pretrain(f"model.moe.blocks={blocks}", router=router, backbone=_B32)
 
 
+# The `mlp_dim` of `nn.cost.dense_mlp_dim` for a sparse router in groups of 8
+# images, at costs 1 and 2, and for Soft MoE.
+_EQUAL_MLP_DIM = {
+  "B/32": (3019, 4616, 3550, 4557),
+  "B/16": (3072, 4600, 3177, 4818),
+}
+
+
+def _dense_controls() -> Iterator[Row]:
+  """Dense models with the FLOPs of an MoE model."""
+  for backbone, sizes in _EQUAL_MLP_DIM.items():
+    routed = [
+      pretrain(router=router, capacity=cost, **more, backbone=backbone)
+      for router, more in (
+        ("softmax_expert_choice", {"group": 8}),
+        ("soft", {}),
+      )
+      for cost in (1, 2)
+    ]
+    for row, size in zip(routed, sizes, strict=True):
+      control = pretrain(router="dense", mlp=size, backbone=backbone)
+      yield dataclasses.replace(control, note=f"FLOPs of {row.name}")
+
+
 def _throughput() -> Iterator[Row]:
   """Speed of training: 200 steps, of which the report shows images/s."""
   short = ("train.num_steps=200", "train.schedule.warmup_steps=20")
@@ -476,6 +500,10 @@ TABLES: dict[str, Table] = {
     "Of no paper: the placement of MoE blocks, by the rules of 2106.05974 "
     "(every 2, last n odd) and of 2308.00951 (last half)",
     tuple(_placement()),
+  ),
+  "dense_controls": Table(
+    'Of no paper: dense models with the FLOPs of models of table "study"',
+    tuple(_dense_controls()),
   ),
   "throughput": Table(
     'Of no paper: images per second of the models of table "study"',

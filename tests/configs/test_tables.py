@@ -13,6 +13,7 @@ import pytest
 from configs import tables
 from vmoe_study.config import check_batches
 from vmoe_study.data.ops import parse_ops
+from vmoe_study.nn.cost import forward_flops
 from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 from vmoe_study.run.config_file import load_config
 from vmoe_study.run.experiment import Model, Training
@@ -49,7 +50,7 @@ def name(row):
 
 @pytest.mark.parametrize("table", tables.TABLES)
 def test_every_row_can_be_built(table):
-  devices = 1 if table.startswith("laptop") else POD
+  devices = 1 if table.startswith(("laptop", "glyphs")) else POD
   for row in tables.TABLES[table]:
     model = build(row.config, row.overrides, devices)
     if row.parameters:
@@ -74,13 +75,24 @@ def test_every_row_has_a_smoke_size():
 
 def test_every_model_has_a_dense_counterpart():
   for name_of_table, rows in tables.TABLES.items():
-    if name_of_table in ("laptop_balance", "laptop_untuned"):
-      continue  # These vary a weight that only token choice has.
+    if name_of_table in ("laptop_balance", "laptop_untuned", "dense_controls"):
+      continue  # These vary what only token choice has, or only dense models.
     models: dict[bool, set] = {True: set(), False: set()}
     for row in rows:
       dense = row.arguments["router"] == "dense"
       models[dense].add(tuple(map(row.arguments.get, ("backbone", "recipe"))))
     assert models[True] == models[False]
+
+
+def test_dense_controls_have_the_flops_of_routed_models():
+  study = {row.name: row for row in tables.TABLES["study"]}
+  for row in tables.TABLES["dense_controls"]:
+    routed = study[row.note.removeprefix("FLOPs of ")]
+    flops = [
+      sum(forward_flops(build(*r).module, (224, 224, 3)).values())
+      for r in ((row.config, row.overrides), (routed.config,))
+    ]
+    assert flops[0] == pytest.approx(flops[1], rel=1e-4), row.name
 
 
 def test_few_shot_of_a_trained_model():
