@@ -34,6 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "patches by expert, and the distribution of the combine weights",
   )
   parser.add_argument(
+    "--profile",
+    type=_count,
+    default=0,
+    metavar="N",
+    help="trace N steps, after ten others, and save which arrays are in memory "
+    "then: see TensorBoard's tab Profile, or WORKDIR/plugins/profile",
+  )
+  parser.add_argument(
     "--verbose",
     action="store_true",
     help="also show all parameters, the sizes of the routing and what a core "
@@ -71,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     allow_change=args.allow_change,
     verbose=args.verbose,
     observers=observers,
+    profile=args.profile,
   )
   if not result.is_finished:
     print(

@@ -23,7 +23,7 @@ from vmoe_study.data.prefetch import Prefetcher
 from vmoe_study.data.workers import close_workers
 from vmoe_study.files.location import expand
 from vmoe_study.nn.cost import parameter_counts, routing, training_flops
-from vmoe_study.parallel import hosts
+from vmoe_study.parallel import hosts, programs
 from vmoe_study.parallel.sharding import to_global
 from vmoe_study.run import lock
 from vmoe_study.run import workdir as workdir_lib
@@ -47,6 +47,8 @@ from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.metrics_file import read_metrics
 from vmoe_study.training.optimizer import check_schedule
 from vmoe_study.training.preemption import Preemption
+from vmoe_study.training.profile import StepProfile
+from vmoe_study.training.stalls import StallWatch
 from vmoe_study.training.state import TrainState
 from vmoe_study.training.trackers import check_installed
 
@@ -82,6 +84,7 @@ def train(
   allow_change: bool = False,
   verbose: bool = False,
   observers: Sequence[MakeObserver] = (),
+  profile: int = 0,
 ) -> TrainResult:
   """Trains a model, or resumes the run of this workdir.
 
@@ -98,6 +101,8 @@ def train(
       and what a core decodes, beside one line on the run.
     observers: make of model and class names what is called after evaluations,
       such as `inspection.observe.RoutingPictures`.
+    profile: number of steps to trace, after the first ten of this call; see
+      `training.profile.StepProfile`.
 
   Raises:
     ValueError: config, data, devices and workdir do not fit together.
@@ -119,7 +124,7 @@ def train(
   data = open_train_input(config, known_classes(config, workdir))
   num_steps = config.train.total_steps(data.num_examples)
   check_schedule(config.train.schedule, num_steps)  # Before anything slow.
-  run = _Run(config, workdir, data, observers)
+  run = _Run(config, workdir, data, observers, profile)
   check = functools.partial(
     workdir_lib.check, workdir, config.to_dict(), allow_change
   )
@@ -165,9 +170,11 @@ class _Run:
     workdir: epath.PathLike,
     data: TrainInput,
     observers: Sequence[MakeObserver],
+    profile: int,
   ):
     self.saved_config: dict[str, Any] | None = None
     self._config, self._workdir, self._data = config, workdir, data
+    self._profile = profile
     self._model = Model(config, data.image_shape)
     self._training = Training(self._model, data.num_examples)
     self._evaluators = make_evaluators(self._model, data.class_names)
@@ -184,7 +191,8 @@ class _Run:
   def restore_or_init(self, stack: contextlib.ExitStack) -> TrainState:
     """The state to start from; takes the workdir's lock until `stack` closes.
 
-    A start that fails leaves no workdir behind.
+    Until then, compiled programs are kept in the workdir, too. A start that
+    fails leaves no workdir behind.
     """
     spec = self._config.train
     directory = absolute(workdir_lib.checkpoints(self._workdir))
@@ -195,6 +203,7 @@ class _Run:
       router_state = initial_router_state(start, self._model)
       state = self._training.init(params, router_state)
     stack.enter_context(lock.hold(self._workdir))
+    stack.enter_context(programs.kept_in(self._workdir))
     self._store = CheckpointStore(
       directory, keep=spec.keep, keep_every=spec.keep_every or None
     )
@@ -273,6 +282,10 @@ class _Run:
     stack.callback(close_workers)
     batches = Prefetcher(self._data.iterate(start_step), put)
     stack.callback(batches.close)
+    stalls = StallWatch()
+    stack.callback(stalls.close)
+    profile = StepProfile(self._workdir, start_step, self._profile)
+    stack.callback(profile.close)
     steps = StepsAhead(
       self._training.step,
       state,
@@ -280,6 +293,7 @@ class _Run:
       Failures(self._workdir, self._metadata, self._training, self._data),
       spec.batches_ahead,
       self._metadata.skipped_steps,
+      stalls.finished,
     )
     timetable = loop.Timetable(
       num_steps,
@@ -290,7 +304,14 @@ class _Run:
     )
     judge = self._judge(start_step, stack)
     hooks = loop.Hooks(
-      self._evaluators, self._save, judge, stop, writer, self._observers
+      self._evaluators,
+      self._save,
+      judge,
+      stop,
+      writer,
+      self._observers,
+      stalls,
+      profile,
     )
     state, is_finished = loop.train(steps, batches, timetable, hooks)
     self._check_saved(int(state.step))

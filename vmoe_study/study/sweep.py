@@ -22,8 +22,6 @@ from vmoe_study.study.sweep_manifest import SweepManifest, run_folder
 from vmoe_study.study.table_file import Row
 from vmoe_study.study.task_runner import Outcome, Task, TaskRunner
 
-PROGRAMS = ".compiled"  # In the root; may be deleted.
-
 
 class Sweep:
   """The runs of some rows in a root folder."""
@@ -106,7 +104,7 @@ class Sweep:
     Raises:
       ValueError: there are fewer CPU cores than jobs.
     """
-    runner = TaskRunner(tasks, jobs, self._root / PROGRAMS)
+    runner = TaskRunner(tasks, jobs, self._root)
     sweep_manifest.write(self._root, self._manifest)
     return runner.run()
 

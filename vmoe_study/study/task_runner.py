@@ -1,8 +1,7 @@
 """Runs training commands in parallel, each on its share of the CPU cores.
 
 The commands share a folder of compiled programs, so that a program is compiled
-once for all seeds. There is one for every number of cores, as programs for CPUs
-depend on it.
+once for all seeds.
 """
 
 import collections
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from vmoe_study.console.progress import Progress
+from vmoe_study.parallel import programs
 from vmoe_study.run.exit_codes import PREEMPTED
 from vmoe_study.study.pinned import pinned_command
 from vmoe_study.training.metrics_file import read_metrics
@@ -118,20 +118,21 @@ def _fraction(workdir: Path) -> float:
 class TaskRunner:
   """Runs tasks, several at a time, and shows their progress."""
 
-  def __init__(self, tasks: Sequence[Task], jobs: int, programs: Path):
+  def __init__(self, tasks: Sequence[Task], jobs: int, root: Path):
     """Prepares the tasks; `run` starts them.
 
     Args:
       tasks: run in this order.
       jobs: number of tasks at a time.
-      programs: folder for compiled programs, unless the environment names one.
+      root: compiled programs are kept in it, unless the environment names a
+        folder for them.
 
     Raises:
       ValueError: there are fewer CPU cores than jobs.
     """
     self._waiting = collections.deque(tasks)
     self._cores = list(_core_shares(jobs))
-    self._programs = programs
+    self._root = root
     self._running: dict[subprocess.Popen, _Running] = {}
     self._failed: list[Task] = []
     self._count = len(tasks)
@@ -203,11 +204,12 @@ class TaskRunner:
 
   def _environment(self, num_cores: int) -> dict[str, str]:
     """Of the commands: where they find programs, and leave theirs."""
-    programs = {
-      "JAX_COMPILATION_CACHE_DIR": str(self._programs / f"{num_cores}_cores"),
+    folder = programs.folder(self._root, "cpu", num_cores)
+    options = {
+      "JAX_COMPILATION_CACHE_DIR": str(folder),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    return programs | os.environ
+    return options | os.environ
 
   def _collect(self, process: subprocess.Popen) -> None:
     ended = self._running.pop(process)

@@ -41,6 +41,7 @@ class StepsAhead:
     on_failure: Callable[[int, TrainState, Any, Metrics], None],
     batches_ahead: int,
     skipped: int = 0,
+    finished: Callable[[int], None] = lambda step: None,
   ):
     """Prepares to run steps, starting from `state`.
 
@@ -54,13 +55,14 @@ class StepsAhead:
       batches_ahead: steps that may wait with their batches for the one that
         runs.
       skipped: steps skipped before the start.
+      finished: called with the number of every step that has ended.
     """
     self.state = state
     self.metrics: Metrics = {}
     self.skipped = skipped
     self._train_step = train_step
     self.watch, self._on_failure = watch, on_failure
-    self._batches_ahead = batches_ahead
+    self._batches_ahead, self._finished = batches_ahead, finished
     self._waiting: collections.deque = collections.deque()
 
   def run(self, step: int, batch: Any) -> None:
@@ -87,6 +89,7 @@ class StepsAhead:
     else:
       self._on_failure(step, self._at(step), batch, self.metrics)
       self._skip(step)
+    self._finished(step + 1)
 
   def _skip(self, step: int) -> None:
     """Unfreezes the state and reruns the steps that had found it frozen."""

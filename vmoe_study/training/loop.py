@@ -17,6 +17,8 @@ from vmoe_study.training.ahead import StepsAhead
 from vmoe_study.training.health import LOAD
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.metrics_file import STOPPED_EARLY
+from vmoe_study.training.profile import NO_PROFILE, StepProfile
+from vmoe_study.training.stalls import StallWatch
 from vmoe_study.training.state import TrainState
 from vmoe_study.training.stop_signals import StopRequested
 
@@ -90,6 +92,8 @@ class Hooks:
     stop: see `StopRequests`.
     writer: of all metrics.
     observers: called after every evaluation.
+    stalls: is told of pauses; `StepsAhead` tells it of the steps.
+    profile: of some steps.
   """
 
   evaluators: Sequence[Evaluator]
@@ -98,6 +102,8 @@ class Hooks:
   stop: StopRequests
   writer: MetricsWriter
   observers: Sequence[Observer] = ()
+  stalls: StallWatch = dataclasses.field(default_factory=StallWatch)
+  profile: StepProfile = NO_PROFILE
 
 
 def train(
@@ -139,25 +145,40 @@ def _run(
   reporter: "_Reporter",
 ) -> bool:
   """The loop of `train`; returns whether the run was asked to stop."""
-  start_step = int(steps.state.step)
+  start_step, profile = int(steps.state.step), hooks.profile
+
+  @contextlib.contextmanager
+  def paused():
+    with reporter.paused(), hooks.stalls.paused():
+      yield
+
   for step in range(start_step, timetable.num_steps + 1):
     evaluating = timetable.is_due(step, timetable.evaluate)
     evaluating &= step > timetable.evaluated
     ending = step == timetable.num_steps
     stopping = step > start_step and hooks.stop(step)
     saving = stopping or evaluating or timetable.is_due(step, timetable.save)
+    if profile.is_over(step, saving or evaluating):
+      steps.settle()
+      with paused():
+        profile.end(step)
     if saving and step > start_step:
       steps.settle()
-      with reporter.paused():
+      with paused():
         hooks.save(step, steps.state, steps.skipped)
     if evaluating and not stopping:
-      with reporter.paused():
+      with paused():
         found = _evaluate(hooks, steps.state.variables, step)
       stopping = found is None
       ending |= found is not None and STOPPED_EARLY in found
     if stopping or ending:
       break
-    steps.run(step, reporter.counted(next(batches)))
+    if step == profile.start:
+      steps.settle()
+      with paused():
+        profile.begin()
+    with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+      steps.run(step, reporter.counted(next(batches)))
     if timetable.is_due(step + 1, timetable.report):
       steps.settle()
       more = {"skipped_steps": steps.skipped, **steps.watch.metrics()}

@@ -1,0 +1,42 @@
+"""A trace of some steps of a run, and the memory that they leave."""
+
+import gzip
+import json
+
+import jax
+import pytest
+
+import vmoe_study
+
+pytestmark = pytest.mark.cli
+
+TINY = (
+  *("model.fields.width=16", "model.fields.depth=2", "model.fields.mlp_dim=32"),
+  *("model.fields.num_heads=2", "train.num_epochs=0.0", "train.num_steps=15"),
+  *("train.schedule.warmup_steps=0", "train.evaluate_every=0", "fewshot={}"),
+  *("train.save_every=13", "evaluations={}"),
+)
+
+
+def events(path):
+  planes = jax.profiler.ProfileData.from_file(str(path)).planes
+  return [e for plane in planes for line in plane.lines for e in line.events]
+
+
+def test_a_trace_has_the_steps_up_to_a_checkpoint(tmp_path):
+  config = vmoe_study.load_config("configs/digits.py:router=dense", TINY)
+  vmoe_study.train(config, tmp_path, profile=5)
+  # Ten steps before it; the checkpoint of step 13 ends it.
+  folder = tmp_path / "plugins" / "profile" / "steps_11-13"
+  steps = [
+    dict(event.stats)["step_num"]
+    for event in events(folder / "process_0.xplane.pb")
+    if event.name == "train"
+  ]
+  assert steps == [11, 12, 13]
+  with gzip.open(folder / "process_0.trace.json.gz") as file:
+    names = [event.get("name", "") for event in json.load(file)["traceEvents"]]
+  assert names.count("train") == 3
+  assert any("PjitFunction(train_step)" in name for name in names)
+  memory = gzip.decompress((folder / "process_0.memory.prof").read_bytes())
+  assert b"training/ahead.py" in memory  # Where the state was made.
