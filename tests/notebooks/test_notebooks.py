@@ -1,9 +1,16 @@
-"""The notebooks run from top to bottom in a kernel of their own."""
+"""The notebooks run from top to bottom in a kernel of their own, with pictures.
 
+What is committed is checked, too: their outputs, first cells and badges.
+"""
+
+import base64
 import importlib.util
 import json
 import os
 import pathlib
+import re
+import runpy
+import types
 
 import cv2
 import nbformat
@@ -14,6 +21,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from vmoe_study.cli.main import main
+from vmoe_study.run.checkpoint import open_checkpoint
 
 from ..programs import xla_flags
 
@@ -30,30 +38,66 @@ TINY = [
   "--config.train.schedule.warmup_steps=2",
 ]
 QUICK = ["--config.fewshot={}"]
+PICTURES = {
+  "add_your_router": 1,
+  "evaluate_checkpoint": 2,
+  "look_at_routers": 9,
+  "study_tables": 3,
+}
+HALF = ["evaluation_capacity=0.5"]
+# Warnings, paths and times of the machine that executed a notebook.
+MACHINE = re.compile(r"Warning|/(tmp|root|home|usr)/|\d:\d\d:\d\d")
+MOST_BYTES = 500_000  # Of a notebook with its outputs.
+
+
+def pictures(notebook):
+  """The images in the outputs, as arrays (H, W, 3)."""
+  found = [
+    output.data["image/png"]
+    for cell in notebook.cells
+    for output in cell.get("outputs", [])
+    if "image/png" in output.get("data", {})
+  ]
+  content = [np.frombuffer(base64.b64decode(png), np.uint8) for png in found]
+  return [cv2.imdecode(png, cv2.IMREAD_COLOR) for png in content]
+
+
+def check_pictures(notebook, count):
+  """Each has a size to be seen, and something on it."""
+  found = pictures(notebook)
+  assert len(found) == count
+  for image in found:
+    assert min(image.shape[:2]) > 150 and image.std() > 10
 
 
 @pytest.fixture
 def run(tmp_path):
-  """Runs a notebook on one device, and returns an expression's value there."""
+  """Runs a notebook on one device, and returns an expression's value there.
 
-  def run(name, expression="None", **parameters):
+  Checks that it shows as many pictures as are given, and no warnings.
+  """
+
+  def run(name, expression="None", images=None, **parameters):
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
-    [place] = [
-      i
-      for i, cell in enumerate(notebook.cells)
-      if "parameters" in cell.metadata.get("tags", [])
-    ]
     lines = [f"{key} = {value!r}" for key, value in parameters.items()]
     given = nbformat.v4.new_code_cell("\n".join(lines))
-    notebook.cells.insert(place + 1, given)
+    cells = []
+    for cell in notebook.cells:
+      is_changed = "parameters" in cell.metadata.get("tags", [])
+      cells += [cell, given] if is_changed else [cell]
+    notebook.cells = cells
     out = tmp_path / "value.json"
     dump = f"import json\njson.dump({expression}, open({str(out)!r}, 'w'))"
     notebook.cells.append(nbformat.v4.new_code_cell(dump))
     environment = {"XLA_FLAGS": xla_flags(1), "PYTHONPATH": str(ROOT)}
     client = NotebookClient(
-      notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+      notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}
     )
     client.execute(env=os.environ | environment)
+    count = PICTURES[pathlib.Path(name).stem] if images is None else images
+    check_pictures(notebook, count)
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    assert not [o for o in outputs if "Warning" in o.get("text", "")]
     return json.loads(out.read_text())
 
   return run
@@ -135,6 +179,7 @@ def test_a_vmoe_checkpoint_opens(run, tmp_path, folder_of_images):
   found = run(
     "evaluate_checkpoint.ipynb",
     WHAT_WAS_FOUND,
+    images=1,  # There is no evaluation whose accuracy could be drawn.
     VMOE_PREFIX=str(SAMPLES / "vmoe_v1"),
     CONFIG=str(path),
     NUM_IMAGES=2,
@@ -162,7 +207,7 @@ def test_a_new_router_trains(run, monkeypatch, tmp_path):
   found = run(
     "add_your_router.ipynb",
     "[list(read_metrics(w))[-1]['test/examples'] for w in workdirs.values()]",
-    OVERRIDES=[*TINY, *QUICK],
+    OVERRIDES=[word.removeprefix("--config.") for word in (*TINY, *QUICK)],
   )
   assert found == [359, 359]
 
@@ -172,45 +217,144 @@ def test_a_vmoe_checkpoint_needs_its_config(run):
     run("evaluate_checkpoint.ipynb", VMOE_PREFIX="vmoe_v1")
 
 
+def test_six_routers_are_looked_at(run):
+  """Two of them, and their predictions against Python."""
+  routers = ["softmax_expert_choice", "soft"]
+  classes, table, means = run(
+    "look_at_routers.ipynb",
+    "[classes, table, means]",
+    images=7,
+    ROUTERS=routers,
+    SHOWN=routers,
+    CAPACITIES=[0.5, 1.0],
+  )
+  models = NOTEBOOKS / "models"
+  files = sorted((models / "images").glob("*.png"))
+  for column, router in enumerate(routers, start=1):
+    found = open_checkpoint(models / router).predict(files)
+    best = [prediction.top(1)[0] for prediction in found]
+    assert [row[column] for row in table] == [
+      f"{label} ({share:.0%})" for label, share in best
+    ]
+  half = open_checkpoint(models / routers[0], overrides=HALF).predict(files)
+  shares = [
+    dict(prediction.top(None))[name]
+    for prediction, name in zip(half, classes, strict=True)
+  ]
+  assert means[0] == pytest.approx(np.mean(shares), abs=1e-4)
+
+
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+ADDRESS = "https://github.com/user/name"
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_the_first_cell_installs(path, monkeypatch, tmp_path):
-  """With pip replaced by a list of what it was asked to install."""
-  notebook = nbformat.read(path, as_version=4)
+@pytest.fixture(scope="module")
+def rendering():
+  """The functions and constants of render.py."""
+  return types.SimpleNamespace(**runpy.run_path(str(NOTEBOOKS / "render.py")))
+
+
+def first_cell(notebook):
   [cell, *_] = [c for c in notebook.cells if c.cell_type == "code"]
-  source = TransformerManager().transform_cell(cell.source)
-  installed = []
+  return TransformerManager().transform_cell(cell.source)
 
-  class Shell:
-    def run_line_magic(self, name, line):
-      words = name, *line.replace("$SOURCE", names["SOURCE"]).split()
-      installed.append(" ".join(words))
 
-  names = {"get_ipython": Shell}
-  exec(source, names)
-  assert not installed  # It is here already.
-  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match="fill in REPOSITORY above"):
-    exec(source, names)
-  filled = source.replace('REPOSITORY = ""', 'REPOSITORY = "https://a/b"')
-  exec(filled, names)
-  assert installed.pop().startswith('pip install -q "git+https://a/b" ')
+class Shell:
+  """Writes down the commands that a cell gives, and follows `%cd`."""
+
+  def __init__(self, names):
+    self.names, self.commands = names, []
+
+  def system(self, command):
+    self.commands.append(self._filled(command))
+    if command.startswith("git clone"):
+      (pathlib.Path(self.names["CLONE"]) / "notebooks").mkdir(parents=True)
+      (self.names["CLONE"] / "notebooks" / "install.py").touch()
+
+  def run_line_magic(self, name, line):
+    self.commands.append(f"{name} {self._filled(line)}")
+    if name == "cd":
+      os.chdir(self._filled(line).split()[-1].strip('"'))
+
+  def _filled(self, text):
+    return re.sub(r"\$(\w+)", lambda m: str(self.names[m[1]]), text)
+
+
+def test_the_first_cell_fetches_and_installs(rendering, monkeypatch, tmp_path):
+  """With commands replaced by a list of them."""
+  notebook = nbformat.read(PATHS[0], as_version=4)
+  names = {}
+  shell = Shell(names)
+  names["get_ipython"] = lambda: shell
+  alone = first_cell(notebook)
   monkeypatch.chdir(NOTEBOOKS)
-  exec(source, names)
-  assert installed.pop().startswith('pip install -q ".." ')
+  exec(alone, names)
+  assert not shell.commands  # It is here already.
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  exec(alone, names)
+  assert shell.commands == ["run install.py"]
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match="open this notebook in a clone"):
+    exec(alone, names)
+  rendering.render(notebook, PATHS[0].name, ADDRESS)
+  known = first_cell(notebook)
+  expected = ['cd -q "vmoe_study_clone/notebooks"', "run install.py"]
+  shell.commands.clear()
+  exec(known, names)
+  clone = f'git clone -q --depth 1 "{ADDRESS}" "vmoe_study_clone"'
+  assert shell.commands == [clone, *expected]
+  monkeypatch.chdir(tmp_path)  # As after a restart of the session.
+  shell.commands.clear()
+  exec(known, names)
+  assert shell.commands == expected
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_notebooks_are_kept_without_outputs(path):
+def test_one_address_for_all(path, rendering):
+  notebook = nbformat.read(path, as_version=4)
+  sources = [cell.source for cell in notebook.cells]
+  rendering.render(notebook, path.name)
+  assert [cell.source for cell in notebook.cells] == sources
+  rendering.render(notebook, path.name, ADDRESS)
+  rendering.render(notebook, path.name, ADDRESS)  # One badge, not two.
+  badges = re.findall(r"\]\((https://colab[^)]*github[^)]*)\)", str(notebook))
+  colab = "https://colab.research.google.com/github/user/name/blob/main"
+  assert badges == [f"{colab}/notebooks/{path.name}"]
+  assert f'REPOSITORY = "{ADDRESS}"' in notebook.cells[1].source
+  rendering.render(notebook, path.name, rendering.REPOSITORY)
+  assert [cell.source for cell in notebook.cells] == sources
+  with pytest.raises(
+    ValueError, match=r"must begin with 'https://github.com/'"
+  ):
+    rendering.render(notebook, path.name, "https://elsewhere/name")
+
+
+def test_installing_keeps_what_is_there(monkeypatch):
+  install = runpy.run_path(str(NOTEBOOKS / "install.py"))
+  present = {"numpy"}
+  find_spec = lambda name: "spec" if name in present else None  # noqa: E731
+  monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+  clone, numpy = install["requirements"]()
+  assert clone == str(ROOT) and numpy == f"numpy=={np.__version__}"
+  present |= {"jax_cuda12_plugin"}
+  assert install["requirements"]() == [f"{ROOT}[cuda12]", numpy]
+  present.clear()
+  assert install["requirements"]() == [str(ROOT)]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_outputs_are_committed(path):
+  assert path.stat().st_size < MOST_BYTES
   notebook = nbformat.read(path, as_version=4)
   nbformat.validate(notebook)
   code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-  assert "pip install" in code[0].source
-  for cell in code:
-    assert not cell.outputs and cell.execution_count is None
+  counts = [cell.execution_count for cell in code]
+  assert counts == list(range(1, len(code) + 1))
+  check_pictures(notebook, PICTURES[path.stem])
+  for output in (output for cell in code for output in cell.outputs):
+    assert output.output_type != "error" and output.get("name") != "stderr"
+    plain = output.get("data", {}).get("text/plain", "")
+    assert not MACHINE.search(output.get("text", plain))
 
 
 def test_the_committed_results_make_the_committed_tables(run):
