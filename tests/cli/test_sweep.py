@@ -121,6 +121,9 @@ def test_a_killed_sweep_gives_the_numbers_of_one_that_was_not(tables, tmp_path):
 
 def test_seeds_share_what_is_compiled(tables, tmp_path, monkeypatch, caplog):
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  monkeypatch.delenv(
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False
+  )
   monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
   caplog.set_level("INFO", logger="absl")
   counts = []

@@ -1,5 +1,6 @@
 """Two processes x 4 devices, by the launch script, are one process x 8."""
 
+import gzip
 import json
 import os
 import pathlib
@@ -63,12 +64,16 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
-  """Workdirs of the same run in one process and in two; what two printed."""
+  """Workdirs of the same run in one process and in two; what two printed.
+
+  Two steps of the second one are traced.
+  """
   folder = tmp_path_factory.mktemp("runs")
   one, two = folder / "one", folder / "two"
   train = ["train", *TINY]
   alone = command(data, *train, f"--workdir={one}")
-  pair = command(data, *train, f"--workdir={two}", processes=2, devices=4)
+  traced = *train, f"--workdir={two}", "--profile=2"
+  pair = command(data, *traced, processes=2, devices=4)
   finish(alone)
   return one, two, finish(pair)
 
@@ -92,6 +97,18 @@ def test_training_and_evaluation_agree(runs):
 def test_only_the_first_process_reports(runs):
   _, _, output = runs
   assert output.count("| softmax_expert_choice |") == 1
+
+
+def test_every_process_traces_its_steps(runs):
+  _, two, _ = runs
+  folder = two / "plugins" / "profile" / "steps_11-12"
+  for process in (0, 1):
+    assert (folder / f"process_{process}.memory.prof").exists()
+    trace = gzip.decompress(
+      (folder / f"process_{process}.trace.json.gz").read_bytes()
+    )
+    names = [event.get("name") for event in json.loads(trace)["traceEvents"]]
+    assert names.count("train") == 2
 
 
 def test_one_process_evaluates_what_two_have_trained(runs, data, tmp_path):

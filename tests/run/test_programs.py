@@ -34,6 +34,7 @@ def counts():
   )
   before = {name: getattr(jax.config, name) for name in names}
   jax.config.update("jax_compilation_cache_dir", None)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   compilation_cache.reset_cache()
   jax.clear_caches()
   yield found
@@ -78,7 +79,6 @@ def test_a_folder_that_jax_was_told_comes_first(counts, tmp_path, told):
   del counts
   run, other = tmp_path / "run", tmp_path / "other"
   jax.config.update("jax_compilation_cache_dir", str(other) if told else None)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   with programs.kept_in(run):
     jax.jit(lambda x: x + len(str(run)))(np.float32(1))
   assert bool(kept(run)) == (not told)

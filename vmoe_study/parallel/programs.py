@@ -9,6 +9,7 @@ of cores too, which JAX leaves out.
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from etils import epath
@@ -40,12 +41,13 @@ def kept_in(root: epath.PathLike) -> Iterator[None]:
     return
   cores = len(os.sched_getaffinity(0))
   found = folder(root, jax.default_backend(), cores)
-  options = {
-    "jax_compilation_cache_dir": str(found),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-  }
-  if "://" in str(found):  # XLA reads and writes local files only.
+  options: dict[str, Any] = {"jax_compilation_cache_dir": str(found)}
+  if "://" in str(found):
+    # XLA reads and writes local files only. Small programs, of which saving
+    # alone has a hundred, are compiled sooner than sent: JAX leaves them out.
     options["jax_persistent_cache_enable_xla_caches"] = "none"
+  else:
+    options["jax_persistent_cache_min_compile_time_secs"] = 0.0
   before = {name: getattr(jax.config, name) for name in options}
   compilation_cache.reset_cache()
   try:
