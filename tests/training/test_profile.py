@@ -7,6 +7,7 @@ import jax
 import pytest
 
 import vmoe_study
+from vmoe_study.training.profile import StepProfile
 
 pytestmark = pytest.mark.cli
 
@@ -40,3 +41,10 @@ def test_a_trace_has_the_steps_up_to_a_checkpoint(tmp_path):
   assert any("PjitFunction(train_step)" in name for name in names)
   memory = gzip.decompress((folder / "process_0.memory.prof").read_bytes())
   assert b"training/ahead.py" in memory  # Where the state was made.
+
+
+def test_a_run_that_ends_before_says_so(tmp_path, caplog):
+  StepProfile(tmp_path, start_step=20, num_steps=5).close()
+  assert caplog.messages == [
+    "nothing was profiled: the run ended before step 31."
+  ]

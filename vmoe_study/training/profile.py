@@ -35,7 +35,7 @@ class StepProfile:
         trace early.
     """
     self.start = start_step + WARM_UP if num_steps else -1
-    self._end = self.start + num_steps
+    self._end, self._is_missing = self.start + num_steps, num_steps > 0
     self._folder = epath.Path(workdir) / "plugins" / "profile"
     self._trace: tempfile.TemporaryDirectory | None = None
 
@@ -47,6 +47,7 @@ class StepProfile:
     """Begins the trace, when the devices have done all steps before."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # It slows down what it measures.
+    self._is_missing = False
     # XLA writes local files only.
     self._trace = tempfile.TemporaryDirectory(prefix="profile-")
     jax.profiler.start_trace(self._trace.name, profiler_options=options)
@@ -68,7 +69,11 @@ class StepProfile:
     logging.info("profile of steps %d to %d: %s", self.start + 1, step, folder)
 
   def close(self) -> None:
-    """Drops a trace that an error has cut short."""
+    """Drops a trace that an error has cut short; warns if there is none."""
+    if self._is_missing:
+      logging.warning(
+        "nothing was profiled: the run ended before step %d.", self.start + 1
+      )
     if self._trace is not None:
       jax.profiler.stop_trace()
       self._trace.cleanup()
