@@ -13,7 +13,7 @@ from typing import Any
 
 from configs import common
 from configs.datasets import Upstream
-from vmoe_study.nn.vit import variant
+from vmoe_study.nn.vit import backbone_sizes
 from vmoe_study.routing.capacity import expert_capacity
 
 SMOKE_SIZES = {
@@ -214,7 +214,7 @@ class Arguments(common.Arguments):
   @property
   def sizes(self) -> dict[str, int]:
     """The sizes of the backbone, by field of `VisionTransformer`."""
-    return SMOKE_SIZES if self.smoke else variant(self.backbone)
+    return SMOKE_SIZES if self.smoke else backbone_sizes(self.backbone)
 
   @property
   def num_experts(self) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
 import vmoe_study
-from vmoe_study.nn.vit import variant
+from vmoe_study.nn.vit import backbone_sizes
 
 VARIANTS = {
   "bfloat16 residual": {"residual_dtype": "bfloat16"},
@@ -62,13 +62,13 @@ def of_random_model():
   options = {"num_experts": 32, "num_selected_experts": 1}
   moe = vmoe_study.MoeOptions("softmax_token_choice", options)
   module = vmoe_study.VisionTransformer(
-    num_classes=10, **variant("S/16"), moe=moe
+    num_classes=10, **backbone_sizes("S/16"), moe=moe
   )
   return module, module.init(jax.random.key(0), images[:1])["params"], images
 
 
 def main(*workdirs):
-  """Prints a row per variant."""
+  """Prints a row per backbone_sizes."""
   module, params, images = of_run(*workdirs) if workdirs else of_random_model()
 
   def of(fields):

@@ -107,7 +107,7 @@ def test_commands_take_it_for_a_workdir(trained, hub, tmp_path, capsys):
   cv2.imwrite(str(image), IMAGES[0])
   assert main(["predict", f"--workdir={hub}", str(image)]) == 0
   assert "image.png" in capsys.readouterr().out
-  words = ["--examples=8", "--images=1", f"--out={tmp_path / 'page'}"]
+  words = ["--num-images=8", "--num-shown=1", f"--out={tmp_path / 'page'}"]
   assert main(["inspect", f"--workdir={hub}", *words]) == 0
   assert (tmp_path / "page" / "index.html").exists()
   again = tmp_path / "again.npz"

@@ -10,7 +10,7 @@ from vmoe_study.training.metrics_file import read_metrics
 
 
 def run(trained, out):
-  options = ["--examples=1000", "--images=3", "--capacities=0.01,0.5,1"]
+  options = ["--num-images=1000", "--num-shown=3", "--capacities=0.01,0.5,1"]
   assert (
     main(["inspect", f"--workdir={trained}", f"--out={out}", *options]) == 0
   )
@@ -111,7 +111,8 @@ def test_what_cannot_be_is_explained(
 
 
 @pytest.mark.parametrize(
-  "option", ["--capacities=1,-2", "--capacities=a", "--images=0", "--images=a"]
+  "option",
+  ["--capacities=1,-2", "--capacities=a", "--num-shown=0", "--num-shown=a"],
 )
 def test_bad_options_are_refused(option, capsys):
   with pytest.raises(SystemExit):

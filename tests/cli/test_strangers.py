@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 IMAGE = tfds.features.Image(shape=(8, 8, 1))
 LABEL = tfds.features.ClassLabel(num_classes=10)
 TEST = "evaluations.test.data"
-COMMANDS = {"evaluate": [], "inspect": ["--examples=8", "--images=1"]}
+COMMANDS = {"evaluate": [], "inspect": ["--num-images=8", "--num-shown=1"]}
 
 
 @pytest.fixture

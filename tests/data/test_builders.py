@@ -188,7 +188,7 @@ def test_jft_like_needs_a_number(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "name", [n for n in DATASETS if n.split("/")[0] not in builders.OURS]
+  "name", [n for n in DATASETS if n.split("/")[0] not in builders.OWN_DATASETS]
 )
 def test_dataset_specs_agree_with_tfds(name, tmp_path):
   builder = tfds.builder(name, data_dir=str(tmp_path), try_gcs=False)

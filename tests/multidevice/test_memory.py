@@ -8,7 +8,7 @@ import pytest
 from vmoe_study.performance.sizes import kept_bytes
 from vmoe_study.run import train as train_lib
 from vmoe_study.run.config_file import load_config
-from vmoe_study.training.ahead import StepsAhead
+from vmoe_study.training.steps_ahead import StepsAhead
 
 TINY = [
   "model.fields.width=32",

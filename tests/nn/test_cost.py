@@ -6,7 +6,7 @@ import pytest
 
 from vmoe_study.nn import cost
 from vmoe_study.nn.moe import MoeOptions
-from vmoe_study.nn.vit import VisionTransformer, variant
+from vmoe_study.nn.vit import VisionTransformer, backbone_sizes
 
 IMAGE = (64, 64, 3)
 BATCH = 2
@@ -67,7 +67,7 @@ def test_training_flops_are_xlas():
 
 
 def counts(fields):
-  sizes = variant("B/16") | {"num_classes": 10, "pool": "token"}
+  sizes = backbone_sizes("B/16") | {"num_classes": 10, "pool": "token"}
   model = VisionTransformer(**sizes, **fields)
   shape = (224, 224, 3)
   params, _ = shapes_of(model, shape)
@@ -96,7 +96,7 @@ def test_the_actual_capacity_factor(group, options, factor):
   """B/32 with a class token has 50 tokens: 1.5625 per expert at factor 1."""
   options = {"num_experts": 32, "capacity_factor": 1.0, **options}
   routed = MoeOptions("softmax_token_choice", options, group_images=group)
-  sizes = variant("B/32") | {"num_classes": 10, "pool": "token"}
+  sizes = backbone_sizes("B/32") | {"num_classes": 10, "pool": "token"}
   found = cost.routing(VisionTransformer(**sizes, moe=routed), (224, 224, 3))
   assert found.capacity_factor == pytest.approx(factor)
   assert f"actual capacity factor {factor:.4g}" in found.describe()

@@ -10,7 +10,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from vmoe_study.nn.moe import MoeOptions
-from vmoe_study.nn.vit import VisionTransformer, moe_blocks, sincos2d, variant
+from vmoe_study.nn.vit import (
+  VisionTransformer,
+  backbone_sizes,
+  moe_blocks,
+  sincos2d,
+)
 
 from . import numpy_vit
 
@@ -172,13 +177,13 @@ def test_rules_that_pick_no_block(rule, depth):
 )
 def test_variants(name, sizes):
   names = "patch_size", "width", "depth", "mlp_dim", "num_heads"
-  assert variant(name) == dict(zip(names, sizes, strict=True))
+  assert backbone_sizes(name) == dict(zip(names, sizes, strict=True))
 
 
 @pytest.mark.parametrize("name", ["XL/16", "B", "B/0", "B/16/2", "b/16"])
 def test_unknown_variants(name):
   with pytest.raises(ValueError, match=rf"{name}.*'B/16'"):
-    variant(name)
+    backbone_sizes(name)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +192,7 @@ def test_unknown_variants(name):
 )
 def test_published_parameter_counts(name, experts, millions):
   """2106.05974, appendix: 18,291 classes, with a representation layer."""
-  sizes = variant(name)
+  sizes = backbone_sizes(name)
   options = {"num_experts": experts}
   router = "softmax_token_choice" if experts else "dense"
   model = VisionTransformer(

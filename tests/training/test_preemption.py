@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_study.training.ahead import StepsAhead
 from vmoe_study.training.health import MUST_BE_FINITE, HealthSpec, RouterWatch
 from vmoe_study.training.loop import Hooks, Timetable, train
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.metrics_file import read_metrics
 from vmoe_study.training.preemption import Preemption
 from vmoe_study.training.state import TrainState
+from vmoe_study.training.steps_ahead import StepsAhead
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -40,7 +40,7 @@ def test_a_trace_has_the_steps_up_to_a_checkpoint(tmp_path):
   assert names.count("train") == 3
   assert any("PjitFunction(train_step)" in name for name in names)
   memory = gzip.decompress((folder / "process_0.memory.prof").read_bytes())
-  assert b"training/ahead.py" in memory  # Where the state was made.
+  assert b"training/steps_ahead.py" in memory  # Where the state was made.
 
 
 def test_a_run_that_ends_before_says_so(tmp_path, caplog):

@@ -6,12 +6,12 @@ import time
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_study.training.ahead import StepsAhead
 from vmoe_study.training.health import MUST_BE_FINITE, HealthSpec, RouterWatch
 from vmoe_study.training.loop import Hooks, Timetable, train
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.stalls import StallWatch
 from vmoe_study.training.state import TrainState
+from vmoe_study.training.steps_ahead import StepsAhead
 
 LEAST = 0.5
 

@@ -5,7 +5,7 @@ class CheckpointError(Exception):
   """A checkpoint's file is missing, damaged, or could not be written."""
 
 
-def brief(error: Exception) -> str:
+def one_line(error: Exception) -> str:
   """A library's error message, without the middle if it is very long.
 
   What failed stands at its beginning, and the cause at its end.

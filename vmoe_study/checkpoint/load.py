@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from vmoe_study.checkpoint import exported
 from vmoe_study.checkpoint import manifest as manifest_lib
 from vmoe_study.checkpoint import tree as tree_lib
-from vmoe_study.checkpoint.errors import CheckpointError, brief
+from vmoe_study.checkpoint.errors import CheckpointError, one_line
 from vmoe_study.parallel import hosts
 
 PyTree = Any
@@ -74,7 +74,7 @@ def load_shapes(
   step, manifest = _read_intact(absolute(directory), None, read_manifest)
   saved = manifest["items"].get(item, {})
   leaves = {
-    path: tree_lib.hollow(leaf["shape"], jnp.dtype(leaf["dtype"]))
+    path: tree_lib.zeros_without_memory(leaf["shape"], jnp.dtype(leaf["dtype"]))
     for path, leaf in saved.items()
   }
   return tree_lib.unflatten(leaves), step
@@ -250,7 +250,7 @@ def _readable() -> Iterator[None]:
     with hosts.raise_on_all_hosts():
       yield
   except Exception as error:
-    raise CheckpointError(f"it cannot be read: {brief(error)}") from error
+    raise CheckpointError(f"it cannot be read: {one_line(error)}") from error
 
 
 def complete_steps(directory: epath.Path) -> list[int]:

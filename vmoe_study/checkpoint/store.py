@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 
 from vmoe_study.checkpoint import load
 from vmoe_study.checkpoint import manifest as manifest_lib
-from vmoe_study.checkpoint.errors import CheckpointError, brief
+from vmoe_study.checkpoint.errors import CheckpointError, one_line
 from vmoe_study.parallel import hosts
 
 PyTree = Any
@@ -189,7 +189,9 @@ class CheckpointStore:
       try:
         action()  # Both raise the error of a save in the background.
       except Exception as error:
-        logging.error("A save in %s failed: %s", self._directory, brief(error))
+        logging.error(
+          "A save in %s failed: %s", self._directory, one_line(error)
+        )
 
   @contextlib.contextmanager
   def _reporting(self, action: str) -> Iterator[None]:
@@ -202,7 +204,7 @@ class CheckpointStore:
         self._directory, options=self._options
       )
       raise CheckpointError(
-        f"{action} in {self._directory} failed: {brief(error)}. Complete "
+        f"{action} in {self._directory} failed: {one_line(error)}. Complete "
         "checkpoints there are unchanged; the newest is step "
         f"{self.latest_step()}. Free space or repair the file system, then run "
         "again."

@@ -20,7 +20,7 @@ def flatten(tree: PyTree) -> dict[str, Any]:
   return {path_name(path): leaf for path, leaf in leaves}
 
 
-def hollow(shape: Sequence[int], dtype: Any) -> np.ndarray:
+def zeros_without_memory(shape: Sequence[int], dtype: Any) -> np.ndarray:
   """A placeholder for an array: zeros that take no memory."""
   return np.broadcast_to(np.zeros((), dtype), tuple(shape))
 

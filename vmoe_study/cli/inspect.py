@@ -21,14 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="folder for index.html, statistics.json and the pictures",
   )
   parser.add_argument(
-    "--examples",
+    "--num-images",
     type=_count,
     default=2000,
     metavar="N",
     help="number of images to measure, spread over the data set (2000)",
   )
   parser.add_argument(
-    "--images",
+    "--num-shown",
     type=_count,
     default=6,
     metavar="N",
@@ -88,14 +88,14 @@ def run(args: argparse.Namespace) -> int:
   ]
   inspect(
     checkpoint,
-    num_images=args.examples,
-    num_shown=args.images,
+    num_images=args.num_images,
+    num_shown=args.num_shown,
     capacity_factors=args.capacities,
     out=args.out,
   )
   print(f"{args.out}/index.html")
   if others:
-    picture = compare([checkpoint, *others], num_images=args.images)
+    picture = compare([checkpoint, *others], num_images=args.num_shown)
     save_png(picture, epath.Path(args.out) / "comparison.png")
     print(f"{args.out}/comparison.png")
   return 0

@@ -6,7 +6,7 @@ import sys
 
 from vmoe_study.cli import config_flags, paths, process_flags
 from vmoe_study.run.exit_codes import PREEMPTED
-from vmoe_study.run.saved_config import HARMLESS
+from vmoe_study.run.saved_config import CHANGEABLE_FIELDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--allow-change",
     action="store_true",
     help="resume although the config differs from the workdir's, in: "
-    + ", ".join(f"{name}*" for name in HARMLESS),
+    + ", ".join(f"{name}*" for name in CHANGEABLE_FIELDS),
   )
   parser.add_argument(
     "--pictures",

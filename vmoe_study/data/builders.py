@@ -1,7 +1,7 @@
 """TFDS builders by name: building a data set, and opening a prepared one.
 
 A prepared data set is read from its files alone. Building one needs code: the
-modules of `datasets/` for the sets in `OURS`, TFDS's own for all others.
+modules of `datasets/` for `OWN_DATASETS`, TFDS's own for all others.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from vmoe_study.files.location import REMEDY, check_reachable
 from vmoe_study.options import did_you_mean
 
 PACKAGE = "vmoe_study.data.datasets"
-OURS = {
+OWN_DATASETS = {
   "digits": ("digits", "Digits"),
   "fashion_mnist": ("fashion_mnist", "LocalFashionMnist"),
   "emoji": ("emoji", "Emoji"),
@@ -51,8 +51,8 @@ def make_builder(
   """
   bare, version = split_version(name)
   base, _, config = bare.partition("/")
-  if base in OURS:
-    module, class_name = OURS[base]
+  if base in OWN_DATASETS:
+    module, class_name = OWN_DATASETS[base]
     cls = getattr(importlib.import_module(f"{PACKAGE}.{module}"), class_name)
     if version and not tfds.core.Version(cls.VERSION).match(version):
       raise MissingDataError(
@@ -80,7 +80,7 @@ def _base(name: str) -> str:
 
 
 def _names() -> list[str]:
-  return [*OURS, *tfds.list_builders(with_community_datasets=False)]
+  return [*OWN_DATASETS, *tfds.list_builders(with_community_datasets=False)]
 
 
 def _unknown(name: str, data_dir: str = "") -> MissingDataError:
@@ -89,7 +89,8 @@ def _unknown(name: str, data_dir: str = "") -> MissingDataError:
   return MissingDataError(
     f"data set {name!r}{where} no builder is known."
     f"{did_you_mean(_base(name), names)} This package builds "
-    f"{', '.join(OURS)}; TFDS lists its own with `tfds.list_builders()`."
+    f"{', '.join(OWN_DATASETS)}; TFDS lists its own with "
+    "`tfds.list_builders()`."
   )
 
 
@@ -128,7 +129,7 @@ def prepare(
   if hasattr(builder, "check_manual_dir"):
     builder.check_manual_dir(Path(folder).expanduser())
   config = tfds.download.DownloadConfig(manual_dir=folder)
-  if _base(name) in OURS:
+  if _base(name) in OWN_DATASETS:
     _check_local(name, data_dir)
     with _progress(name):  # Writing ArrayRecord needs no TensorFlow.
       builder.download_and_prepare(
@@ -174,7 +175,7 @@ def _check_local(name: str, data_dir: str | None) -> None:
 
 def _check_tensorflow(name: str) -> None:
   """Raises MissingDataError if TFDS has to build `name` without TensorFlow."""
-  if _base(name) in OURS or not _is_known(name):
+  if _base(name) in OWN_DATASETS or not _is_known(name):
     return
   if importlib.util.find_spec("tensorflow") is None:
     raise MissingDataError(

@@ -7,7 +7,12 @@ from typing import Any
 
 from vmoe_study import options
 from vmoe_study.nn.moe import MoeOptions
-from vmoe_study.nn.vit import SIZES, VisionTransformer, moe_blocks, variant
+from vmoe_study.nn.vit import (
+  SIZE_FIELDS,
+  VisionTransformer,
+  backbone_sizes,
+  moe_blocks,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,7 @@ class ModelSpec:
     options.check_upper_bounds("moe.options", self.moe.options)
     self.moe.check_router()
     sizes = self.arguments()
-    for name in ("num_classes", *SIZES):
+    for name in ("num_classes", *SIZE_FIELDS):
       if name not in sizes:
         raise ValueError(f"fields.{name} must be given, or a backbone.")
       options.check_least(f"fields.{name}", sizes[name], 1)
@@ -60,5 +65,5 @@ class ModelSpec:
 
   def arguments(self) -> dict[str, Any]:
     """Arguments of `VisionTransformer`, except the exchange."""
-    sizes = variant(self.backbone) if self.backbone else {}
+    sizes = backbone_sizes(self.backbone) if self.backbone else {}
     return {**sizes, **self.fields, "moe": self.moe}

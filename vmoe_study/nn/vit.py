@@ -22,7 +22,7 @@ from vmoe_study.nn.moe import Moe, MoeOptions
 from vmoe_study.routing.balance import RoutingAux
 from vmoe_study.routing.exchange import Exchange
 
-SIZES = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
+SIZE_FIELDS = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
 # Ti and S: arXiv:2308.00951. S8 (there called S), B, L, H: arXiv:2106.05974.
 VARIANTS = {
   "Ti": (192, 12, 768, 3),
@@ -34,14 +34,14 @@ VARIANTS = {
 }
 
 
-def variant(name: str) -> dict[str, int]:
+def backbone_sizes(name: str) -> dict[str, int]:
   """The sizes of a backbone.
 
   Args:
     name: variant and patch size, as in "B/16".
 
   Returns:
-    The fields of `VisionTransformer` in `SIZES`.
+    The fields of `VisionTransformer` in `SIZE_FIELDS`.
 
   Raises:
     ValueError: for a name that is not VARIANT/PATCH.
@@ -52,7 +52,9 @@ def variant(name: str) -> dict[str, int]:
       f"backbone={name!r}: must be one of {list(VARIANTS)}, a slash and a "
       "patch size, as in 'B/16'."
     )
-  return dict(zip(SIZES, (*VARIANTS[match[1]], int(match[2])), strict=True))
+  return dict(
+    zip(SIZE_FIELDS, (*VARIANTS[match[1]], int(match[2])), strict=True)
+  )
 
 
 def moe_blocks(rule: str | Sequence[int], depth: int) -> tuple[int, ...]:

@@ -26,8 +26,8 @@ from vmoe_study.training.health import TrainingFailure
 from vmoe_study.training.state import TrainState
 
 REPORT_FILE = "report.json"
-KEPT = 3  # Per start of a run; a kept step takes the space of a checkpoint.
-IN_A_ROW = 10  # So many consecutive failed steps stop the run.
+MAX_KEPT = 3  # Per start of a run; a kept step takes the space of a checkpoint.
+MAX_CONSECUTIVE = 10  # So many consecutive failed steps stop the run.
 _SHOWN = 8
 
 
@@ -78,7 +78,7 @@ class Failures:
     report = describe(step, state.params, metrics)
     report["examples"] = self._data.examples(step)
     text = _sentence(report)
-    if self.count < KEPT:
+    if self.count < MAX_KEPT:
       text += self._keep(step, state, batch, report)
     self.count += 1
     self._row = self._row + 1 if step == self._last + 1 else 1
@@ -88,8 +88,10 @@ class Failures:
         f"{text} A lower learning rate, gradient clipping or "
         "--config.train.health.on_nonfinite=skip with --allow-change may help."
       )
-    if self._row == IN_A_ROW:
-      raise TrainingFailure(f"{text} {IN_A_ROW} steps in a row have failed.")
+    if self._row == MAX_CONSECUTIVE:
+      raise TrainingFailure(
+        f"{text} {MAX_CONSECUTIVE} steps in a row have failed."
+      )
     logging.warning("%s The update is skipped (%d so far).", text, self.count)
 
   def _keep(self, step, state, batch, report) -> str:

@@ -198,7 +198,7 @@ def source_shapes(spec: InitializeSpec) -> dict[str, Any]:
     return load_shapes(workdir_lib.checkpoints(spec.path))[0]
   if spec.kind == "vmoe":
     return read_vmoe_shapes(spec.path)
-  return load_npz(spec.path, hollow=True)
+  return load_npz(spec.path, shapes_only=True)
 
 
 def _without_old_head(source: dict[str, Any], template: Any) -> dict[str, Any]:

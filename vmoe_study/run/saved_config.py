@@ -19,7 +19,7 @@ _NOW_AUTO = {"train.num_workers": 0, "model.moe.options.plan_form": "index"}
 _SPARSE_TOKEN_CHOICE = "sparsity_constrained_token_choice"
 # Fields that a resumed run may change with `--allow-change`: where and how it
 # runs and how often it reports, but nothing that changes the numbers.
-HARMLESS = (
+CHANGEABLE_FIELDS = (
   "mesh.",
   "train.num_workers",
   "train.read_threads",

@@ -41,7 +41,6 @@ from vmoe_study.run.inputs import (
 )
 from vmoe_study.run.metadata import Metadata
 from vmoe_study.training import loop
-from vmoe_study.training.ahead import StepsAhead
 from vmoe_study.training.health import RouterWatch
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.metrics_file import read_metrics
@@ -50,6 +49,7 @@ from vmoe_study.training.preemption import Preemption
 from vmoe_study.training.profile import StepProfile
 from vmoe_study.training.stalls import StallWatch
 from vmoe_study.training.state import TrainState
+from vmoe_study.training.steps_ahead import StepsAhead
 from vmoe_study.training.trackers import check_installed
 
 MakeObserver = Callable[[Model, ClassNames | None], loop.Observer]
@@ -96,7 +96,7 @@ def train(
     config: of the run, as `load_config` reads it.
     workdir: local path or URL; created if it does not exist.
     allow_change: whether the config may differ from the workdir's in fields
-      that do not change the numbers, see `saved_config.HARMLESS`.
+      that do not change the numbers, see `saved_config.CHANGEABLE_FIELDS`.
     verbose: whether to log a table of the parameters, the sizes of the routing
       and what a core decodes, beside one line on the run.
     observers: make of model and class names what is called after evaluations,

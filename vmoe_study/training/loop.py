@@ -13,13 +13,13 @@ import numpy as np
 from absl import logging
 
 from vmoe_study.console.progress import Progress
-from vmoe_study.training.ahead import StepsAhead
 from vmoe_study.training.health import LOAD
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.metrics_file import STOPPED_EARLY
 from vmoe_study.training.profile import NO_PROFILE, StepProfile
 from vmoe_study.training.stalls import StallWatch
 from vmoe_study.training.state import TrainState
+from vmoe_study.training.steps_ahead import StepsAhead
 from vmoe_study.training.stop_signals import StopRequested
 
 
@@ -159,11 +159,11 @@ def _run(
     stopping = step > start_step and hooks.stop(step)
     saving = stopping or evaluating or timetable.is_due(step, timetable.save)
     if profile.is_over(step, saving or evaluating):
-      steps.settle()
+      steps.wait()
       with paused():
         profile.end(step)
     if saving and step > start_step:
-      steps.settle()
+      steps.wait()
       with paused():
         hooks.save(step, steps.state, steps.skipped)
     if evaluating and not stopping:
@@ -174,13 +174,13 @@ def _run(
     if stopping or ending:
       break
     if step == profile.start:
-      steps.settle()
+      steps.wait()
       with paused():
         profile.begin()
     with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
       steps.run(step, reporter.counted(next(batches)))
     if timetable.is_due(step + 1, timetable.report):
-      steps.settle()
+      steps.wait()
       more = {"skipped_steps": steps.skipped, **steps.watch.metrics()}
       reporter.report(step + 1, {**steps.metrics, **more})
   return stopping

@@ -11,7 +11,7 @@ from absl import logging
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from vmoe_study.checkpoint.errors import brief
+from vmoe_study.checkpoint.errors import one_line
 from vmoe_study.files.atomic import write_atomically
 from vmoe_study.files.json_text import to_json
 from vmoe_study.parallel import hosts
@@ -143,7 +143,7 @@ class MetricsWriter:
       try:
         yield
       except Exception as error:  # Of trackers, or epath's for gs://.
-        text = f"{what} cannot be written: {brief(error)}."
+        text = f"{what} cannot be written: {one_line(error)}."
         if self._on_error == "stop":
           raise OSError(f"{text} Free space, then run again.") from error
         logging.error("%s The run goes on without them.", text)
@@ -163,4 +163,4 @@ class MetricsWriter:
         writer.close()
       except Exception as error:  # As in `_reporting`.
         name = type(writer).__name__
-        logging.error("What %s shows is incomplete: %s", name, brief(error))
+        logging.error("What %s shows is incomplete: %s", name, one_line(error))

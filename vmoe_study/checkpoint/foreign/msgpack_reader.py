@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import msgpack
 
-from vmoe_study.checkpoint.errors import CheckpointError, brief
+from vmoe_study.checkpoint.errors import CheckpointError, one_line
 
 _MAX_DEPTH = 64
 _MAX_VALUES = 200_000
@@ -95,7 +95,7 @@ class _Decoder:
     except msgpack.StackError as error:
       raise self._too_deep() from error
     except (ValueError, msgpack.UnpackException) as error:
-      raise self.error(f"it is not MessagePack ({brief(error)})") from error
+      raise self.error(f"it is not MessagePack ({one_line(error)})") from error
     self._check_depth(value, _MAX_DEPTH)
     return value
 

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from vmoe_study.checkpoint import tree as tree_lib
-from vmoe_study.checkpoint.errors import CheckpointError, brief
+from vmoe_study.checkpoint.errors import CheckpointError, one_line
 from vmoe_study.checkpoint.foreign import vit_names
 from vmoe_study.files.atomic import open_atomically
 from vmoe_study.files.location import locate
@@ -31,12 +31,13 @@ _MAX_SMALL = 64 << 20
 _BFLOAT16 = np.dtype("V2")
 
 
-def load_npz(path: str, hollow: bool = False) -> dict[str, Any]:
+def load_npz(path: str, shapes_only: bool = False) -> dict[str, Any]:
   """Reads parameters, with our names.
 
   Args:
     path: local path, or a URL that fsspec opens.
-    hollow: whether to read only shapes and return zeros that take no memory.
+    shapes_only: whether to read shapes alone; the arrays are zeros that take
+      no memory.
 
   Returns:
     Nested dictionaries of numpy arrays.
@@ -49,13 +50,13 @@ def load_npz(path: str, hollow: bool = False) -> dict[str, Any]:
   fs, local = locate(path)
   try:
     with fs.open(local, "rb") as stream:
-      arrays = dict(_read_arrays(stream, fs.size(local), hollow))
-    return tree_lib.unflatten(vit_names.to_ours(arrays))
+      arrays = dict(_read_arrays(stream, fs.size(local), shapes_only))
+    return tree_lib.unflatten(vit_names.to_parameter_names(arrays))
   except Exception as error:
     # Damaged archives raise errors of many types.
     raise CheckpointError(
-      f"{path}: {brief(error)}. It must be an .npz file of numeric arrays, as "
-      "NumPy writes it. Fetch it again."
+      f"{path}: {one_line(error)}. It must be an .npz file of numeric arrays, "
+      "as NumPy writes it. Fetch it again."
     ) from error
 
 
@@ -80,7 +81,7 @@ def _write_arrays(stream: IO[bytes], params: PyTree) -> None:
 
 
 def _read_arrays(
-  stream: IO[bytes], size: int, hollow: bool
+  stream: IO[bytes], size: int, shapes_only: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
   """The names and arrays of an archive of `size` bytes."""
   with zipfile.ZipFile(stream) as archive:
@@ -98,7 +99,7 @@ def _read_arrays(
         raise CheckpointError(f"{member.filename!r} is not an array")
       with archive.open(member) as content:
         array = _check_header(content, member)
-      if not hollow:
+      if not shapes_only:
         with archive.open(member) as content:
           array = np.lib.format.read_array(content, allow_pickle=False)
       bfloat16 = array.dtype == _BFLOAT16
@@ -123,4 +124,4 @@ def _check_header(content: IO[bytes], member: zipfile.ZipInfo) -> np.ndarray:
       f"{member.filename!r} claims {dtype}{shape}, but has {member.file_size} "
       "bytes"
     )
-  return tree_lib.hollow(shape, dtype)
+  return tree_lib.zeros_without_memory(shape, dtype)

@@ -57,7 +57,9 @@ _STACKED = "Encoder/encoderblock/"
 _MAX_BLOCKS = 1000
 
 
-def to_ours(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_parameter_names(
+  arrays: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
   """Translates names to our parameter paths; our own names do not change.
 
   Args:

@@ -69,7 +69,8 @@ def read_vmoe_shapes(prefix: str) -> dict[str, Any]:
   """
   _, tree, entries, _ = _open(_Files(prefix))
   arrays = (
-    tree_lib.hollow(entry.shape, entry.dtype) for entry in entries.values()
+    tree_lib.zeros_without_memory(entry.shape, entry.dtype)
+    for entry in entries.values()
   )
   return _rebuild(tree, arrays)
 

@@ -71,7 +71,7 @@ class StepsAhead:
     if len(self._waiting) > self._batches_ahead:
       self._finish()
 
-  def settle(self) -> None:
+  def wait(self) -> None:
     """Waits for all steps."""
     while self._waiting:
       self._finish()

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from vmoe_study.training.ahead import StepsAhead
 from vmoe_study.training.health import TrainingFailure
 from vmoe_study.training.state import TrainState
 from vmoe_study.training.step import make_gradient, make_train_step
+from vmoe_study.training.steps_ahead import StepsAhead
 
 OPTIMIZER = optax.adam(0.1)
 STEPS = 25
@@ -52,8 +52,8 @@ def run(bad, settle_at, on_failure):
   for step in range(STEPS):
     ahead.run(step, batch(step, bad))
     if step in settle_at:
-      ahead.settle()
-  ahead.settle()
+      ahead.wait()
+  ahead.wait()
   assert ahead.skipped == len(bad)
   return ahead.state, seen
 
