@@ -155,18 +155,18 @@ def test_a_file_that_goes_missing_is_skipped_and_counted(photos):
 def test_urls_are_read_by_fsspec(photos, monkeypatch):
   monkeypatch.setattr(ranges, "FIRST_PAUSE", 0.0)
   store = fsspec.filesystem("memory")
-  store.put(str(photos), "/bucket", recursive=True)
+  store.put(str(photos), "/image_csv", recursive=True)
   text = f"image,label\na.png,cat\n{photos}/b.png,dog\ndeep/no.png,dog\n"
-  store.pipe("/bucket/train.csv", text.encode())
-  source = open_split("image_csv", "train", "memory://bucket")
+  store.pipe("/image_csv/train.csv", text.encode())
+  source = open_split("image_csv", "train", "memory://image_csv")
   assert source.is_remote
   expected = [(photos / name).read_bytes() for name in ("a.png", "b.png")]
   assert [source[i]["image"] for i in range(2)] == expected
   with pytest.raises(
-    RecordError, match=r"bucket/deep/no\.png .*, line 4\): ca"
+    RecordError, match=r"image_csv/deep/no\.png .*, line 4\): ca"
   ):
     source[2]
-  store.rm("/bucket", recursive=True)
+  store.rm("/image_csv", recursive=True)
 
 
 @pytest.mark.slow  # Starts a server.
