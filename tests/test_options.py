@@ -27,7 +27,7 @@ class Outer:
   maybe: Inner | None = None
   many: Mapping[str, Inner] = dataclasses.field(default_factory=dict)
   anything: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  numbers: tuple[int, ...] = ()
+  numbers: str | tuple[int, ...] = ()
 
 
 def test_builds_nested_dataclasses_from_json_like_values():

@@ -104,9 +104,10 @@ def check_type(where: str, value: Any, hint: Any) -> None:
   finite.
   """
   options = typing.get_args(hint) or (hint,)
-  if isinstance(value, tuple) and options[-1] is ...:
+  item_hint = _item_hint(hint)
+  if isinstance(value, tuple) and item_hint is not None:
     for i, item in enumerate(value):  # Beartype looks at one item of many.
-      check_type(f"{where}[{i}]", item, options[0])
+      check_type(f"{where}[{i}]", item, item_hint)
     return
   if typing.get_origin(hint) is typing.Literal:
     accepted, described = value in options, " or ".join(map(repr, options))
@@ -123,6 +124,15 @@ def check_type(where: str, value: Any, hint: Any) -> None:
     raise ValueError(f"{where}={value!r}: must be less than 2**31.")
   if isinstance(value, float) and not math.isfinite(value):
     raise ValueError(f"{where}={value!r}: must be a finite number.")
+
+
+def _item_hint(hint: Any) -> Any:
+  """X, if the type is `tuple[X, ...]`, or a union with it; else None."""
+  for option in (hint, *typing.get_args(hint)):
+    items = typing.get_args(option)
+    if typing.get_origin(option) is tuple and items[-1] is ...:
+      return items[0]
+  return None
 
 
 def _cut(text: str) -> str:

@@ -299,4 +299,4 @@ def test_options_of_the_command_line_have_names_that_are_strings():
 
 def test_a_long_value_is_cut():
   said = check(FILE, f"--config.shots={'(' * 9999}")
-  assert len(said) < 400 and "must be tuple" in said
+  assert len(said) < 400 and "must be int" in said

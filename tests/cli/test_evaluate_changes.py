@@ -212,4 +212,4 @@ def test_an_imported_checkpoint_needs_a_config(tmp_path, capsys):
   config = f"--config={tmp_path / 'config.py'}"
   assert main(["evaluate", workdir, config]) == 0
   table = capsys.readouterr().out
-  assert "test/examples |" in table and " 20 |" in table
+  assert "| test/examples " in table and " 20 |" in table
