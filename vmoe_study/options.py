@@ -15,21 +15,6 @@ MAX_SHOWN = 200  # Characters of a wrong value.
 _NUMBERS = BeartypeConf(is_pep484_tower=True)  # An int is also a float.
 
 
-class OptionsError(ValueError):
-  """Invalid user input, with every problem found.
-
-  Attributes:
-    problems: one message each.
-  """
-
-  def __init__(self, problems: Iterable[str]):
-    # A single text is given where an error is raised again with more detail.
-    if isinstance(problems, str):
-      problems = (problems,)
-    self.problems: tuple[str, ...] = tuple(problems)
-    super().__init__("\n".join(self.problems))
-
-
 # Upper bounds far beyond any use. Larger values would take minutes, or all
 # memory, before anything else refused them.
 UPPER_BOUNDS = {
@@ -59,6 +44,21 @@ UPPER_BOUNDS = {
   "read_threads": 1000,
   "batches_ahead": 16,  # JAX's CPU collectives deadlock above 31 programs.
 }
+
+
+class OptionsError(ValueError):
+  """Invalid user input, with every problem found.
+
+  Attributes:
+    problems: one message each.
+  """
+
+  def __init__(self, problems: Iterable[str]):
+    # A single text is given where an error is raised again with more detail.
+    if isinstance(problems, str):
+      problems = (problems,)
+    self.problems: tuple[str, ...] = tuple(problems)
+    super().__init__("\n".join(self.problems))
 
 
 def problems_of(error: ValueError) -> tuple[str, ...]:
@@ -146,6 +146,16 @@ def check_least(where: str, value: float, least: float) -> None:
     raise ValueError(f"{where}={value!r}: must be at least {least}.")
 
 
+def check_upper_bounds(where: str, values: Mapping[str, Any]) -> None:
+  """Raises ValueError if a value is beyond the bound of its name."""
+  for name, largest in UPPER_BOUNDS.items():
+    value = values.get(name, 0)
+    if isinstance(value, int | float) and value > largest:
+      raise ValueError(
+        f"{where}.{name}={value!r}: must be at most {largest:,}."
+      )
+
+
 def build(cls: type, where: str, values: Any) -> Any:
   """Makes a dataclass from a mapping, checking every name, type and value.
 
@@ -230,13 +240,3 @@ def _to_tuples(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return tuple(_to_tuples(item) for item in value)
   return value
-
-
-def check_upper_bounds(where: str, values: Mapping[str, Any]) -> None:
-  """Raises ValueError if a value is beyond the bound of its name."""
-  for name, largest in UPPER_BOUNDS.items():
-    value = values.get(name, 0)
-    if isinstance(value, int | float) and value > largest:
-      raise ValueError(
-        f"{where}.{name}={value!r}: must be at most {largest:,}."
-      )

@@ -1,5 +1,6 @@
 """Results of a sweep that was run in parts."""
 
+from vmoe_study.run.config_file import load_config
 from vmoe_study.study import results
 from vmoe_study.study.results import Cell
 
@@ -28,3 +29,14 @@ def test_runs_of_other_configs_and_repeated_runs_stay_apart(tmp_path):
   again = write(tmp_path, "again", (1, 2))
   found = results.load([first, other, again])
   assert [list(cell.runs) for cell in found] == [[0, 1], [2], [1, 2]]
+
+
+def test_results_without_a_newer_field_join_those_with_its_default(tmp_path):
+  config = load_config("configs/digits.py").to_dict()
+  older = {k: v for k, v in config.items() if k not in ("seed", "draw_rule")}
+  newer = {**older, "draw_rule": config["draw_rule"]}
+  first = write(tmp_path, "first", (0,), config=older)
+  second = write(tmp_path, "second", (1,), config=newer)
+  other = write(tmp_path, "other", (2,), config={**newer, "draws": 7})
+  found = results.load([first, second, other])
+  assert [list(cell.runs) for cell in found] == [[0, 1], [2]]

@@ -200,8 +200,8 @@ def _joined(cells: Sequence[Cell]) -> list[Cell]:
   joined: list[Cell] = []
   for cell in cells:
     for i, other in enumerate(joined):
-      equal = (other.name, other.config) == (cell.name, cell.config)
-      if equal and not other.runs.keys() & cell.runs.keys():
+      disjoint = not other.runs.keys() & cell.runs.keys()
+      if disjoint and _is_same(cell, other):
         seeds = tuple(sorted({*other.seeds, *cell.seeds}))
         runs = {**other.runs, **cell.runs}
         joined[i] = dataclasses.replace(other, seeds=seeds, runs=runs)
@@ -209,6 +209,27 @@ def _joined(cells: Sequence[Cell]) -> list[Cell]:
     else:
       joined.append(cell)
   return joined
+
+
+def _is_same(cell: Cell, other: Cell) -> bool:
+  """Whether two cells have the same name and config."""
+  if cell.name != other.name:
+    return False
+  return cell.config == other.config or (
+    completed(cell.config) == completed(other.config)
+  )
+
+
+def completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The config of a cell, with defaults for fields newer than its results."""
+  from vmoe_study.config import parse  # Takes JAX, which reports do without.
+
+  try:
+    found = parse({**config, "seed": 0}).to_dict()
+  except ValueError:  # Written by an older version, which had other fields.
+    return config
+  del found["seed"]
+  return json.loads(json.dumps(found))
 
 
 def _from_sweep(root: epath.Path) -> Iterator[Cell]:

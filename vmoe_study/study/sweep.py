@@ -13,11 +13,10 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from vmoe_study.config import parse
 from vmoe_study.options import OptionsError, check_names, problems_of
 from vmoe_study.run.config_file import load_config
 from vmoe_study.study import sweep_manifest
-from vmoe_study.study.results import Cell, final_metrics
+from vmoe_study.study.results import Cell, completed, final_metrics
 from vmoe_study.study.sweep_manifest import SweepManifest, run_folder
 from vmoe_study.study.table_file import Row
 from vmoe_study.study.task_runner import Outcome, Task, TaskRunner
@@ -80,7 +79,7 @@ class Sweep:
       (cell.name, seed)
       for cell in known
       if cell.name in cells
-      and _completed(cells[cell.name]["config"]) == _completed(cell.config)
+      and completed(cell.config) == cells[cell.name]["config"]
       for seed in cell.runs
     }
     missing = [
@@ -173,7 +172,7 @@ def _extend_manifest(
   changed = [
     name
     for name, cell in found.cells.items()
-    if name not in cells or _completed(cell["config"]) != cells[name]["config"]
+    if name not in cells or completed(cell["config"]) != cells[name]["config"]
   ]
   if changed:
     raise ValueError(
@@ -182,13 +181,3 @@ def _extend_manifest(
       "another --root, or the table that the sweep was started with."
     )
   return SweepManifest(list(range(max(seeds, len(found.seeds)))), cells)
-
-
-def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
-  """The config of a cell, with defaults for fields newer than the sweep."""
-  try:
-    completed = parse({**config, "seed": 0}).to_dict()
-  except ValueError:  # Written by an older version, which had other fields.
-    return config
-  del completed["seed"]
-  return json.loads(json.dumps(completed))
