@@ -104,6 +104,7 @@ setup(
       "nbformat>=5.10",
       "POT>=0.9.5",
       "pytest>=8.2",
+      "pytest-timeout>=2.3",
       "pytest-xdist>=3.6",
       "PyYAML>=6",
       "ruff>=0.9",
