@@ -2,10 +2,12 @@
 
 import collections
 import contextlib
-import faulthandler
 import math
 import statistics
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Iterator
 
 from absl import logging
@@ -14,67 +16,90 @@ SLOWER = 10  # Than the median of the recent steps.
 LEAST_SECONDS = 10.0
 RECENT_STEPS = 100
 ENOUGH_STEPS = 10  # To know how long steps take.
-STDERR = 2  # In notebooks `sys.stderr` is no file.
 
 
 class StallWatch:
-  """Prints the stacks of all threads, once for every step that hangs.
+  """Logs the stacks of all threads, once for every step that hangs.
 
   A step hangs if the time since the end of the one before is `SLOWER` times the
-  median of the recent ones, and at least `least_seconds`. A thread without the
-  interpreter prints the stacks to stderr, so that code that holds its lock is
-  seen too. The run goes on; when the step has ended, its time is logged.
+  median of the recent ones, and at least `least_seconds`. The run goes on; when
+  the step has ended, its time is logged.
+
+  A thread of Python looks at the others. It sees what waits for devices, other
+  hosts, data or files. Compiled code that holds the interpreter is seen only
+  from outside, as by py-spy: the timer of `faulthandler`, which needs no
+  interpreter, reads stacks while they change, and ends some runs in a
+  segmentation fault.
   """
 
   def __init__(self, least_seconds: float = LEAST_SECONDS):
     self._least_seconds = least_seconds
-    # A timer is a thread. For short steps not every one gets its own: one is
-    # kept this long, and rings this much later.
-    self._kept_seconds = least_seconds / 10
-    self._armed = self._start = time.perf_counter()
+    self._start = time.perf_counter()
     self._recent: collections.deque[float] = collections.deque(
       maxlen=RECENT_STEPS
     )
+    self._deadline = math.inf  # Read by the thread; infinite: not to look.
+    self._shown = False  # The stacks, for the step that runs.
+    self._closed = threading.Event()
+    self._thread: threading.Thread | None = None
 
   def finished(self, step: int) -> None:
     """Tells that a step has finished; the next one begins."""
     seconds = time.perf_counter() - self._start
-    if seconds > self._limit():
+    if self._shown:
       logging.warning(
         "step %d took %.1f s, the median of those before is %.2f s. The stacks "
-        "of all threads, while it hung, are above, on stderr.",
+        "of all threads, while it hung, are above.",
         step,
         seconds,
         statistics.median(self._recent),
       )
     self._recent.append(seconds)
-    self._start = time.perf_counter()
-    if self._start - self._armed > self._kept_seconds:
-      self._arm()
+    self._begin()
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
     """Time in this context belongs to no step."""
-    self.close()
+    self._deadline = math.inf
     try:
       yield
     finally:
-      self._start = time.perf_counter()
-      self._arm()
+      self._begin()
 
   def close(self) -> None:
     """Stops watching."""
-    faulthandler.cancel_dump_traceback_later()
+    self._closed.set()
+    if self._thread is not None:
+      self._thread.join()
 
-  def _arm(self) -> None:
-    self._armed = time.perf_counter()
-    limit = self._limit()
-    if limit < math.inf:
-      faulthandler.dump_traceback_later(limit, file=STDERR)
+  def _begin(self) -> None:
+    self._shown = False
+    self._start = time.perf_counter()
+    self._deadline = self._start + self._limit()
+    if self._thread is None and self._deadline < math.inf:
+      self._thread = threading.Thread(target=self._watch, daemon=True)
+      self._thread.start()
 
   def _limit(self) -> float:
     """In seconds; infinite while too few steps are known."""
     if len(self._recent) < ENOUGH_STEPS:
       return math.inf
-    slow = max(SLOWER * statistics.median(self._recent), self._least_seconds)
-    return slow + self._kept_seconds
+    slow = SLOWER * statistics.median(self._recent)
+    return max(slow, self._least_seconds)
+
+  def _watch(self) -> None:
+    while not self._closed.wait(self._least_seconds / 10):
+      if time.perf_counter() > self._deadline and not self._shown:
+        self._shown = True
+        logging.warning("a step hangs. Its threads:\n%s", stacks())
+
+
+def stacks() -> str:
+  """The stacks of all other threads, the newest call of each last."""
+  names = {thread.ident: thread.name for thread in threading.enumerate()}
+  return "\n".join(
+    f"Thread {names.get(ident, ident)}:\n"
+    + "".join(traceback.format_stack(frame))
+    for ident, frame in sys._current_frames().items()
+    if ident != threading.get_ident()
+  )
