@@ -50,11 +50,11 @@ def environment(tmp_path_factory):
   }
 
 
-def start(workdir, environment):
+def start(workdir, environment, *more):
   words = [sys.executable, "-m", "vmoe_study", "train", *TINY]
   with open(workdir.with_suffix(".log"), "w") as log:
     return subprocess.Popen(
-      [*words, f"--workdir={workdir}"],
+      [*words, f"--workdir={workdir}", *more],
       cwd=ROOT,
       env=environment,
       stdout=log,
@@ -62,8 +62,8 @@ def start(workdir, environment):
     )
 
 
-def finish(workdir, environment):
-  run = start(workdir, environment)
+def finish(workdir, environment, *more):
+  run = start(workdir, environment, *more)
   assert run.wait(timeout=500) == 0, workdir.with_suffix(".log").read_text()
 
 
@@ -174,8 +174,8 @@ def test_a_killed_worker_is_one_sentence(undisturbed, environment, tmp_path):
   workdir = tmp_path / "work"
   directory = workdir / "checkpoints"
   log = workdir.with_suffix(".log")
-  run = start(workdir, environment)
-  wait_for(lambda: max(complete_steps(directory), default=0) >= 3, run)
+  run = start(workdir, environment, "--config.train.save_every=0")
+  wait_for(lambda: "step 3/" in log.read_text(), run)
 
   def is_worker(pid):
     return b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -188,6 +188,8 @@ def test_a_killed_worker_is_one_sentence(undisturbed, environment, tmp_path):
   assert "Traceback" not in said and "leaked" not in said
   assert last.startswith("error: a process that reads data has ended: Killed.")
   assert "train.num_workers" in last
-  finish(workdir, environment)
+  [saved] = complete_steps(directory)  # Because of the error.
+  finish(workdir, environment, "--allow-change")
+  assert f"step {saved} of {STEPS}" in log.read_text()
   assert fingerprints(workdir) == fingerprints(undisturbed)
   assert measured(workdir) == measured(undisturbed)

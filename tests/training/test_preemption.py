@@ -22,11 +22,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Batches:
   wait_seconds = 0.0
 
-  def __init__(self, signals):
-    self.number, self.signals = 0, signals
+  def __init__(self, signals, failing):
+    self.number, self.signals, self.failing = 0, signals, failing
 
   def __next__(self):
     self.number += 1
+    if self.number == self.failing:
+      fail()
     for number in self.signals.get(self.number, ()):
       os.kill(os.getpid(), number)
     return np.zeros(1)
@@ -61,7 +63,7 @@ def run(tmp_path):
     assert int(state.step) == step
     saved.append(step)
 
-  def run(signals=None, evaluator=None, start=0, **timetable):
+  def run(signals=None, evaluator=None, start=0, failing=None, **timetable):
     saved.clear()
     steps = StepsAhead(
       lambda s, batch: (
@@ -79,7 +81,10 @@ def run(tmp_path):
     with writer as writer, Preemption() as stop:
       hooks = Hooks(evaluators, save, lambda *_: {}, stop, writer)
       state, is_finished = train(
-        steps, Batches(signals or {}), Timetable(9, **timetable), hooks
+        steps,
+        Batches(signals or {}, failing),
+        Timetable(9, **timetable),
+        hooks,
       )
     return int(state.step), is_finished
 
@@ -143,3 +148,11 @@ def test_an_evaluation_is_given_up_if_asked(run, tmp_path):
   # At a step that is saved because of a signal, there is no evaluation.
   assert train({9: [signal.SIGTERM]}, Evaluator()) == (9, False)
   assert saved == [4, 8, 9] and evaluated(tmp_path) == []
+
+
+def test_what_is_trained_is_saved_if_the_next_batch_fails(run):
+  train, saved = run
+  for start, failing, expected in ((0, 7, [4, 6]), (0, 5, [4]), (6, 1, [])):
+    with pytest.raises(OSError, match="no such image"):
+      train(start=start, failing=failing)
+    assert saved == expected

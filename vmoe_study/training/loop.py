@@ -112,7 +112,8 @@ def train(
   """Trains from the step of `steps.state` to the end of the timetable.
 
   Every state is saved before it is evaluated: if the evaluation is interrupted,
-  the resumed run evaluates this state first.
+  the resumed run evaluates this state first. The last state is also saved if
+  the next batch raises an error, unless the run has several hosts.
 
   Args:
     steps: the compiled step with the state to start from; batch n of `batches`
@@ -177,8 +178,17 @@ def _run(
       steps.wait()
       with paused():
         profile.begin()
+    try:
+      batch = next(batches)
+    except Exception:
+      # The other hosts of a run are in this step, and would not save with it.
+      if step > start_step and not saving and jax.process_count() == 1:
+        steps.wait()
+        with paused():
+          hooks.save(step, steps.state, steps.skipped)
+      raise
     with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
-      steps.run(step, reporter.counted(next(batches)))
+      steps.run(step, reporter.counted(batch))
     if timetable.is_due(step + 1, timetable.report):
       steps.wait()
       more = {"skipped_steps": steps.skipped, **steps.watch.metrics()}
