@@ -85,6 +85,19 @@ def test_a_folder_that_jax_was_told_comes_first(counts, tmp_path, told):
   assert any(other.glob("*-cache")) == told
 
 
+def test_another_processor_has_a_folder_of_its_own(tmp_path, monkeypatch):
+  here = programs.folder("run", "cpu", 2)
+  assert here == programs.folder("run", "cpu", 2)
+  described = tmp_path / "cpuinfo"
+  monkeypatch.setattr(programs, "CPU_INFO", described)
+  found = {here}
+  for flags in ("avx2", "avx2 avx512f"):
+    for speed in (2100, 3000):
+      described.write_text(f"flags\t: {flags}\ncpu MHz\t: {speed}\n")
+      found.add(programs.folder("run", "cpu", 2))
+  assert len(found) == 3
+
+
 @pytest.mark.slow  # Starts a server.
 def test_in_a_bucket(counts, tmp_path):
   (tmp_path / "bucket").mkdir()

@@ -3,11 +3,15 @@
 JAX keeps them; this chooses the folder. All processes read from it, the first
 one writes. A program is found again under its source, the versions of JAX and
 XLA, their flags and the kind of the devices. For CPUs it depends on the number
-of cores too, which JAX leaves out.
+of cores and the instructions too, which JAX leaves out: what another machine
+compiled can end a process.
 """
 
 import contextlib
+import hashlib
 import os
+import pathlib
+import platform as platform_lib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +20,8 @@ from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 FOLDER = ".compiled"  # In a workdir, or in the root of a sweep.
+CPU_INFO = pathlib.Path("/proc/cpuinfo")  # On Linux.
+CPU_LINES = ("model name", "flags", "CPU part", "Features")  # x86, then ARM.
 
 
 def folder(root: epath.PathLike, platform: str, num_cores: int) -> epath.Path:
@@ -26,8 +32,18 @@ def folder(root: epath.PathLike, platform: str, num_cores: int) -> epath.Path:
     platform: JAX's name of the backend: "cpu", "gpu" or "tpu".
     num_cores: that the process may use.
   """
-  name = f"{num_cores}_cores" if platform == "cpu" else platform
+  name = f"{_cpu()}_{num_cores}_cores" if platform == "cpu" else platform
   return epath.Path(root) / FOLDER / name
+
+
+def _cpu() -> str:
+  """Names what the processor of this machine can do."""
+  known = platform_lib.machine() + platform_lib.processor()
+  if CPU_INFO.exists():
+    lines = CPU_INFO.read_text().splitlines()
+    known += "".join(sorted({x for x in lines if x.startswith(CPU_LINES)}))
+  digest = hashlib.sha256(known.encode()).hexdigest()
+  return f"{platform_lib.machine()}_{digest[:8]}"
 
 
 @contextlib.contextmanager
