@@ -34,6 +34,7 @@ seconds of training on one core, two runs at a time on a busy machine):
   bias_adjusted_token_choice          98.05    98.61     (*)
   relu                                98.05    98.05     (*)
   threshold                           98.33    99.44     (*)
+  column_sparse_token_choice          98.33    98.33     (*)
   dropless_token_choice               98.61    98.89     (*)
   random                              98.05    97.49     (*)
   hash                                98.33    98.61     (*)

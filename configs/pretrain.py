@@ -102,8 +102,9 @@ it builds on.
 
 Differences from the public configs: blocks compute in bfloat16, there in
 float32 (`notebooks/figures/README.md` has the effect on routing). Length and
-batch of V-MoE on JFT are not in them, and our choice. Nothing is trained with a
-contrastive loss here, so Soft MoE's config for LAION has no counterpart.
+batch of V-MoE on JFT are not in them, and our choice, as is an evaluation every
+10,000 steps, there every 1,000. `python -m configs.tables` names the public
+configs that have no counterpart here.
 
 Hardware: made for TPU pods, with one expert or more per chip. V-MoE-S/32 took 5
 hours 50 minutes on a TPU v3-32 with imagenet1k, according to its public config;

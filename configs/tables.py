@@ -538,6 +538,17 @@ TABLES: dict[str, Table] = {
   ),
 }
 
+# Public configs of the papers above that no table has, and why.
+NO_COUNTERPART = {
+  "2308.00951, pretrain_laion.py": "image and text towers with a contrastive "
+  "loss on LAION-400M; only image classifiers are trained here",
+  "2110.03360, configs/eee_paper": "ensembles of experts within a V-MoE model; "
+  "there are none here",
+  "2106.05974, V-MoE-S/32 after 1,000 epochs of ILSVRC2012 (randaug_medium)": (
+    "released weights without a public config"
+  ),
+}
+
 
 def actual_capacity(row: Row) -> str:
   """The capacity factor of training, after rounding; and of evaluations."""
@@ -564,13 +575,24 @@ def markdown(name: str) -> str:
 
 
 def overview() -> str:
-  """A paragraph per table: its name, what it is, how many results it has."""
+  """A paragraph per table: its name, what it is, how many results it has.
+
+  Then what has no counterpart.
+  """
   texts = []
   for name, table in TABLES.items():
     published = sum(row.results != NOT_PUBLISHED for row in table)
     count = f"{len(table.rows)} rows, {published} with published results"
     text = textwrap.fill(f"{table.about} ({count}).", 76)
     texts.append(f"{name}\n{textwrap.indent(text, '  ')}")
+  texts.append("\nWithout a counterpart here:")
+  for config, reason in NO_COUNTERPART.items():
+    texts.append(
+      textwrap.indent(textwrap.fill(f"{config}: {reason}.", 76), "  ")
+    )
+  texts.append(
+    '"not published", in rows: no number is known here. JFT is not public.'
+  )
   return "\n".join(texts)
 
 

@@ -6,6 +6,7 @@ import pytest
 from matplotlib.image import imread
 
 from vmoe_study.cli.main import main
+from vmoe_study.nn.router import SparseRouter
 from vmoe_study.performance.layer_figure import draw
 
 PROMISED = {
@@ -67,6 +68,34 @@ def test_every_part_of_the_breakdown_is_there(record):
       *("router", "solver", "choice", "dispatch", "experts", "combine")
     }
     assert min(parts.values()) >= 0
+
+
+@pytest.mark.parametrize(
+  "router, form", [("base", "index"), ("dropless_token_choice", "grouped")]
+)
+def test_training_is_timed_as_it_is(router, form, tmp_path, monkeypatch):
+  """Balanced assignment, which evaluation is without; noise; grouped rows."""
+  choices = []
+  route = SparseRouter.route
+
+  def record(self, logits, deterministic=True):
+    choices.append((deterministic, logits.noise is not None))
+    return route(self, logits, deterministic)
+
+  monkeypatch.setattr(SparseRouter, "route", record)
+  out = tmp_path / "layer.json"
+  command = ["bench", "layer", *TINY[:-2], router, f"--out={out}"]
+  assert main([*command, "--forms=index", "--capacities", "1", "2"]) == 0
+  rows = json.loads(out.read_text())["rows"]
+  assert {(r["form"], r["capacity"], r["pass"]) for r in rows} == {
+    (form, capacity, which)
+    for capacity in (1, 2)
+    for which in ("forward", "forward_backward")
+  }
+  is_noisy = router == "dropless_token_choice"
+  in_training, in_evaluation = (False, is_noisy), (True, False)
+  breakdown = (False, False)
+  assert set(choices) == {in_training, in_evaluation, breakdown}
 
 
 def test_an_unknown_dtype_is_refused(capsys):

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 
 from configs.tables import TABLES
 from vmoe_study.data.ops import parse_ops
+from vmoe_study.evaluation.fewshot import PENALTIES
 from vmoe_study.nn import cost
 from vmoe_study.nn.vit import VisionTransformer, moe_blocks
 from vmoe_study.parallel.mesh import MeshSpec, make_mesh
@@ -288,7 +289,7 @@ def test_decay_masks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("column", [I21K, JFT4B])
+@pytest.mark.parametrize("column", COLUMNS)
 def test_initial_distributions(column):
   """The distributions of section 4 of recipes.txt."""
   wide = ("width=64", "mlp_dim=256")
@@ -308,6 +309,7 @@ def test_initial_distributions(column):
     r"SelfAttention/(query|key|value|out)/kernel": attention,
     r"embedding/kernel": 0.5,  # Lecun normal: 4 pixels of one channel.
     r"Router/dense/kernel": 1 / 8,  # Lecun normal: 64 values.
+    r"pre_logits/kernel": 1 / 8,
     r"Router/mu": 1 / math.sqrt(64 * 4),
     r"head/kernel|cls|LayerNorm_\d/bias|encoder_norm/bias": 0,
     r"SelfAttention/\w+/bias|embedding/bias": 0,
@@ -325,9 +327,11 @@ def test_initial_distributions(column):
       assert (values == values[:1]).all(), path  # Experts start equal.
     elif re.search(r"Dense_\d/kernel$", path):
       assert np.abs(values).max() <= mlp * math.sqrt(3)  # Uniform.
-  absent = {r"Router/mu" if column == I21K else r"Router/dense/kernel"}
+  absent = {r"Router/dense/kernel" if column == JFT4B else r"Router/mu"}
+  if cell("representation layer", column) == "none":
+    absent.add(r"pre_logits/kernel")
   assert seen == deviations.keys() - absent
-  bias = {I21K: -10.0, JFT4B: -math.log(10)}[column]
+  bias = -10.0 if column == I21K else -math.log(10)
   assert (params["head/bias"] == np.float32(bias)).all()
 
 
@@ -348,6 +352,15 @@ def test_fine_tuning():
     assert not spec.optimizer.weight_decay and not spec.mixup
     assert spec.loss == "softmax_xent"
     side = int(number(columns["resolution"][column]))
+    kind = int(config.data.name == "cifar10")  # One cell for both ImageNets.
+    split, ops = columns["train"][kind].split(maxsplit=1)
+    assert ops == f"inception crop {side}, flip (both)"
+    assert config.data.split == split
+    range_ = "value_range(-1, 1)"
+    assert config.data.ops == f"inception_crop({side})|flip_lr|{range_}"
+    assert f"resize to {side} x {side}" in columns["evaluation"][kind]
+    found = {e.data.ops for e in config.evaluations.values()}
+    assert found == {f"resize({side})|{range_}"}
     tokens, capacity, _ = sizes(config, side)
     group, slots = columns["group, C (arithm.)"][column].split(", ")
     assert (tokens, capacity) == (number(group), number(slots))
@@ -363,6 +376,25 @@ def test_fine_tuning():
     assert fields["representation_size"] == 0
     classes = config.data.num_classes
     assert fields["head_bias_init"] == pytest.approx(-math.log(classes))
+
+
+def test_few_shot_tasks():
+  text = (REFERENCE / "recipes.txt").read_text()
+  start = text.index("Few-shot (common_fewshot.py)")
+  text = " ".join(text[start : text.index("LAION two towers")].split())
+  config = pretrained(JFT, "fewshot=many")
+  shots = ", ".join(map(str, config.shots))
+  assert f"shots {shots}; penalties 2^-10 ... 2^19;" in text
+  assert tuple(2.0**n for n in range(-10, 20)) == PENALTIES
+  assert "resized to 256 x 256 (LAION 292), centre 224 " in text
+  listed, found = text.partition("(name: train, test): ")[2], set()
+  for task in config.fewshot.values():
+    assert task.train.name == task.test.name
+    splits = f"{task.train.split}, {task.test.split}"
+    found.add(f"{task.train.name} {splits}")
+    for data in (task.train, task.test):
+      assert data.ops == "resize(256)|central_crop(224)|value_range(-1, 1)"
+  assert found == set(listed.rstrip(".").split("; "))
 
 
 # Schedules without a recipe here: contrastive training, ensembles, and one that

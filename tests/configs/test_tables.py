@@ -172,6 +172,8 @@ def test_tables_say_what_they_are_and_print_the_actual_capacity():
   for name, table in tables.TABLES.items():
     assert f"{name}\n  {table.about[:60]}" in overview
     assert table.about.startswith(("Of no paper", "2", "The comparison of"))
+  for config in ("pretrain_laion.py", "eee_paper", "randaug_medium"):
+    assert config in overview.partition("Without a counterpart here:")[2]
   _, _, _, _, first, *_ = tables.markdown("imagenet1k").splitlines()
   assert "| 1.08 in training, 4 in evaluation |" in _squeezed(first)
   assert "ILSVRC2012 validation 73.1%" in first

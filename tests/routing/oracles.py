@@ -40,6 +40,28 @@ def expert_choice(scores, C):
   return [sorted(range(len(s)), key=lambda t: -s[t])[:C] for s in scores.T]
 
 
+def deferred_acceptance(scores, C, M):
+  """(S, E) scores to the tokens of each expert, one proposal at a time.
+
+  Experts propose to tokens in decreasing order of score until they have C; a
+  token keeps the M experts with the highest scores.
+  """
+  num_tokens, num_experts = scores.shape
+  lists = [list(np.argsort(-s, kind="stable")) for s in scores.T]
+  held = [[] for _ in range(num_tokens)]
+  slots = [[] for _ in range(num_experts)]
+  while any(len(s) < C and left for s, left in zip(slots, lists, strict=True)):
+    e = next(e for e in range(num_experts) if len(slots[e]) < C and lists[e])
+    token = lists[e].pop(0)
+    held[token].append(e)
+    slots[e].append(token)
+    if len(held[token]) > M:
+      worst = min(held[token], key=lambda e: scores[token, e])
+      held[token].remove(worst)
+      slots[worst].remove(token)
+  return slots
+
+
 def routing_tensors(slots, weights, C):
   """Dispatch and Combine (S, E, C) of tokens in slots, weights (S, E)."""
   dispatch = np.zeros((*weights.shape, C))
@@ -96,3 +118,35 @@ def semi_dual(alpha, affinity, k):
   mass = affinity.shape[0] / affinity.shape[1]
   columns = [sparse_column_value(alpha + a, mass, k) for a in affinity.T]
   return mass * sum(columns) - alpha.sum()
+
+
+def sparse_transport(affinity, k, mass, num_iterations=20):
+  """Plan (a, b) with k nonzeros per column of the mass, by Adam on the dual.
+
+  The rows tend to equal sums, by one entry of the dual variable each.
+  """
+  affinity = np.float64(affinity)
+  row_mass = mass * affinity.shape[1] / affinity.shape[0]
+  alpha, first, second = np.zeros((3, len(affinity)))
+
+  def plan():
+    return np.stack(
+      [_sparse_column(alpha + column, k, mass) for column in affinity.T], axis=1
+    )
+
+  for step in range(1, num_iterations + 1):
+    gradient = plan().sum(axis=1) - row_mass
+    if np.linalg.norm(gradient) <= 1e-3:
+      break
+    first = 0.9 * first + 0.1 * gradient
+    second = 0.999 * second + 0.001 * gradient**2
+    scale = np.sqrt(second / (1 - 0.999**step)) + 1e-8
+    alpha = alpha - 0.01 * first / (1 - 0.9**step) / scale
+  return plan()
+
+
+def _sparse_column(x, k, mass):
+  column = np.zeros(len(x))
+  largest = np.argsort(-x, kind="stable")[:k]
+  column[largest] = mass * project_onto_simplex(x[largest] / mass)
+  return column

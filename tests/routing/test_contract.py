@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from vmoe_study.nn.logits import CosineLogits, LinearLogits
+from vmoe_study.nn.parameter_names import ROUTER_STATE
 from vmoe_study.nn.zoo import ROUTERS
+from vmoe_study.nn.zoo_page import expert_rows
 from vmoe_study.routing.affinity import (
   RowSparseTransport,
   Sinkhorn,
@@ -20,6 +22,7 @@ from vmoe_study.routing.affinity import (
 )
 from vmoe_study.routing.choice import ExpertChoice, TokenChoice
 
+from . import formulas, oracles
 from .layer import EXTREMES, Setting, outcomes, router_of, token_order
 
 CROWDED = Setting(2, 12, 4, selected=2, priority=True)
@@ -38,6 +41,7 @@ SETTINGS += [
 ]
 EXACT = [s for s in SETTINGS if "half precision" not in str(s.id)]
 SPARSE = [n for n, spec in ROUTERS.items() if "plan_form" in spec.options()]
+SOFT = [n for n, s in ROUTERS.items() if s.guarantees.slots == "a mean"]
 
 
 def for_all(names=ROUTERS, settings=SETTINGS):
@@ -122,6 +126,74 @@ def test_slots_hold_a_token_or_a_mean(name, setting):
       assert dispatch.sum(axis=1).max() <= 1
       assert dispatch.sum(axis=3).max() <= 1
       assert not np.any(combine[dispatch == 0])
+
+
+def _plain(name):
+  """(logits without noise, data, outcome) of the plain cases, crowded."""
+  router = router_of(name, CROWDED)
+  for kind, _, data, form, outcome in outcomes(name, CROWDED):
+    if kind == "plain" and form != "dense":
+      variables = {"params": data.params["router"], ROUTER_STATE: data.state}
+      logits = router.apply(variables, data.x, True, method="logits")
+      yield np.asarray(logits.clean), data, outcome
+
+
+def _taken(given, dispatch, scores):
+  """Which token goes to which expert, (G, S, E), by scores of all groups."""
+  return np.stack(
+    [
+      oracles.routing_tensors(dispatch(given, group), group, given.C)[0].sum(2)
+      for group in scores
+    ]
+  )
+
+
+@pytest.mark.parametrize("name", [n for n in ROUTERS if n not in SOFT])
+def test_sparse_tensors_are_those_of_the_page(name):
+  """Dispatch and Combine, from the words of ROUTERS.md; 1e-5."""
+  spec, router = ROUTERS[name], router_of(name, CROWDED)
+  for clean, data, outcome in _plain(name):
+    options = spec.default_options()
+    given = formulas.Given(
+      logits=clean + data.noise,
+      weighed=clean + options["noisy_weights"] * data.noise,
+      state=data.state,
+      C=router.capacity(CROWDED.tokens),
+      K=router.choice.num_selected_experts,
+      M=options.get("max_experts_per_token", CROWDED.experts),
+      priority=getattr(router.choice, "batch_priority", False),
+    )
+    scores = formulas.SCORES[spec.about.scores](given)
+    taken = outcome["dispatch"].sum(axis=3)
+    if dispatch := formulas.DISPATCH.get(spec.about.dispatch):
+      np.testing.assert_array_equal(taken, _taken(given, dispatch, scores))
+    else:
+      assert name == "base"
+    weights = formulas.COMBINE[spec.about.combine](given, scores)
+    found = outcome["combine"].sum(axis=3)
+    np.testing.assert_allclose(found, taken * weights, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_soft_tensors_are_those_of_the_page(name):
+  about = ROUTERS[name].about
+  for clean, data, outcome in _plain(name):
+    for key, text in (
+      ("dispatch", about.dispatch),
+      ("combine", about.combine),
+    ):
+      expected = formulas.SOFT[text](np.float64(clean + data.noise))
+      np.testing.assert_allclose(outcome[key], expected, atol=1e-5)
+
+
+@for_all([n for n, s in ROUTERS.items() if not s.router.is_dropless])
+def test_expert_rows_per_token_are_those_of_the_page(name, setting):
+  K = _counts(name, setting)[0]["K"]
+  factors = {"factor": setting.factor, "K x factor": K * setting.factor}
+  per_token = factors[expert_rows(ROUTERS[name])]
+  for _, outcome in _ordinary(name, setting):
+    *_, E, C = outcome["dispatch"].shape
+    assert round(setting.tokens * per_token / E) == C
 
 
 def _scores(name, setting):

@@ -36,7 +36,7 @@ def _rows() -> Iterator[tuple[str, ...]]:
       _range(*promised.load),
       _range("0" if _may_drop(promised) else "", promised.experts[1]),
       _dropped(promised),
-      _cost(spec),
+      expert_rows(spec),
       _ARXIV.sub(r"[\1](https://arxiv.org/abs/\1)", about.source),
     )
 
@@ -58,7 +58,7 @@ def _dropped(promised: Guarantees) -> str:
   return f"none {promised.processed}; then {_range(*promised.experts)}"
 
 
-def _cost(spec: RouterSpec) -> str:
+def expert_rows(spec: RouterSpec) -> str:
   """Rows that experts compute per token, full or empty."""
   if spec.router.is_dropless:
     return "K"

@@ -1,7 +1,9 @@
 """Benchmark of a MoE layer: its overhead over the matrix products of experts.
 
 Two lower bounds are timed along with the routers: the experts alone, on inputs
-that are already dispatched, and a dense MLP on the same tokens.
+that are already dispatched, and a dense MLP on the same tokens. The pass
+"forward" is that of evaluation, "forward_backward" that of training, with noise
+and, where training has one of its own, its choice.
 """
 
 import dataclasses
@@ -49,10 +51,23 @@ class Case:
   row: dict[str, Any]
   params: Any
 
-  def output(self, params: Any, x: jax.Array) -> jax.Array:
-    """The layer's output, without its auxiliary outputs."""
-    y = self.module.apply(params, x, True)
+  def forward(
+    self, params: Any, x: jax.Array, key: jax.Array | None = None
+  ) -> jax.Array:
+    """The layer's output without its aux; in training if there is a key."""
+    rngs = {} if key is None else {"router": key}
+    y = self.module.apply(params, x, key is None, rngs=rngs)
     return y[0] if isinstance(y, tuple) else y
+
+  def forward_backward(
+    self, params: Any, x: jax.Array, key: jax.Array
+  ) -> tuple[jax.Array, Any]:
+    """A loss in training, and its gradients."""
+
+    def loss(params, x):
+      return jnp.mean(self.forward(params, x, key) ** 2)
+
+    return jax.value_and_grad(loss, argnums=(0, 1))(params, x)
 
 
 def _case(
@@ -170,16 +185,15 @@ def measure(
   """One row per router and pass, with ratios to both lower bounds."""
   rows = []
   for which in PASSES:
-    compiled = {}
+    compiled, calls = {}, {}
     for case in cases:
       progress(f"compiling {case.name}, {which}")
-      function = case.output if which == "forward" else _forward_backward(case)
-      arguments = case.params, case.input
-      compiled[case.name] = jax.jit(function).lower(*arguments).compile()
-    calls = {
-      case.name: functools.partial(compiled[case.name], case.params, case.input)
-      for case in cases
-    }
+      arguments = [case.params, case.input]
+      if which == "forward_backward":
+        arguments.append(jax.random.key(2))
+      function = jax.jit(getattr(case, which))
+      compiled[case.name] = function.lower(*arguments).compile()
+      calls[case.name] = functools.partial(compiled[case.name], *arguments)
     progress(f"timing {len(calls)} layers, {which}")
     seconds = interleaved_seconds(calls, rounds)
     rows += [
@@ -204,8 +218,8 @@ def _median_ms(seconds: Float[np.ndarray, "rounds"]) -> float:
 def breakdown(case: Case, rounds: int) -> dict[str, float]:
   """Forward time of each part of a routed layer in ms, timed one by one.
 
-  "choice" is the time of routing from logits to plan, less that of the affinity
-  ("solver").
+  "choice" is the time of routing from logits to plan, in training, less that of
+  the affinity ("solver").
   """
   x, group_images = case.input, case.module.moe.group_images
   tokens = x.reshape(-1, group_images * x.shape[1], x.shape[2])
@@ -254,7 +268,7 @@ def _parts(case: Case, group_size: int) -> dict[str, Callable]:
     "solver": lambda x: router.affinity(
       x.clean, slots, router.choice.num_selected_experts
     ),
-    "plan": lambda x: router.route(x)[0],
+    "plan": lambda x: router.route(x, deterministic=False)[0],
     "dispatch": lambda plan, x: plan.dispatch(x),
     "experts": lambda x: experts.apply({"params": params[names.MLP]}, x, True),
     "combine": lambda plan, y: plan.combine(y),
@@ -267,13 +281,6 @@ def _parts(case: Case, group_size: int) -> dict[str, Callable]:
   if not hasattr(router, "affinity"):
     del parts["solver"]
   return {name: jax.jit(part) for name, part in parts.items()}
-
-
-def _forward_backward(case: Case) -> Callable:
-  def loss(params, x):
-    return jnp.mean(case.output(params, x) ** 2)
-
-  return jax.value_and_grad(loss, argnums=(0, 1))
 
 
 def _compiled_cost(compiled, experts_only) -> dict[str, float]:

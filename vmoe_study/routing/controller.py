@@ -143,7 +143,8 @@ class ExpertThreshold(Controller):
 
   The threshold is a moving average of the score that S K / E tokens of a group
   reach, so that tokens with positive shifted scores are about as many as expert
-  choice would take, although no token is compared with another one.
+  choice would take, although no token is compared with another one: only the
+  average, which evaluation leaves as it is, ranks the tokens of a group.
 
   Attributes:
     threshold_decay: of the moving average, per step.
