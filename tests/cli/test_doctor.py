@@ -213,6 +213,15 @@ def test_damaged_images_are_named_or_counted(folder):
   assert "train/d: no .jpg" in dict(problems(values))["data"]
 
 
+def test_a_class_that_only_an_evaluation_has_is_named_and_nothing_else(folder):
+  path, values = folder
+  (path / "test" / "aa").mkdir()  # Before "b", whose number it takes.
+  image = np.zeros((12, 12, 3), np.uint8)
+  cv2.imwrite(str(path / "test" / "aa" / "0.jpg"), image)
+  ((subject, text),) = problems(values)
+  assert subject == "evaluations.test.data" and "class 'aa': not among" in text
+
+
 @pytest.fixture(scope="module")
 def trained():
   """The state of a run of VALUES, before its first step."""

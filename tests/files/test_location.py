@@ -54,6 +54,7 @@ def test_a_url_that_nothing_opens(url):
     ("./~/run", "./~/run"),
     ("runs/~1", "runs/~1"),
     ("gs://bucket/~/run", "gs://bucket/~/run"),
+    ("gs/run", "gs/run"),
   ],
 )
 def test_home_folders(written, expanded, monkeypatch):
@@ -67,9 +68,13 @@ def test_home_folders(written, expanded, monkeypatch):
     ("", "must be a path"),
     (" ", "must be a path"),
     ("~nobody-here/run", "must be '~' or '~' and the name of a user"),
-    ("gcs://bucket/run", "a URL that begins with gs://, s3://, az://. Change"),
-    ("memory://run", "a URL that begins with gs://, s3://, az://. Change"),
+    ("gcs://bucket/run", "a URL that begins with gs://, s3://, az:// and the"),
+    ("memory://run", "a URL that begins with gs://, s3://, az:// and the name"),
     ("://run", "a URL that begins with"),
+    ("gs:/bucket/run", "a URL that begins with"),
+    ("gs:bucket/run", "a URL that begins with"),
+    ("s3://", "and the name of a bucket"),
+    ("az:///run", "and the name of a bucket"),
   ],
 )
 def test_what_is_no_path(written, rule):

@@ -150,6 +150,8 @@ def _call(node: ast.expr) -> tuple[str, list[Any], dict[str, Any]]:
       return name, [], {}
     case ast.Call(ast.Name(name), args, keywords):
       named = {str(k.arg): ast.literal_eval(k.value) for k in keywords}
+      if len(named) < len(keywords):
+        raise ValueError("an argument is given twice")
       return name, [ast.literal_eval(arg) for arg in args], named
   raise ValueError("neither a name nor a call")
 

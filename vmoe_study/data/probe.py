@@ -10,6 +10,7 @@ import numpy as np
 from vmoe_study.data.classes import ClassNames
 from vmoe_study.data.examples import Example, ExampleReader
 from vmoe_study.data.records import RecordError
+from vmoe_study.data.sources import open_source
 from vmoe_study.data.spec import DataSpec
 
 EXAMPLES = 1000
@@ -56,7 +57,13 @@ def probe(spec: DataSpec) -> Probe:
     MissingDataError: the data set is not prepared; names the command.
     ValueError: it cannot be opened, or no example can be used.
   """
-  reader = ExampleReader(dataclasses.replace(spec, on_error="skip"))
+  source = open_source(spec)
+  # Classes with names are numbered by the run, which is not known here.
+  num_classes = max(spec.num_classes, len(source.class_names))
+  reader = ExampleReader(
+    dataclasses.replace(spec, on_error="skip", num_classes=num_classes),
+    source=source,
+  )
   count = len(reader.source)
   spread = np.linspace(0, count - 1, min(count, EXAMPLES)).astype(int)
   indices = np.union1d(spread, reader.source.file_ends()).tolist()

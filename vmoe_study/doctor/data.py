@@ -47,6 +47,11 @@ class DataField:
     """Whether the run trains on this data set."""
     return self.where.startswith(("data", "mixture."))
 
+  @property
+  def numbers_classes(self) -> bool:
+    """Whether a head has the classes of this data set, in their order."""
+    return self.is_for_training or self.where.endswith(".train")
+
 
 def find_data_fields(values: Mapping[str, Any]) -> list[DataField]:
   """The data sets of a config, even if other fields are wrong.
@@ -137,6 +142,8 @@ def _check_damage(field: DataField, found: Probe) -> Iterator[Finding]:
 
 def _check_classes(field: DataField, found: Probe) -> Iterator[Finding]:
   declared, given = found.num_classes, field.spec.num_classes
+  if found.class_names and not field.numbers_classes:
+    return  # `classes.check_classes` compares the names.
   if declared > given:
     head = ", and the model's head likewise" if field.is_for_training else ""
     yield Finding(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Remote stores for everything that a run reads and writes.
 SCHEMES = ("gs", "s3", "az")
+_STORES = tuple(f"{name}:" for name in SCHEMES)
 ENDPOINTS = {"gs": ("storage.googleapis.com", 443)}
 TIMEOUT_SECONDS = 10.0
 # If one of these is set, connections do not go straight to the endpoint.
@@ -46,11 +47,16 @@ def expand(
       f"{where}={text!r}: must be a path. Give a folder or file; '.' is the "
       "current folder."
     )
-  scheme, found, _ = text.partition("://")
-  if found and scheme not in (_known_schemes() if any_url else SCHEMES):
+  scheme, found, place = text.partition("://")
+  if text.startswith(_STORES):  # "gs:/bucket" is a slip, and no folder here.
+    is_valid = scheme in SCHEMES and place[:1] not in ("", "/")
+  else:
+    is_valid = not found or (any_url and scheme in _known_schemes())
+  if not is_valid:
     raise ValueError(
       f"{where}={text!r}: must be a local path, or a URL that begins with "
-      f"{', '.join(f'{name}://' for name in SCHEMES)}. Change it to one."
+      f"{', '.join(f'{name}://' for name in SCHEMES)} and the name of a bucket. "
+      "Change it to one."
     )
   expanded = text if found else os.path.expanduser(text)
   if expanded.startswith("~"):
