@@ -53,6 +53,7 @@ def test_arguments_may_be_named():
     ("randaug(2, 9, 'author')", "variant='author' (str): must be 'pillow' or"),
     ("__import__('os').system('x')", "must have the form"),
     ("resize(8)||flip_lr", "must have the form"),
+    ("resize(size=8, size=9)", "must have the form"),
     (f"resize({'(' * 9999}8)", "must have the form"),
     (f"resize({'-' * 99_999}8)", "must have the form"),
     ("resize({[]: 1})", "must have the form"),

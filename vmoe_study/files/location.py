@@ -55,8 +55,8 @@ def expand(
   if not is_valid:
     raise ValueError(
       f"{where}={text!r}: must be a local path, or a URL that begins with "
-      f"{', '.join(f'{name}://' for name in SCHEMES)} and the name of a bucket. "
-      "Change it to one."
+      f"{', '.join(f'{name}://' for name in SCHEMES)} and the name of a "
+      "bucket. Change it to one."
     )
   expanded = text if found else os.path.expanduser(text)
   if expanded.startswith("~"):
