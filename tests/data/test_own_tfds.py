@@ -103,7 +103,13 @@ def test_lists_of_integers_are_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("label", "value"), [(F.Text(), "a"), (F.Scalar(dtype=np.float32), 1.0)]
+  ("label", "value"),
+  [
+    (F.Text(), "a"),
+    (F.Scalar(dtype=np.float32), 1.0),
+    (F.Sequence({"id": F.Scalar(dtype=np.int64)}), [{"id": 1}]),
+    (F.FeaturesDict({"id": F.Scalar(dtype=np.int64)}), {"id": 1}),
+  ],
 )
 def test_other_labels_are_refused_by_name(tmp_path, label, value):
   features = {"image": RGB, "label": label}

@@ -245,8 +245,8 @@ def _check_image(name: str, image: tfds.features.FeatureConnector) -> None:
   rank = len(getattr(image, "shape", None) or ())
   if not isinstance(image, kinds) or dtype != np.uint8 or rank != 3:
     raise ValueError(
-      f"name={name!r}: feature 'image' is {image!r}; only images of uint8 "
-      "(height, width, channels) can be read. Convert the data set."
+      f"name={name!r}: feature 'image' is {_one_line(image)}; only images of "
+      "uint8 (height, width, channels) can be read. Convert the data set."
     )
 
 
@@ -255,10 +255,14 @@ def _check_label(
 ) -> None:
   """Raises ValueError unless the labels are integers, or lists of them."""
   single = _single_label(label)
-  dtype = np.dtype(getattr(single, "np_dtype", None) or object)
-  if dtype.kind not in "iu" or getattr(single, "shape", None) != ():
+  is_number = isinstance(single, tfds.features.Tensor) and single.shape == ()
+  if not is_number or np.dtype(single.np_dtype).kind not in "iu":
     raise ValueError(
-      f"name={name!r}: feature {key!r} is {label!r}; labels must be integers, "
-      "or a sequence of integers. Set label_key to another feature, or convert "
-      "the data set."
+      f"name={name!r}: feature {key!r} is {_one_line(label)}; labels must be "
+      "integers, or a sequence of integers. Set label_key to another feature, or "
+      "convert the data set."
     )
+
+
+def _one_line(feature: tfds.features.FeatureConnector) -> str:
+  return " ".join(repr(feature).split())
