@@ -259,8 +259,8 @@ def _check_label(
   if not is_number or np.dtype(single.np_dtype).kind not in "iu":
     raise ValueError(
       f"name={name!r}: feature {key!r} is {_one_line(label)}; labels must be "
-      "integers, or a sequence of integers. Set label_key to another feature, or "
-      "convert the data set."
+      "integers, or a sequence of integers. Set label_key to another feature, "
+      "or convert the data set."
     )
 
 
