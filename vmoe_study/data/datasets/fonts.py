@@ -164,10 +164,12 @@ HANGUL = {
   "train": _table("""
     noto-cjk opentype/noto NotoSansCJK-Regular.ttc:1 NotoSansCJK-Bold.ttc:1
     noto-cjk opentype/noto NotoSerifCJK-Regular.ttc:1 NotoSerifCJK-Bold.ttc:1
-    nanum truetype/nanum NanumGothic.ttf NanumGothicExtraBold.ttf
-    nanum truetype/nanum NanumMyeongjo.ttf NanumMyeongjoExtraBold.ttf
-    nanum truetype/nanum NanumBrush.ttf NanumPen.ttf NanumBarunpenR.ttf
-    nanum truetype/nanum NanumSquareL.ttf NanumSquareRoundEB.ttf
+    nanum truetype/nanum NanumGothic.ttf
+    nanum-extra truetype/nanum NanumGothicExtraBold.ttf
+    nanum truetype/nanum NanumMyeongjo.ttf
+    nanum-extra truetype/nanum NanumMyeongjoExtraBold.ttf
+    nanum-extra truetype/nanum NanumBrush.ttf NanumPen.ttf NanumBarunpenR.ttf
+    nanum-extra truetype/nanum NanumSquareL.ttf NanumSquareRoundEB.ttf
     baekmuk truetype/baekmuk batang.ttf dotum.ttf gulim.ttf hline.ttf
   """),
   "test": _table("""
