@@ -114,6 +114,7 @@ def test_a_run_is_described_in_a_line(finished, caplog):
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   (line,) = [text for text in caplog.messages if "parameters" in text]
   assert line.startswith(f"{count:,} parameters, ") and "\n" not in line
+  assert "; actual capacity factor 1; mesh replica=8; " in line
   assert "1,438 images of digits; step 6 of 6" in line
   assert "head/kernel" not in caplog.text
   assert train(finished, "--verbose") == 0

@@ -231,7 +231,7 @@ class _Run:
     )
 
   def describe(self, state: TrainState) -> str:
-    """One line: parameters, work, devices, data and progress."""
+    """One line: parameters, work, slots, devices, data and progress."""
     model, config = self._model, self._config
     moe = routing(model.module, model.image_shape)
     total, active = parameter_counts(model.params_shape, moe)
@@ -239,9 +239,11 @@ class _Run:
     axes = {name: size for name, size in model.mesh.shape.items() if size > 1}
     mesh = ", ".join(f"{name}={size}" for name, size in axes.items())
     names = [config.data.name, *(s.data.name for s in config.mixture.values())]
+    slots = f"actual capacity factor {moe.capacity_factor:.3g}; " if moe else ""
     return (
       f"{total:,} parameters, {active:,} active per token; "
-      f"{flops / 1e9:.3g} GFLOPs per image; mesh {mesh or 'of one device'}; "
+      f"{flops / 1e9:.3g} GFLOPs per image; {slots}"
+      f"mesh {mesh or 'of one device'}; "
       f"{self._data.num_examples:,} images of {', '.join(names)}; "
       f"step {int(state.step)} of {self._training.num_steps}"
     )
