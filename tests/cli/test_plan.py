@@ -1,6 +1,7 @@
 """Resource estimates; libtpu compiles, no TPU is needed."""
 
 import json
+import re
 
 import pytest
 
@@ -141,6 +142,16 @@ def test_nothing_is_promised(tmp_path, capsys):
   answer = capsys.readouterr().out
   assert "at most" not in answer and "The time of a step is a model" in answer
   assert "none: analytic" in answer
+
+
+def test_the_actual_capacity_factor_is_shown(tmp_path, capsys):
+  """16 tokens, 8 experts: 2.6 slots are 3."""
+  factor = "--config.model.moe.options.capacity_factor=1.3"
+  report = plan(tmp_path, "--devices=h100:8", factor)
+  assert report["capacity_factor"] == 1.5
+  assert re.search(
+    r"\| actual capacity factor +\| 1\.5 ", capsys.readouterr().out
+  )
 
 
 def test_gpus_by_the_analytic_model(tmp_path):
