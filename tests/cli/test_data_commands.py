@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -39,6 +40,27 @@ def test_prepare_prints_what_is_there(data_dir, capsys):
   prepare.run(parse(prepare, "digits", f"--data-dir={data_dir}"))
   line = capsys.readouterr().out
   assert "digits: train 1,438, test 359 examples in" in line
+
+
+def test_a_home_folder_in_the_environment(tmp_path):
+  """As launch/tpu_vm.sh passes it on with --env=TFDS_DATA_DIR=~/tfds."""
+
+  def prepare_in(folder):
+    return subprocess.run(
+      [sys.executable, "-m", "vmoe_study", "prepare", "digits"],
+      cwd=tmp_path,
+      env=os.environ | {"HOME": str(tmp_path / "me"), "TFDS_DATA_DIR": folder},
+      capture_output=True,
+      text=True,
+    )
+
+  done = prepare_in("~/tfds")
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / "me/tfds/digits").is_dir()
+  assert not (tmp_path / "~").exists()
+  done = prepare_in("")
+  assert done.returncode == 2
+  assert "error: TFDS_DATA_DIR='': must be a path" in done.stderr
 
 
 def test_bench_prints_every_rate(data_dir, tmp_path):

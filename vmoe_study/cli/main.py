@@ -15,6 +15,7 @@ from vmoe_study import __version__
 from vmoe_study.cli import config_flags
 from vmoe_study.cli.background import silence_background_errors
 from vmoe_study.cli.stop_signals import StopHandler
+from vmoe_study.files.location import expand
 from vmoe_study.run.exit_codes import (
   FAILED,
   INTERRUPTED,
@@ -109,6 +110,7 @@ def _run(module, args) -> int:
   try:
     with stop if resumable else contextlib.nullcontext():
       log_progress()
+      _expand_data_dir()
       return _check(module, args) if args.check else module.run(args)
   except BaseException as error:
     code = PREEMPTED if stop.requested else _exit_code(error)
@@ -116,6 +118,12 @@ def _run(module, args) -> int:
       raise
     print(_STOPPED.get(code, f"error: {error}"), file=sys.stderr)
     return code
+
+
+def _expand_data_dir() -> None:
+  """Replaces "~" in TFDS_DATA_DIR, which TFDS reads when it is imported."""
+  if (folder := os.environ.get("TFDS_DATA_DIR")) is not None:
+    os.environ["TFDS_DATA_DIR"] = expand("TFDS_DATA_DIR", folder)
 
 
 def _check(module, args) -> int:
