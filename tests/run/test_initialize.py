@@ -253,6 +253,19 @@ def test_a_file_that_does_not_say_its_grid_is_of_square_images(tmp_path):
   assert problem.status == "PROBLEM" and "not form a square" in problem.text
 
 
+@pytest.mark.parametrize("height", [4, 8])
+def test_positions_alone_are_exported_of_square_images(
+  tmp_path, height, capsys
+):
+  """A file of 2 x 8 patches would be read as one of 4 x 4."""
+  _save(tmp_path, make_model().config, (height, 64 // height, 1))
+  words = ["export", f"--workdir={tmp_path}", f"--out={tmp_path}/vit.npz"]
+  assert main(words) == (0 if height == 8 else 2)
+  if height == 4:
+    assert "are those of 2 x 8 patches" in capsys.readouterr().err
+  assert (tmp_path / "vit.npz").exists() == (height == 8)
+
+
 def test_images_of_as_many_patches_in_another_grid_are_refused():
   model = make_model()
   with pytest.raises(ValueError, match=r"test: its images are 4 x 16"):

@@ -5,7 +5,8 @@
                    open_checkpoint take it in place of a workdir
   FILE.stablehlo   a program, from images to logits, with the parameters inside:
                    jax.export.deserialize(bytearray(content)).call(images)
-  FILE.npz         the parameters alone
+  FILE.npz         the parameters alone, unless they are learned positions of
+                   images that are not square
 
 The program takes uint8 images after the image operations of the first
 evaluation, in batches of any number of routing groups, and runs on CPUs, GPUs
@@ -84,9 +85,12 @@ def _write_npz(args: argparse.Namespace) -> None:
   from vmoe_study.checkpoint.foreign.npz import save_npz
   from vmoe_study.checkpoint.load import load_params
   from vmoe_study.run import workdir as workdir_lib
+  from vmoe_study.run.export import check_positions
+  from vmoe_study.run.metadata import Metadata
 
   directory = workdir_lib.checkpoints(args.workdir)
-  params, _, step = load_params(directory, args.step)
+  params, metadata, step = load_params(directory, args.step)
+  check_positions(args.out, params, Metadata.from_dict(metadata).image_shape)
   save_npz(args.out, params)
   _report(params, step, args.out)
 

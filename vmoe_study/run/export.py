@@ -1,15 +1,18 @@
 """A model for others: a folder as model hubs hold it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from vmoe_study import __version__
 from vmoe_study.checkpoint import exported
+from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.config import Config
 from vmoe_study.files.atomic import write_atomically
 from vmoe_study.files.location import locate
 from vmoe_study.nn import cost
-from vmoe_study.nn.parameter_names import ROUTER_STATE
+from vmoe_study.nn.parameter_names import EMBEDDING, POSITIONS, ROUTER_STATE
 from vmoe_study.run.checkpoint import Checkpoint
+from vmoe_study.run.initialize import grid_of
 from vmoe_study.run.predict import evaluation_ops
 from vmoe_study.training.metrics_file import read_metrics
 
@@ -46,6 +49,31 @@ def export_model(checkpoint: Checkpoint, folder: str) -> None:
   exported.write(folder, items, metadata)
   card = "\n".join(_card(checkpoint, ops)) + "\n"
   write_atomically(f"{folder}/{exported.CARD}", card)
+
+
+def check_positions(out: str, params: Any, image_shape: Sequence[int]) -> None:
+  """Checks that parameters can be read without their record.
+
+  Readers take learned positions for those of a square of patches.
+
+  Args:
+    out: the file, for the message.
+    params: the parameter tree.
+    image_shape: of the model.
+
+  Raises:
+    ValueError: there are learned positions of another grid.
+  """
+  leaves = tree_lib.flatten(params)
+  if POSITIONS in leaves:
+    patch_size = leaves[f"{EMBEDDING}/kernel"].shape[0]
+    rows, columns = grid_of(image_shape, patch_size)
+    if rows != columns:
+      raise ValueError(
+        f"--out={out}: could not say that its positions are those of {rows} x "
+        f"{columns} patches, and would be read as a square. Export a folder, "
+        "which does."
+      )
 
 
 def _check_empty(folder: str) -> None:
