@@ -12,6 +12,7 @@ from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.metadata import Metadata
 from vmoe_study.run.saved_config import read_config
 from vmoe_study.study import results
+from vmoe_study.study.task_runner import Task, TaskRunner
 from vmoe_study.training.metrics_file import read_metrics
 
 CONFIG = parse(digits.get_config().to_dict()).to_dict()
@@ -54,6 +55,13 @@ def test_values_that_are_no_numbers_are_passed_over(tmp_path):
   (tmp_path / "metrics.jsonl").write_text(row)
   [found] = read_metrics(tmp_path)
   assert math.isnan(found.pop("a")) and found == {"step": 3, "loss": 2}
+
+
+@pytest.mark.parametrize("length", ["null", "Infinity", "0"])
+def test_a_sweep_does_not_need_the_length_of_a_run(tmp_path, length):
+  row = f'{{"step": 3, "num_steps": {length}}}'
+  (tmp_path / "metrics.jsonl").write_text(row)
+  TaskRunner([Task("soft", 0, tmp_path, [])], 1, tmp_path)
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd[:12]))

@@ -22,6 +22,7 @@ from absl import logging
 from vmoe_study.console.progress import Progress
 from vmoe_study.parallel import programs
 from vmoe_study.run.exit_codes import PREEMPTED
+from vmoe_study.run.finished import last_step
 from vmoe_study.study.pinned import pinned_command
 from vmoe_study.training.metrics_file import read_metrics
 from vmoe_study.training.stop_signals import handled_by, pass_on
@@ -104,10 +105,9 @@ class _Running:
 
 def _steps(workdir: Path) -> tuple[int, int]:
   """The last step with metrics, and the length of the run; 0 if unknown."""
-  step = num_steps = 0
-  for row in read_metrics(workdir):
-    step, num_steps = int(row["step"]), int(row.get("num_steps", num_steps))
-  return step, num_steps
+  rows = list(read_metrics(workdir))
+  step = int(rows[-1]["step"]) if rows else 0
+  return step, last_step(rows) or 0
 
 
 def _fraction(workdir: Path) -> float:
