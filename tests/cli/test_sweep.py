@@ -40,12 +40,13 @@ class Row:
 
   @property
   def overrides(self):
+    late = self.name == "late"
     short = {
-      "num_epochs": 0.0,
-      "num_steps": 6,
+      "num_epochs": float(late),
+      "num_steps": 0 if late else 6,
       "save_every": 2,
       "report_every": 1,
-      "schedule.warmup_steps": 0,
+      "schedule.warmup_steps": 90 if late else 0,
     }
     overrides = [f"train.{k}={v}" for k, v in short.items()]
     if self.start:
@@ -59,6 +60,7 @@ TABLES = {
   "published": [
     Row("soft", "router=soft", expected=(("JFT", 50.9),), source="a paper")
   ],
+  "late": [Row("late", "router=soft")],
   "long": [Row("soft," + 300 * "x", "router=soft")],
   "start": [Row("soft", "router=soft", start="WORKDIR"), Row("a", "k=1")],
   "wrong": [
@@ -140,6 +142,16 @@ def test_seeds_share_what_is_compiled(tables, tmp_path, monkeypatch, caplog):
     "soft seed 0 starts",
     "soft seed 1 starts",
   ]
+
+
+def test_why_a_run_failed_is_said(tables, tmp_path, caplog):
+  # That the warm-up is too long shows when the run counts its steps.
+  assert main(["sweep", f"{tables}:late", f"--root={tmp_path}"]) == 1
+  log = tmp_path / "late" / "seed0" / "train.log"
+  first, *rest = caplog.messages[-1].splitlines()
+  assert first == f"FAILED: late seed 0; see {log}"
+  assert rest == log.read_text().strip().splitlines()[-len(rest) :]
+  assert rest[0].startswith("error: train.schedule.warmup_steps=90")
 
 
 def test_dry_run_prints_the_commands(tables, tmp_path, capsys):

@@ -5,6 +5,7 @@ that had begun and skips those that have finished.
 """
 
 import argparse
+import pathlib
 import shlex
 
 from absl import logging
@@ -84,5 +85,12 @@ def run(args: argparse.Namespace) -> int:
     return PREEMPTED
   for task in outcome.failed:
     log = task.workdir / LOG_FILE
-    logging.error("FAILED: %s; see %s", task.label, log)
+    logging.error("FAILED: %s; see %s\n%s", task.label, log, _reason(log))
   return FAILED if outcome.failed else 0
+
+
+def _reason(log: pathlib.Path) -> str:
+  """The last error that a run has written; its last line if there is none."""
+  text = "\n" + log.read_text(errors="replace").strip()
+  _, mark, error = text.rpartition("\nerror: ")
+  return f"error: {error}" if mark else text.splitlines()[-1]
