@@ -124,6 +124,26 @@ def test_a_resumed_run_keeps_the_numbers(photos, tmp_path, caplog):
   assert "training data: image_folder[train]: no images of class" in caplog.text
 
 
+def test_damaged_images_are_left_out(photos, tmp_path):
+  root = tmp_path / "photos"
+  shutil.copytree(photos, root)
+  config_file, _ = arguments(root)
+  for file in ("train/green/0.png", "test/red/0.png"):
+    (root / file).write_bytes((root / file).read_bytes()[:-20])
+  with pytest.raises(ValueError, match=r"red/0\.png: .* `doctor` finds others"):
+    train(load_config(config_file, STEPS), tmp_path / "refused")
+  skipped = [
+    f"{field}.on_error=skip"
+    for field in ("data", "evaluations.test.data", "fewshot.own.train")
+  ]
+  skipped += ["fewshot.own.test.on_error=skip", "shots=(1,8)"]
+  config = load_config(config_file, [*STEPS, *skipped])
+  metrics = train(config, tmp_path / "run").metrics
+  assert metrics["test/examples"] == 15
+  # All training images but one, which tell the colours apart.
+  assert metrics["fewshot/own/8shot"] == 1
+
+
 def test_fine_tuning_takes_over_a_head_with_its_classes(run, photos, tmp_path):
   """The new images lack a class; the old head still knows it."""
   root = split(tmp_path / "photos" / "train", "green", "red")

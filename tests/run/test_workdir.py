@@ -48,6 +48,16 @@ def test_a_harmless_change_is_refused_unless_allowed(claimed, caplog):
   workdir.check(claimed, new)
 
 
+def test_damaged_examples_may_be_skipped_later(claimed):
+  new = json.loads(json.dumps(CONFIG))
+  task = new["fewshot"]["digits"]
+  for data in (new["data"], new["evaluations"]["test"]["data"], task["train"]):
+    data["on_error"] = "skip"
+  with pytest.raises(ValueError, match=r"(?s)fewshot.*--allow-change lets"):
+    workdir.check(claimed, new)
+  workdir.check(claimed, new, allow_change=True)
+
+
 def test_any_other_change_is_refused_with_the_difference(claimed):
   new = changed(save_every=7, batch_size=128)
   for allow in (False, True):

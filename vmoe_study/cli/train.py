@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--allow-change",
     action="store_true",
     help="resume although the config differs from the workdir's, in: "
-    + ", ".join(f"{name}*" for name in CHANGEABLE_FIELDS),
+    + ", ".join(CHANGEABLE_FIELDS),
   )
   parser.add_argument(
     "--pictures",

@@ -19,6 +19,7 @@ Batch = dict[str, np.ndarray]
 Example = dict[str, Any]
 
 MAX_REPLACEMENTS = 16
+SKIP = "`doctor` finds others, and says how to skip them."
 # Decoded images of a data set that takes no more than this stay in memory. Tiny
 # images cost more to find and decode than to augment.
 MAX_KEPT_BYTES = 256 * 2**20
@@ -109,6 +110,7 @@ class ExampleReader:
     self.image_shape: tuple[int, ...] | None = None
     self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     self._kept_bytes = 0
+    self._named: set[str] = set()  # Damaged examples.
     first = self.read_or_next(0, np.random.default_rng(0))
     self.image_shape = first["image"].shape
 
@@ -125,6 +127,14 @@ class ExampleReader:
     except (ImageError, LabelError, cv2.error) as error:
       raise RecordError(f"{self.source.where(index)}: {error}") from error
     return {"image": image, "labels": labels, "mask": 1.0, "skipped": 0}
+
+  def _handle(self, error: RecordError) -> None:
+    """Raises the error, or names it once, as the spec's `on_error` says."""
+    if self.spec.on_error == "raise":
+      raise RecordError(f"{error} {SKIP}") from error
+    if str(error) not in self._named:
+      self._named.add(str(error))
+      logging.warning("skipped: %s", error)
 
   def _decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
     """An image before the operations, and its class numbers."""
@@ -165,9 +175,7 @@ class ExampleReader:
         example = self.read((index + skipped) % len(self.source), rng)
         return {**example, "skipped": skipped}
       except RecordError as error:
-        if self.spec.on_error == "raise":
-          raise
-        logging.warning("skipped: %s", error)
+        self._handle(error)
     raise RecordError(
       f"{self.source.where(index)}: {MAX_REPLACEMENTS} damaged examples in a "
       f"row start here. Prepare data set {self.spec.name!r} again."
@@ -185,9 +193,7 @@ class ExampleReader:
         example = self.read(index)
         return {**example, "mask": float(example["labels"].size > 0)}
       except RecordError as error:
-        if self.spec.on_error == "raise":
-          raise
-        logging.warning("masked: %s", error)
+        self._handle(error)
         skipped = 1
     return {
       "image": np.zeros(self.image_shape, np.uint8),

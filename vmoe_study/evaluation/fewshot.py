@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from vmoe_study.evaluation.draws import DrawRule, generator_seed
 from vmoe_study.options import check_least
@@ -182,8 +182,9 @@ class FewshotTask:
   """A data set for few-shot transfer.
 
   A batch holds this process's share of the images: "image" (b, ...), "label"
-  one-hot (b, classes) and "mask" (b,), which is 0 for padding. The shares of
-  all processes, in the order of processes, are the images in order.
+  one-hot (b, classes) and "mask" (b,), which is 0 for padding and for damaged
+  images that are skipped: a class has fewer shots then. The shares of all
+  processes, in the order of processes, are the images in order.
 
   Attributes:
     name: part of the metric names.
@@ -293,31 +294,41 @@ class FewshotEvaluator:
     # Fewer shots are a part of more shots.
     most = [chosen[seed, max(self._shots)].tolist() for seed in seeds]
     pool = list(dict.fromkeys(itertools.chain(*most)))
-    row_of = {image: row for row, image in enumerate(pool)}
-    train, _ = self._features(variables, task.make_batches(np.array(pool)))
-    test = self._features(variables, task.test_batches)
-    return {
-      key: fewshot_accuracies(
+    train, _, real = self._features(
+      variables, task.make_batches(np.array(pool))
+    )
+    usable = list(itertools.compress(pool, real))
+    row_of = {image: row for row, image in enumerate(usable)}
+    test_features, test_labels, _ = self._features(variables, task.test_batches)
+    found = {}
+    for key, drawn in chosen.items():
+      images = drawn[np.isin(drawn, usable)]
+      found[key] = fewshot_accuracies(
         train[[row_of[image] for image in images.tolist()]],
         labels[images],
-        *test,
+        test_features,
+        test_labels,
         classes,
         self._penalties,
       )
-      for key, images in chosen.items()
-    }
+    return found
 
   def _features(
     self, variables: Any, batches: Iterable[Batch]
-  ) -> tuple[Float[np.ndarray, "N D"], Int[np.ndarray, "N"]]:
-    """Features and labels of the images of all processes, without padding."""
-    features, labels = [], []
+  ) -> tuple[
+    Float[np.ndarray, "N D"], Int[np.ndarray, "N"], Bool[np.ndarray, "R"]
+  ]:
+    """Features and labels of the images of all processes that count.
+
+    Of the R rows of all batches, the third array tells which these are.
+    """
+    features, labels, masks = [], [], []
     for batch in batches:
-      real = _gather(batch["mask"]) > 0
+      masks.append(real := _gather(batch["mask"]) > 0)
       outputs = _gather(self._features_fn(variables, batch["image"]))
       features.append(np.asarray(outputs, np.float32)[real])
       labels.append(np.argmax(_gather(batch["label"]), axis=-1)[real])
-    return np.concatenate(features), np.concatenate(labels)
+    return tuple(map(np.concatenate, (features, labels, masks)))
 
 
 def _whiten(

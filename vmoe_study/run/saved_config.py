@@ -5,6 +5,7 @@ nor the config schema.
 """
 
 import copy
+import fnmatch
 import json
 from typing import Any
 
@@ -18,19 +19,21 @@ RENAMED = {"model.moe.experts_alike": "model.moe.shared_expert_init"}
 _NOW_AUTO = {"train.num_workers": 0, "model.moe.options.plan_form": "index"}
 _SPARSE_TOKEN_CHOICE = "sparsity_constrained_token_choice"
 # Fields that a resumed run may change with `--allow-change`: where and how it
-# runs and how often it reports, but nothing that changes the numbers.
+# runs, how often it reports, and what it does with what it cannot use, but
+# nothing that changes the numbers that it has made.
 CHANGEABLE_FIELDS = (
-  "mesh.",
+  "mesh.*",
   "train.num_workers",
   "train.read_threads",
   "train.batches_ahead",
   "train.report_every",
   "train.evaluate_every",
   "train.save_every",
-  "train.keep",
-  "train.trackers",
+  "train.keep*",
+  "train.trackers*",
   "train.on_save_error",
-  "train.health.",
+  "train.health.*",
+  "*.on_error",
 )
 
 
@@ -120,6 +123,16 @@ def describe_changes(old: Any, new: Any) -> list[str]:
     for name in names
     if before.get(name, absent) != after.get(name, absent)
   ]
+
+
+def is_changeable(change: str) -> bool:
+  """Whether a change is of a field that matches `CHANGEABLE_FIELDS`.
+
+  Args:
+    change: as `describe_changes` lists it.
+  """
+  field = change.partition(": ")[0]
+  return any(fnmatch.fnmatch(field, known) for known in CHANGEABLE_FIELDS)
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

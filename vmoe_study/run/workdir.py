@@ -13,10 +13,10 @@ from vmoe_study.config import parse
 from vmoe_study.files.atomic import write_atomically
 from vmoe_study.run.finished import CHECKPOINTS
 from vmoe_study.run.saved_config import (
-  CHANGEABLE_FIELDS,
   CONFIG_FILE,
   describe_changes,
   follow_defaults,
+  is_changeable,
   read_config,
 )
 
@@ -38,8 +38,8 @@ def check(
   Args:
     workdir: of the run; need not exist.
     config: completed, of the run.
-    allow_change: whether fields in `CHANGEABLE_FIELDS` may differ; they are
-      logged.
+    allow_change: whether fields that match `CHANGEABLE_FIELDS` may differ; they
+      are logged.
     saved: the config in the workdir's checkpoints, in case the config file is
       missing.
 
@@ -48,9 +48,7 @@ def check(
       differences), or its config file is damaged.
   """
   changes = _changes(workdir, config, saved)
-  harmless = [
-    change for change in changes if change.startswith(CHANGEABLE_FIELDS)
-  ]
+  harmless = [change for change in changes if is_changeable(change)]
   if allow_change and changes == harmless:
     for change in changes:
       logging.warning("config change allowed: %s", change)
