@@ -27,7 +27,7 @@ import dataclasses
 
 from configs import common
 
-SIZE = 25  # 25 patches.
+SIZE = 28  # 16 patches.
 TEST = f"resize({SIZE})|rgb|value_range(-1, 1)"
 TRAIN = f"resize({SIZE})|pad_crop(2)|rgb|value_range(-1, 1)"
 TRANSFER = {"glyphs/kana": 91, "glyphs/hangul": 200, "digits": 10, "emoji": 99}
@@ -40,7 +40,7 @@ class Arguments(common.Arguments):
   classes: int = 2000
   width: int = 64
   mlp: int = 0
-  experts: int = 12
+  experts: int = 8
   epochs: float = 4.0
   rate: float = 4e-3
   decay: float = 0.03
@@ -58,7 +58,7 @@ def get_config(arguments: str = ""):
     model={
       "fields": {
         "num_classes": args.classes,
-        "patch_size": 5,
+        "patch_size": 7,
         "width": args.width,
         "depth": 4,
         "mlp_dim": args.mlp or 4 * args.width,

@@ -429,8 +429,6 @@ def _glyphs_gate() -> Iterator[Row]:
     {"router": "dense"},
     {"router": "softmax_token_choice", "group": 8, "balance": 0.01},
     {"router": "dense", "width": 92},
-    {"router": "dense", "width": 92, "rate": 2e-3},
-    {"router": "dense", "rate": 2e-3},
     {"router": "softmax_expert_choice", "group": 8},
     {"router": "soft"},
     {"router": "dense", "width": 44},
