@@ -14,6 +14,8 @@ from vmoe_study.nn.moe import Moe, MoeOptions, make_experts
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.nn.zoo import ROUTERS
 
+from ..routers import EVERY_ROUTER
+
 BATCH, TOKENS, EXPERTS, GROUP = 4, 5, 4, 2
 LAYER = "encoderblock_1"
 IMAGES = jax.random.normal(jax.random.key(0), (BATCH, 8, 8, 1))
@@ -90,17 +92,7 @@ class Layer:
     return y.reshape(self.x.shape)
 
 
-# Those of the study, and one of every other kind of plan or state.
-FAST = [*list(ROUTERS)[:7], "capped_expert_choice", "relu", "identity"]
-
-
-@pytest.fixture(
-  scope="module",
-  params=[
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-    for name in ROUTERS
-  ],
-)
+@pytest.fixture(scope="module", params=EVERY_ROUTER)
 def layer(request):
   return Layer(request.param)
 

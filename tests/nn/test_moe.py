@@ -12,6 +12,8 @@ from vmoe_study.nn.moe import Moe, MoeOptions, group_images
 from vmoe_study.nn.parameter_names import ROUTER, ROUTER_STATE
 from vmoe_study.nn.zoo import ROUTERS, make_router
 
+from ..routers import EVERY_ROUTER
+
 B, L, D, F, E = 4, 6, 8, 5, 3
 
 
@@ -34,7 +36,7 @@ def _params(layer, x):
 
 
 @pytest.mark.parametrize("images", [1, 2])
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", EVERY_ROUTER)
 def test_equals_a_loop_over_slots(name, images, x):
   layer = _layer(name, images)
   params = _params(layer, x)

@@ -19,7 +19,6 @@ from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli.main import main
 from vmoe_study.config import InitializeSpec, parse
 from vmoe_study.doctor.model import check_initial_params
-from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.parallel import sharding
 from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 from vmoe_study.run import workdir as workdir_lib
@@ -29,6 +28,8 @@ from vmoe_study.run.inputs import make_evaluators, open_train_input
 from vmoe_study.run.metadata import Metadata
 from vmoe_study.run.train import train as train_run
 from vmoe_study.training.metrics_file import read_metrics
+
+from ..routers import EVERY_ROUTER
 
 ROOT = pathlib.Path(__file__).parents[2]
 REFERENCE = ROOT / "tests" / "data" / "reference"
@@ -94,7 +95,7 @@ def test_upcycled_model_reproduces_its_dense_parent(dense):
   assert shardings == upcycled.params_sharding
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", EVERY_ROUTER)
 def test_every_router_starts_from_a_dense_model(dense, router):
   _, params, spec = dense
   moe = {"router": router, "options": {"num_experts": 2}}
@@ -215,6 +216,7 @@ def _save(workdir, config, image_shape):
   store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "old,new",
   [
@@ -273,6 +275,7 @@ def test_images_of_as_many_patches_in_another_grid_are_refused():
   make_model(posemb="sincos2d").check_images("test", (4, 16, 1))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_grid_only(tmp_path):
   config = make_model().config.to_dict()
   config["data"] |= {

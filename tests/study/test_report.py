@@ -268,6 +268,7 @@ def test_a_report_of_one_run_has_no_empty_tables(root, tmp_path):
   assert len(rules) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("folder", "table"),
   [
