@@ -286,9 +286,12 @@ assert not [name for name in sys.modules if name.startswith("vmoe")]
 
 
 @pytest.mark.process
-def test_without_this_package(trained, hub, tmp_path):
+def test_without_this_package(trained, hub, tmp_path, capsys):
   program = tmp_path / "model.stablehlo"
   assert main(["export", f"--workdir={trained}", f"--out={program}"]) == 0
+  _, takes, gives = capsys.readouterr().out.splitlines()
+  assert "8,8,1], after value_range(-1, 1); " in takes
+  assert gives == "gives float32[groups,10], 10 classes"
   (tmp_path / "hub").symlink_to(hub)
   np.save(tmp_path / "images.npy", IMAGES)
   libraries = tmp_path / "libraries"

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -162,6 +163,18 @@ def test_dry_run_prints_the_commands(tables, tmp_path, capsys):
   assert len(lines) == 2
   assert "--config.seed=1" in lines[1]
   assert not root.exists()
+
+
+def test_the_documented_table_is_one(tmp_path, capsys):
+  readme = pathlib.Path(digits.__file__).with_name("README.md").read_text()
+  _, text = readme.split("## Your own sweep")
+  file = tmp_path / "mine.py"
+  file.write_text(re.search(r"^```python\n(.+?)^```", text, re.S | re.M)[1])
+  words = [f"{file}:first", "--seeds=2", f"--root={tmp_path}", "--dry-run"]
+  assert main(["sweep", *words]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert sum("router=soft " in line for line in lines) == 2
+  assert len(lines) == 4
 
 
 def known_results(folder, tables, **changes):

@@ -88,6 +88,15 @@ def test_rows_have_no_empty_margin(cells):
     assert draw(cells).axes[0].get_ylim() == (30.5, -0.5)
 
 
+def test_what_cannot_be_negative_begins_at_zero(cells):
+  few = [
+    dataclasses.replace(cell, runs={seed: cell.runs[seed] for seed in (0, 1)})
+    for cell in cells[1:4]
+  ]
+  figure = figures.routing_figure(few)
+  assert [axes.get_xlim()[0] for axes in figure.axes] == [0] * 4
+
+
 def named(cell, name, /, **changes):
   """The cell with another name, and other values of fields of its data."""
   data = {**cell.config["data"], **changes}

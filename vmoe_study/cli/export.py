@@ -97,13 +97,17 @@ def _write_npz(args: argparse.Namespace) -> None:
 
 def _write_program(out: str, checkpoint: Checkpoint) -> None:
   from vmoe_study.files.atomic import write_atomically
+  from vmoe_study.run.export import describe_classes
+  from vmoe_study.run.predict import evaluation_ops
   from vmoe_study.run.program import make_program, serialize
 
   program = make_program(checkpoint)
   write_atomically(out, serialize(program))
   _report(checkpoint.params, checkpoint.step, out)
   ((images,), (logits,)) = program.in_avals, program.out_avals
-  print(f"{images.str_short()} to {logits.str_short()}")
+  ops = evaluation_ops(checkpoint.config)
+  print(f"takes {images.str_short()}, after {ops}; the range is applied inside")
+  print(f"gives {logits.str_short()}, {describe_classes(checkpoint)}")
 
 
 def _report(params, step: int, out: str) -> None:

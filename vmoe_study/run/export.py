@@ -108,7 +108,7 @@ def _facts(checkpoint: Checkpoint, ops: str) -> Iterator[str]:
   yield f"trained on `{config.data.name}`, {checkpoint.step:,} steps"
   height, width, channels = model.image_shape
   yield f"images: {height} x {width} x {channels}, after `{ops or 'unknown'}`"
-  yield _describe_classes(checkpoint)
+  yield describe_classes(checkpoint)
   for name, value in _metrics(checkpoint).items():
     yield f"{name}: {value:.4g}"
 
@@ -123,7 +123,8 @@ def _describe_router(config: Config) -> str:
   )
 
 
-def _describe_classes(checkpoint: Checkpoint) -> str:
+def describe_classes(checkpoint: Checkpoint) -> str:
+  """The number of classes, and the names of the first ones in Markdown."""
   count = checkpoint.config.model.fields["num_classes"]
   names = checkpoint.class_names or ()
   shown = ", ".join(f"`{name}`" for name in names[:_MAX_CLASSES])

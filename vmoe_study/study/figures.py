@@ -128,6 +128,7 @@ def routing_figure(cells: Sequence[Cell]) -> Figure:
       if found.count:
         style = {"ecolor": "black", "capsize": 2, "color": colours[row]}
         panel.barh(row, found.mean, xerr=half_width(found), **style)
+    panel.set_xlim(left=0)  # Intervals of few seeds reach below.
     panel.set_xlabel(name)
     panel.grid(axis="x", alpha=0.3)
   _title(
