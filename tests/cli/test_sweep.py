@@ -16,7 +16,7 @@ from configs import digits
 from configs.tables import TABLES as TABLES_OF_THE_STUDY
 from vmoe_study.cli.main import main
 from vmoe_study.config import parse
-from vmoe_study.study import results
+from vmoe_study.study import results, task_runner
 from vmoe_study.study.sweep import make_cells
 from vmoe_study.study.sweep_manifest import run_folder
 from vmoe_study.study.table_file import load_table
@@ -145,11 +145,15 @@ def test_seeds_share_what_is_compiled(tables, tmp_path, monkeypatch, caplog):
   ]
 
 
-def test_why_a_run_failed_is_said(tables, tmp_path, caplog):
+def test_why_a_run_failed_is_said(tables, tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(task_runner, "MAX_FAILURES", 1)
   # That the warm-up is too long shows when the run counts its steps.
-  assert main(["sweep", f"{tables}:late", f"--root={tmp_path}"]) == 1
+  words = [f"{tables}:late", f"--root={tmp_path}", "--seeds=3"]
+  assert main(["sweep", *words]) == 1
   log = tmp_path / "late" / "seed0" / "train.log"
-  first, *rest = caplog.messages[-1].splitlines()
+  failed, given_up = caplog.messages[-2:]
+  assert given_up.startswith("2 runs were not started, as the first 1 failed.")
+  first, *rest = failed.splitlines()
   assert first == f"FAILED: late seed 0; see {log}"
   assert rest == log.read_text().strip().splitlines()[-len(rest) :]
   assert rest[0].startswith("error: train.schedule.warmup_steps=90")

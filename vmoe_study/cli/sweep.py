@@ -86,6 +86,12 @@ def run(args: argparse.Namespace) -> int:
   for task in outcome.failed:
     log = task.workdir / LOG_FILE
     logging.error("FAILED: %s; see %s\n%s", task.label, log, _reason(log))
+  if outcome.given_up:
+    logging.error(
+      "%d runs were not started, as the first %d failed. Run again to resume.",
+      outcome.given_up,
+      len(outcome.failed),
+    )
   return FAILED if outcome.failed else 0
 
 

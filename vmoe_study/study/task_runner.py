@@ -71,10 +71,12 @@ class Outcome(NamedTuple):
   Attributes:
     failed: tasks whose command failed.
     stopped: whether a signal stopped the runner before all tasks had ended.
+    given_up: number of tasks that were not started, as the first ones failed.
   """
 
   failed: tuple[Task, ...]
   stopped: bool
+  given_up: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +168,8 @@ class TaskRunner:
         if is_due or self._done > done:
           shown = time.monotonic()
           progress.advance(self._done - done, self._now())
-    return Outcome(tuple(self._failed), self._stopping)
+    given_up = 0 if self._stopping else len(self._waiting)
+    return Outcome(tuple(self._failed), self._stopping, given_up)
 
   def _now(self) -> str:
     """What runs now, and when all will be done."""
