@@ -275,6 +275,7 @@ def test_a_report_of_one_run_has_no_empty_tables(root, tmp_path):
     ("study", "laptop"),
     ("study/balance", "laptop_balance"),
     ("study/untuned", "laptop_untuned"),
+    ("study/gate", "glyphs_gate"),
   ],
 )
 def test_the_committed_results_make_the_committed_tables(
