@@ -2,14 +2,16 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
 
-import vmoe_study
 from vmoe_study.training.profile import StepProfile
 
-pytestmark = pytest.mark.cli
+pytestmark = pytest.mark.process
 
 TINY = (
   *("model.fields.width=16", "model.fields.depth=2", "model.fields.mlp_dim=32"),
@@ -25,8 +27,14 @@ def events(path):
 
 
 def test_a_trace_has_the_steps_up_to_a_checkpoint(tmp_path):
-  config = vmoe_study.load_config("configs/digits.py:router=dense", TINY)
-  vmoe_study.train(config, tmp_path, profile=5)
+  # In a process of its own, as users have it: where much else is loaded, as in
+  # that of the tests, JAX's profiler may end it when it starts.
+  command = [sys.executable, "-m", "vmoe_study", "train", "--profile=5"]
+  command += ["--config=configs/digits.py:router=dense"]
+  command += [f"--config.{override}" for override in TINY]
+  command += [f"--workdir={tmp_path}"]
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  subprocess.run(command, check=True, env=environment)
   # Ten steps before it; the checkpoint of step 13 ends it.
   folder = tmp_path / "plugins" / "profile" / "steps_11-13"
   steps = [
