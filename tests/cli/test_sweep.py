@@ -50,6 +50,8 @@ class Row:
       "schedule.warmup_steps": 90 if late else 0,
     }
     overrides = [f"train.{k}={v}" for k, v in short.items()]
+    if self.name == "diverging":
+      overrides += ["train.schedule.peak=1e38", "train.optimizer.clip_norm=0.0"]
     if self.start:
       start = {"kind": "checkpoint", "path": self.start}
       overrides.append(f"initialize={start}")
@@ -62,6 +64,7 @@ TABLES = {
     Row("soft", "router=soft", expected=(("JFT", 50.9),), source="a paper")
   ],
   "late": [Row("late", "router=soft")],
+  "diverging": [Row("diverging", "router=soft")],
   "long": [Row("soft," + 300 * "x", "router=soft")],
   "start": [Row("soft", "router=soft", start="WORKDIR"), Row("a", "k=1")],
   "wrong": [
@@ -147,16 +150,15 @@ def test_seeds_share_what_is_compiled(tables, tmp_path, monkeypatch, caplog):
 
 def test_why_a_run_failed_is_said(tables, tmp_path, caplog, monkeypatch):
   monkeypatch.setattr(task_runner, "MAX_FAILURES", 1)
-  # That the warm-up is too long shows when the run counts its steps.
-  words = [f"{tables}:late", f"--root={tmp_path}", "--seeds=3"]
+  words = [f"{tables}:diverging", f"--root={tmp_path}", "--seeds=3"]
   assert main(["sweep", *words]) == 1
-  log = tmp_path / "late" / "seed0" / "train.log"
+  log = tmp_path / "diverging" / "seed0" / "train.log"
   failed, given_up = caplog.messages[-2:]
   assert given_up.startswith("2 runs were not started, as the first 1 failed.")
   first, *rest = failed.splitlines()
-  assert first == f"FAILED: late seed 0; see {log}"
+  assert first == f"FAILED: diverging seed 0; see {log}"
   assert rest == log.read_text().strip().splitlines()[-len(rest) :]
-  assert rest[0].startswith("error: train.schedule.warmup_steps=90")
+  assert rest[0].startswith("error: step ")
 
 
 def test_dry_run_prints_the_commands(tables, tmp_path, capsys):
@@ -245,6 +247,8 @@ def test_a_root_belongs_to_its_table(tables, tmp_path, capsys):
     (["FILE:one", "--seeds=0"], "seeds=0"),
     (["FILE:wrong"], "error: row bad: --config=configs/digits.py:router=hard"),
     (["FILE:wrong"], "\nrow worse: --config=configs/digits.py:k=2.5: "),
+    # That the warm-up is too long shows when the steps are counted.
+    (["FILE:late"], "error: row late: train.schedule.warmup_steps=90"),
     (["FILE:wrong", "--check"], "\nrow worse: --config=configs/digits.py:k"),
   ],
 )

@@ -13,6 +13,9 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from vmoe_study.config import parse
+from vmoe_study.data.sources import open_source
+from vmoe_study.data.spec import DataSpec
 from vmoe_study.options import OptionsError, check_names, problems_of
 from vmoe_study.run.config_file import load_config
 from vmoe_study.study import sweep_manifest
@@ -20,6 +23,7 @@ from vmoe_study.study.results import Cell, completed, final_metrics
 from vmoe_study.study.sweep_manifest import SweepManifest, run_folder
 from vmoe_study.study.table_file import Row
 from vmoe_study.study.task_runner import Outcome, Task, TaskRunner
+from vmoe_study.training.optimizer import check_schedule
 
 
 class Sweep:
@@ -101,9 +105,12 @@ class Sweep:
       jobs: number of runs at a time, each on its share of the CPU cores.
 
     Raises:
-      ValueError: there are fewer CPU cores than jobs.
+      ValueError: there are fewer CPU cores than jobs, or training data are not
+        there or too few for the schedule of a row.
     """
     runner = TaskRunner(tasks, jobs, self._root)
+    names = dict.fromkeys(task.name for task in tasks)
+    _check_data({n: self._manifest.cells[n]["config"] for n in names})
     sweep_manifest.write(self._root, self._manifest)
     return runner.run()
 
@@ -153,6 +160,32 @@ def _check_starts(starts: Mapping[str, Mapping[str, Any]]) -> None:
     for name, start in starts.items()
     if start["kind"] == "checkpoint" and not epath.Path(start["path"]).exists()
   ]
+  if problems:
+    raise OptionsError(problems)
+
+
+def _check_data(configs: Mapping[str, Any]) -> None:
+  """Raises OptionsError for rows whose training data are missing or too few.
+
+  Args:
+    configs: by row.
+  """
+  sizes: dict[DataSpec, int] = {}
+
+  def num_examples(spec: DataSpec) -> int:
+    if spec not in sizes:
+      sizes[spec] = len(open_source(spec))
+    return sizes[spec]
+
+  problems = []
+  for name, values in configs.items():
+    config = parse(values)
+    parts = [config.data, *(part.data for part in config.mixture.values())]
+    try:
+      steps = config.train.total_steps(sum(map(num_examples, parts)))
+      check_schedule(config.train.schedule, steps)
+    except ValueError as error:
+      problems += [f"row {name}: {text}" for text in problems_of(error)]
   if problems:
     raise OptionsError(problems)
 
