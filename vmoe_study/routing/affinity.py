@@ -1,9 +1,9 @@
 """Affinities: from router logits to the scores that a choice ranks.
 
 An affinity maps router logits (G, S, E), of any float dtype, to float32 scores
-of the same shape. It is told the capacity C and K, the experts per token, as
-the scores of sparse transport depend on them. Its dataclass fields are options
-of the routers that use it.
+of the same shape. It also receives the capacity C and the number K of experts
+per token, on which the scores of sparse transport depend. Its dataclass fields
+are options of the routers that use it.
 """
 
 import dataclasses
@@ -154,7 +154,7 @@ class Sinkhorn:
 
 @dataclasses.dataclass(frozen=True)
 class SparseTransport:
-  """The transport plan of `sparse_transport`, of softmax probabilities.
+  """The `sparse_transport` plan of the softmax probabilities.
 
   At most C tokens per expert have a score above 0 (arXiv:2209.15466).
 
@@ -198,13 +198,13 @@ class SparseTransport:
 
 @dataclasses.dataclass(frozen=True)
 class RowSparseTransport:
-  """The transport plan of `row_sparse_transport`, of softmax probabilities.
+  """The `row_sparse_transport` plan of the softmax probabilities.
 
   At most K experts per token have a score above 0 (arXiv:2209.15466).
 
   Attributes:
     num_iterations: iterations of the solver.
-    solver: as of `SparseTransport`.
+    solver: see `SparseTransport`.
 
   Raises:
     ValueError: when called with logits that do not have three axes, or with K

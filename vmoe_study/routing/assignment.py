@@ -4,20 +4,21 @@ The assignment of BASE layers (arXiv:2103.16716), which maximises the sum of the
 scores of all assigned pairs, by an auction (Bertsekas, 1988).
 
 Experts sell C slots each. A token without a slot bids for the expert e with the
-largest surplus, its score less the price of e. It raises the price by as much
-as leaves it indifferent between e and its second choice, plus a small epsilon.
-An expert keeps the C highest bids, and its price is the lowest of them once all
-of its slots are sold.
+largest surplus, the score minus the price of e. The bid raises the price until
+the token is indifferent between e and its second choice, plus a small epsilon.
+An expert keeps the C highest bids; once all of its slots are sold, its price is
+the lowest of these bids.
 
 Lemma. If all tokens have slots at the end and E C = S, the sum of scores is
-within S epsilon of the best one.
+within S epsilon of the optimum.
 
 1. When a token bids, its surplus at e after the bid is its second-best surplus
-   less epsilon. Prices never fall, so as long as it holds the slot its surplus
+   minus epsilon. Prices never fall, so as long as it holds the slot its surplus
    is within epsilon of the largest one at current prices.
 2. Let p be the final prices. Any assignment of all tokens to all slots has the
-   sum sum_s (score - p) + sum_e C p_e, whose second part is the same for all,
-   and whose terms of the first part are at most epsilon above those found.
+   total score sum_s (score - p) + sum_e C p_e. The second sum is the same for
+   every assignment, and each term of the first is at most epsilon above that of
+   the assignment found.
 """
 
 import dataclasses
@@ -45,10 +46,10 @@ def auction(
   """Bids until every token has a slot, or for a number of rounds.
 
   Args:
-    scores: of tokens and experts; any real dtype.
+    scores: score of every token and expert; any real dtype.
     capacity: C, slots per expert.
-    num_iterations: rounds, in each of which all tokens without a slot bid.
-    epsilon: smallest raise of a price, in standard deviations of the scores.
+    num_iterations: number of rounds; in each, all tokens without a slot bid.
+    epsilon: smallest price increase, in standard deviations of the scores.
 
   Returns:
     The expert of every token; E for a token without a slot.
@@ -101,17 +102,17 @@ def balanced_assignment(
 ) -> IndexPlan:
   """Assigns every token to one expert by an `auction`.
 
-  Tokens that the auction leaves over get the free slots, in order.
+  Tokens that the auction leaves without a slot get the free slots, in order.
 
   Args:
-    scores: of tokens and experts; any real dtype.
+    scores: score of every token and expert; any real dtype.
     weights: scale what returns from each expert; any real dtype.
     capacity: C, slots per expert; if E C < S, tokens are dropped.
-    num_iterations: as of `auction`.
-    epsilon: as of `auction`.
+    num_iterations: see `auction`.
+    epsilon: see `auction`.
 
   Returns:
-    A plan that knows the slot of each token; its weights are float32.
+    A plan that also stores the slot of each token; its weights are float32.
 
   Raises:
     ValueError: if C is below 1, or scores and weights do not have the same
@@ -146,11 +147,11 @@ def balanced_assignment(
 
 @dataclasses.dataclass(frozen=True)
 class BalancedAssignment:
-  """`balanced_assignment` in training; in evaluation each token's best expert.
+  """`balanced_assignment` in training, each token's best expert in evaluation.
 
   Attributes:
-    num_iterations: as of `auction`.
-    epsilon: as of `auction`.
+    num_iterations: see `auction`.
+    epsilon: see `auction`.
   """
 
   tokens_choose: ClassVar[bool] = False

@@ -1,6 +1,6 @@
 """Balance losses and load statistics of one routed layer, per group.
 
-The router returns them beside its plan, as one `RoutingAux`.
+The router returns them with its plan, as one `RoutingAux`.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class RoutingAux:
     tokens_per_expert: tokens in each expert's slots; under a soft plan, the sum
       of their dispatch weights.
     unprocessed: fraction of the tokens that no expert processes.
-    statistics: what the controller's update needs, by name; leading axis G.
+    statistics: statistics for the controller's update, by name; leading axis G.
   """
 
   auxiliary_loss: Float[Array, "G"]
@@ -48,10 +48,11 @@ def routing_aux(
   """Sums the weighted losses and counts the tokens of the plan.
 
   Args:
-    plan: of the layer.
-    losses: unweighted, by name.
-    loss_weights: by name, one for every loss; names without a loss are ignored.
-    statistics: for the update of a controller, by name.
+    plan: routing plan of the layer.
+    losses: unweighted losses, by name.
+    loss_weights: weight of every loss, by name; names without a loss are
+      ignored.
+    statistics: statistics for the update of a controller, by name.
 
   Raises:
     ValueError: for a loss that does not have one axis.

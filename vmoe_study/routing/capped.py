@@ -28,7 +28,7 @@ def capped_expert_choice(
   max_experts_per_token: int,
   num_rounds: int = 10,
 ) -> IndexPlan:
-  """Each expert chooses C tokens, of which each accepts M experts at most.
+  """Each expert chooses C tokens, and each token accepts at most M experts.
 
   In every round each expert proposes to the C tokens with its highest scores
   that have not refused it, and each token refuses all proposals but the M with
@@ -40,8 +40,8 @@ def capped_expert_choice(
     weights: scale what returns from each expert; any real dtype.
     capacity: C, slots per expert.
     max_experts_per_token: M.
-    num_rounds: of proposals. After the last one, slots of experts that were
-      refused stay empty.
+    num_rounds: rounds of proposals. Slots that are free after the last round
+      stay empty.
 
   Returns:
     A plan whose slots hold tokens in decreasing order of score; its weights are
@@ -52,7 +52,7 @@ def capped_expert_choice(
       shape (G, S, E).
 
   Example:
-    Both experts prefer token 1, which may have one of them only.
+    Both experts prefer token 1, which accepts only one of them.
 
     >>> import jax.numpy as jnp
     >>> from vmoe_study.routing.capped import capped_expert_choice
@@ -87,7 +87,7 @@ def capped_expert_choice(
 def best_of_row(
   scores: Float[Array, "G a b"], among: Bool[Array, "G a b"], count: int
 ) -> Bool[Array, "G a b"]:
-  """Which of the candidates in each row are its `count` best."""
+  """Marks the `count` best candidates of each row."""
   scores = jnp.where(among, scores, -jnp.inf)
   _, best = jax.lax.top_k(scores, min(count, scores.shape[2]))
   group = jnp.arange(len(scores))[:, None, None]
@@ -101,7 +101,7 @@ class CappedExpertChoice:
 
   Attributes:
     max_experts_per_token: M.
-    num_rounds: of proposals.
+    num_rounds: rounds of proposals.
   """
 
   tokens_choose: ClassVar[bool] = False

@@ -54,7 +54,7 @@ def token_choice(
       its K choices, dropped ones included. With K = 1 they are all 1.
 
   Returns:
-    A plan that knows the slots of each token; its weights are float32.
+    A plan that also stores the slots of each token; its weights are float32.
 
   Raises:
     ValueError: if K is not in [1, E], C is below 1, or scores and weights do
@@ -180,7 +180,7 @@ def fill_slots(
 def validate(
   scores: ArrayLike, weights: ArrayLike, capacity: int
 ) -> tuple[Array, Array]:
-  """Casts scores and weights to float32; scores without gradient.
+  """Casts scores and weights to float32; stops the gradient of scores.
 
   Raises:
     ValueError: if their shapes differ or are not (G, S, E), or C is below 1.
@@ -243,7 +243,7 @@ class Choice(Protocol):
     num_selected_experts: K in the formula of `expert_capacity`.
     tokens_choose: whether each token takes its top K experts; the load loss is
       defined only then.
-    guarantees: what its plans satisfy.
+    guarantees: bounds that its plans satisfy.
   """
 
   @property

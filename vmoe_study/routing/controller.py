@@ -1,9 +1,9 @@
-"""Controllers: balance by a state that every training step updates.
+"""Controllers: load balancing by a state that every training step updates.
 
-A controller shifts the scores of a router or adds a loss, as its state says.
-The state is no parameter: no gradient and no weight decay change it. A training
-step measures statistics of each group and, once per step, updates the state by
-their mean over all groups. Evaluation uses the state as it is.
+Depending on its state, a controller shifts the scores of a router or adds a
+loss. The state is not a parameter: neither gradients nor weight decay change
+it. Every training step measures statistics of each group and updates the state
+once, by their mean over all groups. Evaluation uses the state as it is.
 """
 
 import abc
@@ -17,10 +17,11 @@ State = dict[str, Array]
 
 
 class Controller(abc.ABC):
-  """The rules of a state; its dataclass fields are options of routers.
+  """Defines a state, its effects and its update.
 
-  Where a method takes scores of several groups, its state has a leading axis G,
-  a copy for each group.
+  Its dataclass fields are options of the routers that use it. Where a method
+  takes scores of several groups, the state has a leading axis G, with a copy
+  for each group.
   """
 
   @abc.abstractmethod
@@ -40,7 +41,7 @@ class Controller(abc.ABC):
     state: State,
     num_selected_experts: int,
   ) -> dict[str, Float[Array, "G"]]:
-    """Losses on the weights by name, added to the training loss as they are."""
+    """Losses on the weights, by name, to be added to the training loss."""
     del weights, state, num_selected_experts
     return {}
 
@@ -48,7 +49,7 @@ class Controller(abc.ABC):
   def statistics(
     self, scores: Float[Array, "G S E"], state: State, num_selected_experts: int
   ) -> dict[str, Float[Array, "G ..."]]:
-    """What the update needs to know of each group, by name."""
+    """Statistics of each group for the update, by name."""
 
   @abc.abstractmethod
   def updated(self, state: State, statistics: dict[str, Array]) -> State:
@@ -59,9 +60,9 @@ class Controller(abc.ABC):
 class LoadBias(Controller):
   """Adds a bias to the scores of each expert (arXiv:2408.15664).
 
-  It rises by a fixed amount after a step in which fewer tokens than the mean
-  wanted the expert, and falls after one in which more did. Tokens that find the
-  expert full count too.
+  The bias rises by a fixed amount after a step in which fewer tokens than
+  average chose the expert, and falls after a step in which more did. Choices
+  that were dropped because the expert was full count too.
 
   Attributes:
     bias_update_rate: the amount.
@@ -94,7 +95,7 @@ class LoadBias(Controller):
 
 @dataclasses.dataclass(frozen=True)
 class SparsityControl(Controller):
-  """Scales a loss on the weights until K of them are positive, on average.
+  """Scales a loss until a token has K positive weights on average.
 
   The loss of ReMoE (arXiv:2412.14711): the sum of a token's weights, each times
   the load of its expert, so that overloaded experts are pressed down first. Its
@@ -104,7 +105,7 @@ class SparsityControl(Controller):
 
   Attributes:
     coefficient_update_factor: the factor.
-    initial_coefficient: of the loss.
+    initial_coefficient: coefficient before the first step.
   """
 
   coefficient_update_factor: float = 1.2
@@ -142,18 +143,19 @@ class ExpertThreshold(Controller):
   """Subtracts a threshold from the scores of each expert (arXiv:2603.11535).
 
   The threshold is a moving average of the score that S K / E tokens of a group
-  reach, so that tokens with positive shifted scores are about as many as expert
-  choice would take, although no token is compared with another one: only the
-  average, which evaluation leaves as it is, ranks the tokens of a group.
+  reach, so about as many tokens get a positive shifted score as expert choice
+  would select. The choice itself compares no tokens: only the moving average,
+  which evaluation does not change, depends on the ranking of the tokens in a
+  group.
 
   Attributes:
-    threshold_decay: of the moving average, per step.
+    threshold_decay: decay of the moving average, per step.
   """
 
   threshold_decay: float = 0.99
 
   def initial_state(self, num_experts: int) -> State:
-    """The mean of softmax probabilities."""
+    """1 / E, the mean of the softmax probabilities."""
     return {"threshold": jnp.full(num_experts, 1 / num_experts, jnp.float32)}
 
   def shifted(

@@ -4,10 +4,11 @@ Groups are sharded over all devices, experts over one mesh axis. No group spans
 two devices, so routing, dispatch and combine are local, and a layer only
 communicates the expert inputs and the expert outputs.
 
-The slots of an expert travel as rows, in the order C G: on TPUs the last two
-axes of an array are padded to tiles of 8 by 128, which few C divide, but most
-numbers of local groups. TPUs exchange the experts of a device in parts, so that
-the experts of one part compute while the tokens of the next one travel.
+The slots of an expert are sent as rows, in the order C G. TPUs pad the last two
+axes of an array to tiles of 8 by 128: 8 divides few capacities C, but most
+numbers of local groups. On TPUs the experts of a device are exchanged in parts,
+so that the experts of one part compute while the tokens of the next part are in
+transit.
 """
 
 import dataclasses
@@ -51,9 +52,10 @@ class Exchange:
     return jax.default_backend()
 
   def on_each_device(self, function: Callable) -> Callable:
-    """A function of arrays by group and of replicated ones, to arrays by group.
+    """Maps a function of arrays by group and replicated arrays over devices.
 
-    Each device calls it on its own groups, or images, without communication.
+    Each device calls it on its own groups, or images, without communication;
+    its results are arrays by group.
     """
     groups = PartitionSpec(self.group_axes)
     return self.per_device(function, (groups, PartitionSpec()), groups)
@@ -65,7 +67,7 @@ class Exchange:
 
     Args:
       route: pure function from router logits to a plan and its aux.
-      tokens: of any float dtype, sharded by group.
+      tokens: tokens of any float dtype, sharded by group.
       logits: tree of arrays with leading axis G, sharded by group.
 
     Returns:
@@ -92,8 +94,9 @@ class Exchange:
     """Returns expert outputs to their groups and combines them.
 
     Args:
-      plan: of `send`, sharded by group.
-      outputs: for the inputs of `send`, of any float dtype, sharded by expert.
+      plan: the plan that `send` returned, sharded by group.
+      outputs: expert outputs for the inputs that `send` returned, of any float
+        dtype, sharded by expert.
 
     Returns:
       Tokens in the dtype of the outputs, sharded by group.
@@ -131,7 +134,7 @@ class Exchange:
 
   @property
   def num_devices(self) -> int:
-    """Devices among which tokens are exchanged."""
+    """Number of devices that exchange tokens."""
     return 1 if self.mesh is None else self.mesh.shape[self.expert_axis]
 
   def _by_expert(self) -> PartitionSpec:

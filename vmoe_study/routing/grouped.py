@@ -1,16 +1,17 @@
-"""Grouped experts: an expert computes on as many rows as choose it.
+"""Grouped experts: an expert computes on all rows that choose it.
 
 Without a capacity no choice is dropped, but the load of an expert is known only
-when all tokens have chosen. Shapes are static, so the sum of the loads is
-bounded and not each load: N tokens make K N rows in whatever shares. They are
-laid out expert after expert and multiplied group by group.
+after all tokens have chosen. Shapes are static, so the sum of the loads is
+fixed instead of each load: N tokens make K N rows, however these are
+distributed over experts. The rows are laid out expert after expert and go
+through grouped matrix products.
 
-Over the exchange, rows go to the devices of their experts. In the worst case a
-device sends all of its rows to one other, and a buffer for that case is n times
-as large as balanced choices need, for n devices. So there are two programs. If
-no device sends more than `ROOM` times its balanced share to another one, which
-all devices find out together, buffers have that size; else they have the size
-of the worst case. Neither drops a row.
+With an exchange, rows are sent to the devices of their experts. In the worst
+case a device sends all of its rows to one other device; on n devices, a buffer
+for that case is n times as large as balanced choices need. So there are two
+programs. If no device sends more than `ROOM` times its balanced share to any
+other, which all devices determine together, buffers have that size; otherwise
+they have the size of the worst case. Neither program drops a row.
 """
 
 import dataclasses
@@ -42,15 +43,16 @@ def grouped_layer(
   tokens: Float[Array, "G S D"],
   logits: Any,
 ) -> tuple[Float[Array, "G S D"], RoutingAux]:
-  """Routes every group, applies experts to all chosen tokens, combines.
+  """Routes every group, applies experts to all chosen tokens, and combines.
 
   Args:
-    exchange: between devices.
+    exchange: the exchange between devices.
     route: pure function from router logits to an `IndexPlan` that drops nothing
       and knows the slots of each token, and its aux.
     experts: see `Experts`.
-    params: of all experts: arrays with leading axis E, sharded by expert.
-    tokens: of any float dtype, sharded by group.
+    params: parameters of all experts: arrays with leading axis E, sharded by
+      expert.
+    tokens: tokens of any float dtype, sharded by group.
     logits: tree of arrays with leading axis G, sharded by group.
 
   Returns:
@@ -146,8 +148,8 @@ class Layout:
   block is multiplied by a copy of its expert's kernel.
 
   Attributes:
-    place: position of each row; `size` for rows of no expert.
-    loads: rows of each expert, filled up to whole blocks.
+    place: position of each row; `size` for rows without an expert.
+    loads: rows of each expert, padded to whole blocks.
     block: rows per block.
     size: positions in the layout.
   """

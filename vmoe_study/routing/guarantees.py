@@ -1,9 +1,9 @@
-"""What the plans of a router satisfy, whatever the router logits are."""
+"""Bounds that the plans of a router satisfy for any router logits."""
 
 import dataclasses
 from typing import Literal
 
-# How many, in the letters of `routing.plan`; M is the cap of experts per token.
+# A count in the letters of `routing.plan`; M is the bound on experts per token.
 Count = Literal["0", "1", "K", "M", "E", "C", "S", "min(C, S)"]
 Condition = Literal["never", "if C >= S", "if E C >= K S", "always"]
 
@@ -16,8 +16,9 @@ class Guarantees:
     load: the least and the largest number of tokens that an expert processes in
       a group.
     experts: the least and the largest number of experts that process a token;
-      the least one only if `processed` holds.
-    processed: when every token is processed: "never" promises nothing.
+      the least number holds only if `processed` does.
+    processed: the condition under which every token is processed; "never"
+      promises nothing.
     slots: whether a slot holds one token or none, or a weighted mean of all.
 
   Example:

@@ -69,7 +69,7 @@ class RoutingPlan(abc.ABC):
 
     Args:
       index: from 0 to `count` - 1.
-      count: number of parts that the experts are dealt out to; divides E.
+      count: number of parts into which the experts are split; divides E.
     """
 
   @abc.abstractmethod
@@ -180,7 +180,7 @@ class IndexPlan(RoutingPlan):
     tokens: index in [0, S) of the token in each slot; S marks an empty slot.
     weights: combine weight of each slot, float32; 0 for an empty slot.
     num_tokens: S.
-    slots: the inverse map, which token choice knows: the slots e * C + c of
+    slots: the inverse map, known under token choice: the slots e * C + c of
       each token; E * C marks a dropped choice. With it, all passes forward and
       backward are gathers; without it, carrying outputs back to tokens is a
       scatter-add.
@@ -274,8 +274,8 @@ def _check_leading_axes(
   if array.shape[:-1] != leading:
     axes = ", ".join(map(str, leading))
     raise ValueError(
-      f"{name}.shape={array.shape}: must be ({axes}, D), as the plan was made "
-      "for. Pass the tokens that were routed, or the outputs of their slots."
+      f"{name}.shape={array.shape}: must be ({axes}, D), the shape of the "
+      "plan. Pass the tokens that were routed, or the outputs of their slots."
     )
   return array
 
@@ -300,8 +300,9 @@ def best_plan_form(platform: str, num_slots: int) -> Literal["index", "dense"]:
     1568  0.360  0.511   2.83  2.38     3.45  2.91
     3136  0.718  1.020   3.52  3.10     4.30  5.18
 
-  With an exchange among 16 of these chips (50,432 tokens on each, E*C = 192) it
-  has 8.34 and 4.86 GB. In both measurements slots were in the order E G C.
+  With an exchange among 16 of these chips (50,432 tokens on each, E*C = 192)
+  the HBM traffic is 8.34 GB (index form) and 4.86 GB (dense form). In both
+  measurements slots were in the order E G C.
 
   Args:
     platform: JAX's name of the backend: "cpu", "gpu" or "tpu".

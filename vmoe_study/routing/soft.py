@@ -45,9 +45,9 @@ def soft_choice(
   """Dispatches by softmax over tokens, combines by softmax over all slots.
 
   Args:
-    logits: of every token and slot (arXiv:2308.00951), any float dtype.
+    logits: logit of every token and slot (arXiv:2308.00951), any float dtype.
     uniform_dispatch: whether every slot is the mean of all tokens instead. This
-      and the next are ablations of the paper (Appendix A).
+      and `uniform_combine` are ablations of the paper (Appendix A).
     uniform_combine: whether every token is the mean of all slots instead.
 
   Raises:

@@ -4,8 +4,8 @@ The problem (arXiv:2209.15466): given affinities A (S x E) of tokens and
 experts, the row mass a and the column mass b = a S/E, maximise <T, A> - |T|^2/2
 over T >= 0 with row sums a, column sums b and at most k nonzeros per column.
 
-Where experts take from at most k tokens, a = 1. Where tokens go to at most k
-experts, the roles are exchanged: the transpose of the problem with experts as
+If each expert takes from at most k tokens, a = 1. If each token goes to at most
+k experts, the roles are exchanged: the transpose of the problem with experts as
 rows of mass S/E and tokens as columns of mass 1 (`row_sparse_transport`).
 
 Lemma. Up to a constant, the Lagrangian dual in the row sums is to minimise
@@ -18,12 +18,13 @@ column e of T(alpha) being b * p, F has the subgradient (row sums of T) - a.
 
 1. Let column e of T be b * p_e and alpha the multipliers of the row sums. The
    Lagrangian is the sum over columns of b <p_e, alpha + A[:, e]> - (b^2/2)
-   |p_e|^2, less sum_s alpha_s: its maximum over T is F less E b^2/2.
+   |p_e|^2, minus sum_s alpha_s: its maximum over T is F minus E b^2/2.
 2. <p, x> - (b/2) |p|^2 = -(b/2) |p - x/b|^2 + |x|^2 / (2b), so p is the
    projection. It is found by projecting the k largest entries of x/b onto the
    simplex and setting the others to 0 (arXiv:1206.1529).
 3. M is a maximum of affine functions of x, so its maximiser p is a subgradient.
-   By the chain rule the sum of the columns b * p, less a, is one of F.
+   By the chain rule the sum of the columns b * p, minus a, is a subgradient of
+   F.
 """
 
 import functools
@@ -55,8 +56,8 @@ def sparse_transport(
   flow through the solver.
 
   Args:
-    affinity: of tokens and experts, any real dtype; routers pass softmax
-      probabilities.
+    affinity: affinity of every token and expert, any real dtype; routers pass
+      softmax probabilities.
     max_nonzeros: k, tokens that an expert may take from; S if larger.
     row_mass: a, the mass of a token.
     solver: a key of `SOLVERS`.
@@ -101,16 +102,16 @@ def row_sparse_transport(
   """The plan with k nonzeros per token: rows sum to 1, columns to about S/E.
 
   Args:
-    affinity: as of `sparse_transport`.
+    affinity: see `sparse_transport`.
     max_nonzeros: k, experts that a token may go to; E if larger.
     solver: a key of `SOLVERS`; its dual variable has one entry per expert.
     num_iterations: iterations of the solver.
 
   Returns:
-    The transport plan, float32, differentiable as that of `sparse_transport`.
+    The transport plan, float32, differentiable like that of `sparse_transport`.
 
   Raises:
-    ValueError: as `sparse_transport`.
+    ValueError: see `sparse_transport`.
 
   Example:
     >>> import jax
@@ -255,7 +256,7 @@ def _norm(x: Float[Array, "G S"]) -> Float[Array, "G 1"]:
 
 # The solver "entropic_start" needs fewer top-k operations than Adam.
 #
-# 1. On its support, a column of T is alpha + A[:, e] less a constant and has
+# 1. On its support, a column of T is alpha + A[:, e] minus a constant and has
 #    the mean b/k. Where alpha + A varies little over the support, T is close to
 #    b/k there, and the problem close to a linear program: maximise <T, A> with
 #    0 <= T <= b/k, row sums a and column sums b.
@@ -331,7 +332,7 @@ def descend(
   """Takes subgradient steps from alpha.
 
   Args:
-    alpha: start.
+    alpha: starting point.
     affinity: see `sparse_transport`.
     max_nonzeros: k.
     steps: step sizes, in standard deviations of the affinity.

@@ -25,11 +25,11 @@ def threshold_choice(
 ) -> IndexPlan:
   """Every pair of a token and an expert with a score above the threshold.
 
-  An expert serves tokens in the order of their positions. Those that find it
+  An expert serves tokens in the order of their positions. Tokens that find it
   full are dropped.
 
   Args:
-    scores: of any real dtype.
+    scores: score of every token and expert; any real dtype.
     weights: scale what returns from each expert; any real dtype.
     capacity: C, slots per expert.
     threshold: scores above it are chosen.
@@ -76,7 +76,8 @@ class ThresholdChoice:
   """`threshold_choice` with its option as a field.
 
   Attributes:
-    mean_experts_per_token: K, the aim of controllers, and K of the capacity.
+    mean_experts_per_token: K, the target of controllers and the K of
+      `expert_capacity`.
     threshold: scores above it are chosen.
   """
 
@@ -89,7 +90,7 @@ class ThresholdChoice:
 
   @property
   def num_selected_experts(self) -> int:
-    """The K of the capacity."""
+    """K in the formula of `expert_capacity`."""
     return self.mean_experts_per_token
 
   def __call__(
