@@ -27,11 +27,11 @@ from vmoe_study.training.spec import TrainSpec
 
 @dataclasses.dataclass(frozen=True)
 class InitializeSpec:
-  """Where the parameters of a fresh run come from; see `run.initialize`.
+  """The source of a new run's initial parameters; see `run.initialize`.
 
   Attributes:
-    kind: "random", or the kind of `path`: "checkpoint" is the workdir of a run,
-      "vmoe" the prefix of a public V-MoE checkpoint, "npz" the file of a ViT.
+    kind: "random", or what `path` is: the workdir of a run ("checkpoint"), the
+      prefix of a public V-MoE checkpoint ("vmoe") or the file of a ViT ("npz").
     path: local path or URL; empty for "random".
   """
 
@@ -51,24 +51,25 @@ class InitializeSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A run.
+  """The config of a run.
 
   Attributes:
-    name: of the recipe; shown in tables.
-    seed: of initial parameters, data order and all noise.
+    name: name of the recipe; shown in tables.
+    seed: seed of initial parameters, data order and all noise.
     model: see `ModelSpec`.
     data: training data; with a mixture, the main data set.
     train: see `TrainSpec`.
     mixture: further training data sets, by name.
     initialize: where initial parameters come from.
-    evaluations: by name; may be empty.
-    fewshot: by name; all tasks share one penalty per number of shots.
+    evaluations: evaluations by name; may be empty.
+    fewshot: few-shot tasks by name; all share one penalty per number of shots.
     shots: images per class of the few-shot evaluations.
-    draws: selections of these images that the evaluations average over.
-    draw_seed: of these selections, whatever the seed of the run.
-    draw_rule: how they follow from it, see `evaluation.draws`.
-    evaluation_capacity: capacity factor of sparse routers in all evaluations;
-      0 for the factor of training.
+    draws: number of random selections of these images; evaluations average over
+      them.
+    draw_seed: seed of these selections, independent of the run's `seed`.
+    draw_rule: how a selection follows from `draw_seed`; see `evaluation.draws`.
+    evaluation_capacity: capacity factor of sparse routers in all evaluations; 0
+      for that of training.
     mesh: see `MeshSpec`.
   """
 
@@ -112,7 +113,7 @@ class Config:
     yield from self._evaluation_capacity_problems()
 
   def _name_problems(self) -> Iterator[str]:
-    """Names of metrics are NAME/accuracy, fewshot/NAME/5shot, train/loss."""
+    """Checks names, as metrics are called NAME/accuracy, fewshot/NAME/5shot."""
     for kind in ("evaluations", "fewshot"):
       for name in getattr(self, kind):
         if not name or "/" in name:

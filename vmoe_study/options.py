@@ -80,7 +80,7 @@ def check_names(where: str, given: Iterable[str], valid: Iterable[str]) -> None:
 
 
 def check_keys(where: str, values: Iterable[Any]) -> None:
-  """Raises OptionsError for keys of a mapping that are no strings."""
+  """Raises OptionsError for keys of a mapping that are not strings."""
   problems = [
     f"{where}: the name {key!r} ({type(key).__name__}) must be a string. Write "
     "it in quotes, or remove it."
@@ -127,7 +127,7 @@ def check_type(where: str, value: Any, hint: Any) -> None:
 
 
 def _item_hint(hint: Any) -> Any:
-  """X, if the type is `tuple[X, ...]`, or a union with it; else None."""
+  """X if the type is `tuple[X, ...]`, or a union with it; else None."""
   for option in (hint, *typing.get_args(hint)):
     items = typing.get_args(option)
     if typing.get_origin(option) is tuple and items[-1] is ...:
@@ -147,7 +147,7 @@ def check_least(where: str, value: float, least: float) -> None:
 
 
 def check_upper_bounds(where: str, values: Mapping[str, Any]) -> None:
-  """Raises ValueError if a value is beyond the bound of its name."""
+  """Raises ValueError for a value above the upper bound of its field."""
   for name, largest in UPPER_BOUNDS.items():
     value = values.get(name, 0)
     if isinstance(value, int | float) and value > largest:
@@ -190,7 +190,7 @@ def build(cls: type, where: str, values: Any) -> Any:
 
 
 def _all(calls: Iterable[Callable[[], Any]]) -> list[Any]:
-  """Results of all calls; raises the problems of all if any fails."""
+  """Results of all calls; if any fails, raises the problems of all."""
   results: list[Any] = []
   problems: list[str] = []
   for call in calls:

@@ -1,1 +1,1 @@
-"""What is shown on the terminal while something runs."""
+"""Progress of running work on the terminal."""

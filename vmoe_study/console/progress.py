@@ -1,4 +1,4 @@
-"""How far long work has come, on stderr: a bar on a terminal, else lines."""
+"""Progress of long work on stderr: a bar on a terminal, otherwise log lines."""
 
 import contextlib
 import datetime as dt
@@ -19,10 +19,10 @@ _TIME = "{desc}: {elapsed}{postfix}"
 
 
 class Progress(contextlib.AbstractContextManager):
-  """Counts units of work; shows count, rate and time to go.
+  """Counts units of work; shows the count, rate and remaining time.
 
   On a terminal, a bar is shown until the work is done. Elsewhere a line is
-  logged every few seconds, so that short work logs none.
+  logged every few seconds; short work logs none.
   """
 
   def __init__(
@@ -36,12 +36,12 @@ class Progress(contextlib.AbstractContextManager):
     """Starts to count.
 
     Args:
-      what: the work, as "evaluating test".
+      what: the work, such as "evaluating test".
       total: number of units; None if it is not known.
-      unit: plural, as "images"; empty to show only how long the work has taken.
-      start: units that were done before.
-      every: seconds between lines; infinite for work that logs its progress
-        itself.
+      unit: plural, such as "images"; empty to show only the elapsed time.
+      start: number of units that were done before.
+      every: seconds between log lines; infinite for work that logs its own
+        progress.
     """
     self._what, self._total, self._unit = what, total, unit
     self._start = self._count = start
@@ -51,11 +51,11 @@ class Progress(contextlib.AbstractContextManager):
     self._bar = self._open_bar() if sys.stderr.isatty() else None
 
   def advance(self, count: int = 1, note: str | None = None) -> None:
-    """Counts units that are done.
+    """Counts finished units.
 
     Args:
       count: their number; 0 to update times and note.
-      note: shown from now on, as "loss 0.5"; None to leave it.
+      note: text shown from now on, such as "loss 0.5"; None keeps the last one.
     """
     self._count += count
     self._note = self._note if note is None else note
@@ -118,13 +118,13 @@ class Progress(contextlib.AbstractContextManager):
 def track(
   items: Iterable[T], what: str, total: int | None, unit: str
 ) -> Iterator[T]:
-  """Yields the items, and shows how many have been processed.
+  """Yields the items and shows how many have been processed.
 
   Args:
     items: to process.
     what: the work.
     total: number of items; None if it is not known.
-    unit: plural, as "batches".
+    unit: plural, such as "batches".
   """
   with Progress(what, total, unit) as progress:
     for item in items:
@@ -134,7 +134,7 @@ def track(
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-  """Shows how long the block has been running, by a thread of its own."""
+  """Shows, from a thread, how long the block has been running."""
   done = threading.Event()
   with Progress(what, every=SECONDS) as progress:
 

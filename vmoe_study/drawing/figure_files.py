@@ -1,4 +1,4 @@
-"""Figures as files: PNG to look at, SVG to print."""
+"""Figures as files: PNG for the screen, SVG for print."""
 
 import io
 from typing import Any, Literal
@@ -24,13 +24,13 @@ _METADATA: dict[Form, dict[str, Any]] = {
 def figure_bytes(
   figure: Figure, form: Form = "png", name: str = "", dpi: int = DOTS_PER_INCH
 ) -> bytes:
-  """A figure as the content of a file; equal figures give equal bytes.
+  """The content of a figure's file; equal figures give equal bytes.
 
   Args:
-    figure: to draw, with fonts for all of its texts.
+    figure: the figure; its texts get fonts that have all their characters.
     form: "png" or "svg".
-    name: for the identifiers in an SVG file.
-    dpi: of a PNG file, in dots per inch.
+    name: seeds the identifiers in an SVG file.
+    dpi: resolution of a PNG file, in dots per inch.
   """
   FigureCanvasAgg(figure)
   content = io.BytesIO()

@@ -23,7 +23,7 @@ _REGULAR = (400, "normal", "regular", "book")
 
 
 def fit_fonts(figure: Figure) -> Figure:
-  """Gives the texts of a figure fonts that have their characters.
+  """Sets fonts that have the characters of a figure's texts.
 
   Characters that no font has are drawn as boxes.
   """
@@ -45,14 +45,14 @@ def families(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def no_glyph_warnings() -> Iterator[None]:
-  """Silences Matplotlib, which warns of every character that no font has."""
+  """Silences Matplotlib's warnings about characters that no font has."""
   with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Glyph .* missing from font")
     yield
 
 
 def line_width(text: str, size: float) -> float:
-  """Width of a line of text, in the unit of the size of its letters."""
+  """Width of a line of text, in the unit of `size`."""
   fonts = [*mpl.rcParams["font.family"], *families(text)]
   style = FontProperties(family=fonts, size=size)
   with no_glyph_warnings():

@@ -1,4 +1,4 @@
-"""Names that users gave, as labels of figures."""
+"""User-given names as labels in figures."""
 
 import unicodedata
 
@@ -8,7 +8,7 @@ _WIDE = ("F", "W")  # Characters that take the place of two.
 def name_label(text: str, width: int = 32) -> str:
   """A name on one line, no wider than `width` letters, for Matplotlib.
 
-  A dollar sign starts no formula.
+  A dollar sign does not start a formula.
 
   >>> name_label("a_very_long_name_of_a_class", 12)
   'a_very…class'

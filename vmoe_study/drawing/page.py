@@ -15,9 +15,9 @@ def page_template(
   """A page's template, which extends `layout.html.jinja`.
 
   Args:
-    package: that holds the template.
-    name: of its file.
-    filters: more filters for it, beside "anchor" and "data_url".
+    package: the package that holds the template.
+    name: name of the template file.
+    filters: template filters in addition to "anchor" and "data_url".
   """
   places = dict.fromkeys(_SHARED, __package__) | {name: package}
   texts = {
@@ -38,10 +38,10 @@ def page_template(
 
 
 def anchor(name: str) -> str:
-  """The identifier of a section."""
+  """The HTML anchor of a section."""
   return "-".join(name.lower().split())
 
 
 def data_url(png: bytes) -> str:
-  """A PNG file as the address of an image."""
+  """A PNG file as a data URL."""
   return f"data:image/png;base64,{base64.b64encode(png).decode()}"

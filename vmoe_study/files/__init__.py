@@ -1,1 +1,1 @@
-"""Files on local disks and remote stores: finding them, writing them whole."""
+"""Files on local disks and object stores: locating, reading, atomic writing."""

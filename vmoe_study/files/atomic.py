@@ -1,4 +1,4 @@
-"""Writing a file as a whole: readers never see a part of it."""
+"""Atomic writes: readers see a complete file or none."""
 
 import contextlib
 import os
@@ -15,14 +15,14 @@ Path = str | os.PathLike[str]
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-  """Creates or replaces a file, and the folders that lead to it.
+  """Creates or replaces a file, and creates its parent folders.
 
   Args:
     path: a local path, or a URL that fsspec opens.
     content: bytes, or text to be stored as UTF-8.
 
   Raises:
-    OSError: it cannot be written; a file that was there is unchanged.
+    OSError: the file cannot be written; an existing file is unchanged.
     ValueError: fsspec does not know this kind of URL.
   """
   with open_atomically(path) as file:
@@ -33,8 +33,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def open_atomically(path: Path) -> Iterator[IO[bytes]]:
   """Opens a binary file that becomes `path` when the block ends.
 
-  If the block raises, the file is removed, and `path` is unchanged. For large
-  content that is written piece by piece; see `write_atomically`.
+  If the block raises, the new file is removed and `path` is unchanged. Use this
+  for large content that is written piece by piece, otherwise
+  `write_atomically`.
   """
   path = os.fspath(path)
   # An absolute path, as fsspec would expand a leading "~".
@@ -52,10 +53,10 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _create(fs: fsspec.AbstractFileSystem, path: str) -> IO[bytes]:
-  """Opens a new file. Its folder is created only if there must be one.
+  """Opens a new file; creates its folder on file systems that have folders.
 
-  Object stores have no folders; to ask for one there takes permissions that
-  writing does not.
+  Object stores have none, and creating one takes permissions that writing a
+  file does not.
   """
   try:
     return fs.open(path, "wb")

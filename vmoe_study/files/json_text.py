@@ -1,4 +1,4 @@
-"""JSON as its standard has it: without NaN and infinity."""
+"""Standard JSON: without NaN and infinity."""
 
 import json
 import math

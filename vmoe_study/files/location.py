@@ -1,7 +1,7 @@
-"""Where a file is: a local path, or a URL of any fsspec file system.
+"""Locations of files: local paths, or URLs of any fsspec file system.
 
-Paths that a user writes, in a config, on a command line or as an argument, are
-read by `expand`, at one place each: where they enter.
+A path that a user writes (in a config, on a command line or as an argument)
+goes through `expand` once, where it enters the package.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def expand(
 
   Args:
     where: the option or field, for the message of an error.
-    path: as it was written.
+    path: the path or URL as the user wrote it.
     any_url: whether URLs of all kinds that fsspec knows are accepted, not only
       those of `SCHEMES`.
 
   Raises:
-    ValueError: it is empty, names an unknown user, or is a URL of another kind.
+    ValueError: the path is empty, names an unknown user, or is a URL of another
+      kind.
 
   >>> expand("workdir", "gs://bucket/run"), expand("workdir", "runs/first")
   ('gs://bucket/run', 'runs/first')
@@ -75,10 +76,11 @@ def _known_schemes() -> list[str]:
 
 
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-  """The file system of a path or URL, and the path on it.
+  """Returns the file system of a path or URL, and the path on it.
 
   Raises:
-    ValueError: fsspec does not know this kind of URL, or lacks a package.
+    ValueError: fsspec does not know this kind of URL, or a package for it is
+      missing.
   """
   import fsspec
 
@@ -95,10 +97,12 @@ def check_reachable(url: str) -> None:
   """Checks that the store behind a URL accepts connections.
 
   Libraries retry for minutes before they give up on a store that does not
-  answer. Local paths, and kinds of URL without a known endpoint, always pass.
+  answer, so this checks first. Local paths, and kinds of URL without a known
+  endpoint, always pass.
 
   Raises:
-    OSError: there is no such host, or no answer in `TIMEOUT_SECONDS`.
+    OSError: there is no such host, or it does not answer within
+      `TIMEOUT_SECONDS`.
   """
   endpoint = ENDPOINTS.get(urlsplit(url).scheme)
   if endpoint is None or any(os.environ.get(name) for name in PROXY_VARIABLES):

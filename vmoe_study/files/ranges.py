@@ -1,7 +1,7 @@
-"""Files on any file system and ranges of them, read patiently and counted.
+"""Reads files, or ranges of them, on any file system; retries and counts reads.
 
-Object stores refuse requests when they are busy, close connections and end
-answers early. A range is therefore requested again, with growing pauses.
+Object stores refuse requests when they are busy, close connections and truncate
+responses. A failed range is therefore requested again, with growing pauses.
 """
 
 import contextvars
@@ -19,11 +19,11 @@ FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)
 
 @dataclasses.dataclass
 class Traffic:
-  """What `read_range` has read, in the threads that count for it.
+  """Counts the reads of `read_range` in the threads that report to this object.
 
   Attributes:
-    requests: number of ranges, without those that were requested again.
-    bytes: their size.
+    requests: number of ranges, without retries.
+    bytes: total size of these ranges.
   """
 
   requests: int = 0
@@ -46,8 +46,8 @@ def read_range(url: str, start: int, stop: int) -> bytes:
 
   Args:
     url: a local path, or a URL of any kind that fsspec knows.
-    start: of the range.
-    stop: of the range; not beyond the end of the file.
+    start: first byte of the range.
+    stop: end of the range (exclusive); not beyond the end of the file.
 
   Raises:
     OSError: the file does not exist, or cannot be read after `ATTEMPTS`
@@ -92,5 +92,5 @@ def file_size(url: str) -> int:
 
 
 def is_remote(url: str) -> bool:
-  """Whether a path is a URL: every read of it takes a request."""
+  """Whether a path is a URL, so that every read takes a request."""
   return "://" in str(url)
