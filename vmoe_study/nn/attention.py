@@ -1,10 +1,10 @@
-"""Multi-head attention, by the implementation that suits the chip.
+"""Multi-head attention, with the implementation chosen by the hardware.
 
-On TPUs `nn.fused_attention`, for the shapes that it supports; elsewhere, and
-for other shapes, `jax.nn.dot_product_attention`, on NVIDIA GPUs with the kernel
-of cuDNN. A layer with its norm and projections, forward and backward, compiled
-for one v5e chip (256 images, L=197, D=768, 12 heads, bfloat16; HBM traffic with
-the padding of arrays to tiles, at the published bandwidth):
+TPUs use `nn.fused_attention` for the shapes that it supports. Other shapes and
+devices use `jax.nn.dot_product_attention`, on NVIDIA GPUs with cuDNN's kernel.
+Forward and backward pass of a layer with its norm and projections, compiled for
+one v5e chip (256 images, L=197, D=768, 12 heads, bfloat16; HBM traffic includes
+the padding of arrays to tiles, and ms is its time at the published bandwidth):
 
                       GB of HBM     ms    MiB of temporaries
   Flax                     9.43   11.5                  1735
@@ -36,10 +36,10 @@ class Attention(nn.Module):
   The weights are a softmax in float32, rounded to `dtype`.
 
   Attributes:
-    num_heads: divides D.
-    dtype: of the computation and the result; parameters are float32.
-    qk_norm: whether queries and keys are normalised.
-    exchange: the devices; each attends within its own images.
+    num_heads: number of heads; divides D.
+    dtype: dtype of the computation and the result; parameters are float32.
+    qk_norm: whether queries and keys are normalised, each with a layer norm.
+    exchange: the devices; each computes attention for its own images.
   """
 
   num_heads: int
@@ -51,7 +51,7 @@ class Attention(nn.Module):
   def __call__(
     self, x: Float[Array, "B L D"], queries: Float[Array, "B M D"] | None = None
   ) -> Float[Array, "B M D"]:
-    """Attends to the tokens `x`, from `queries` or, if None, from `x` too."""
+    """Attends from `queries` (by default `x` itself) to the tokens `x`."""
     length, width = x.shape[1:]
     heads = self.num_heads, width // self.num_heads
     projections = [
@@ -87,7 +87,7 @@ class Attention(nn.Module):
     return self.exchange.on_each_device(attend)(x @ kernel, (bias, norms))
 
   def _by_heads(self, inputs, projections, norms):
-    """Arrays (B, L, heads, D_head), and the products of `jax.nn`."""
+    """Attention by `jax.nn`, on arrays (B, L, heads, D_head)."""
     q, k, v = (
       _dense(x, *projection).reshape(*x.shape[:2], self.num_heads, -1)
       for x, projection in zip(inputs, projections, strict=True)
@@ -108,8 +108,7 @@ class Attention(nn.Module):
 class _Projection(nn.Module):
   """Kernel (D_in, D_out) in `dtype` and bias (D_out,) of a dense layer.
 
-  As parameters they have the shapes of Flax's `DenseGeneral`, which starts from
-  the same values.
+  The parameters have the shapes and initial values of Flax's `DenseGeneral`.
   """
 
   inputs: tuple[int, ...]
@@ -138,7 +137,7 @@ class _Scale(nn.Module):
 
 
 def _has_cudnn() -> bool:
-  """Whether the GPUs have cuDNN's kernel: NVIDIA's, from Ampere on."""
+  """Whether cuDNN's kernel runs here: on NVIDIA GPUs from Ampere on."""
   if jax.default_backend() != "gpu":
     return False
   capability = getattr(jax.devices()[0], "compute_capability", "")

@@ -9,7 +9,7 @@ from vmoe_study.options import check_type
 
 
 class CheckedModule(nn.Module):
-  """A module that checks its fields of a `Literal` type when it is made.
+  """A module that checks its `Literal` fields when it is constructed.
 
   Raises:
     ValueError: for an invalid value; names the field and the valid values.

@@ -1,9 +1,9 @@
-"""FLOPs and active parameters of a model, by arithmetic.
+"""FLOPs and active parameters of a model, computed from its sizes.
 
 FLOPs are those of the matrix products in the model's definition, two per
-multiply-add. Norms, activations, softmaxes and transport do not count, nor does
-what a plan form or rematerialisation adds. Experts compute on all of their
-slots, full or empty.
+multiply-add. Norms, activations, softmaxes and transport do not count, nor do
+the additional FLOPs of a plan form or of rematerialisation. Experts compute on
+all of their slots, full or empty.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Routing:
   soft: bool
 
   def describe(self) -> str:
-    """One line that shows the effect of rounding the capacity."""
+    """One line with the sizes and the actual capacity factor."""
     return (
       f"{self.num_blocks} MoE blocks of {self.num_experts} experts, "
       f"{self.slots_per_group} slots per group, "
@@ -123,10 +123,10 @@ def forward_flops(
 def dense_mlp_dim(
   module: VisionTransformer, image_shape: tuple[int, int, int]
 ) -> int:
-  """The hidden size with which a dense model has the FLOPs of a routed one.
+  """The hidden size at which a dense model has the FLOPs of a routed one.
 
-  Rounded to the nearest: `router` "dense" and this `mlp_dim` make the control
-  at the same cost of a forward pass.
+  Rounded to the nearest integer. With `router` "dense", this `mlp_dim` makes
+  the control with equal FLOPs of the forward pass.
   """
   dense = module.clone(moe=None)
   missing = sum(forward_flops(module, image_shape).values())
@@ -142,7 +142,8 @@ def training_flops(
   """FLOPs of a forward and backward pass of one image.
 
   The gradient of a matrix product costs two products of the same size, one for
-  each factor. The patch embedding needs one only, as images have no gradient.
+  each factor. The patch embedding needs only one, because images need no
+  gradient.
   """
   parts = forward_flops(module, image_shape)
   return 3 * sum(parts.values()) - parts["patches"]

@@ -1,13 +1,13 @@
 """Attention as one TPU kernel: the scores never leave the chip.
 
 The scores of a head are L x L, with L up to a few hundred: whole rows fit into
-on-chip memory. So there is no need for the running maxima of flash attention
-(arXiv:2205.14135), and the backward pass recomputes the weights from queries
-and keys alone.
+on-chip memory. So the running maxima of flash attention (arXiv:2205.14135) are
+not needed, and the backward pass recomputes the weights from queries and keys
+alone.
 
-One array holds queries, keys and values, (B, L, 3 D), as one projection makes
-them, and the kernel reads blocks of it: nothing is split, transposed or padded
-in memory. A head is a range of features that need not start or end at a
+One array holds queries, keys and values, (B, L, 3 D), the output of one
+projection, and the kernel reads blocks of it: nothing is split, transposed or
+padded in memory. A head is a range of features that need not start or end at a
 multiple of 128, the number of lanes of a vector register. So features are laid
 out by bundles, the fewest heads that fill whole registers:
 
@@ -41,13 +41,13 @@ _EPSILON = 1e-6  # Of the normalisation, as in Flax.
 
 
 def bundle_heads(num_heads: int, width: int) -> int:
-  """The fewest heads whose features fill whole registers; of width D in all."""
+  """The fewest heads whose features fill whole registers, for width D."""
   head_dim = width // num_heads
   return math.lcm(head_dim, _LANES) // head_dim
 
 
 def is_supported(length: int, num_heads: int, width: int) -> bool:
-  """Whether there is a kernel for L tokens of width D."""
+  """Whether the kernel supports L tokens of width D."""
   bundled = num_heads % bundle_heads(num_heads, width) == 0
   return bundled and length <= _MAX_LENGTH
 
@@ -66,12 +66,12 @@ def fused_attention(
   normalisation are float32. Differentiable in reverse mode only.
 
   Args:
-    qkv: queries, keys and values, by bundles of `bundle_heads` heads.
-    bias: added to them; the kernel computes its gradient, too.
+    qkv: queries, keys and values, in bundles of `bundle_heads` heads.
+    bias: bias of these; the kernel also computes its gradient.
     norms: scales of the layer norms of queries and keys, float32; None for no
       normalisation.
-    num_heads: of the layer; see `is_supported`.
-    interpret: computes without a TPU, for tests.
+    num_heads: number of heads; see `is_supported`.
+    interpret: whether to emulate the kernel without a TPU, for tests.
 
   Returns:
     The outputs of all heads, in the dtype of `qkv`.

@@ -1,8 +1,8 @@
 """Rules that compute router logits: learned, and fixed ones as controls.
 
-A rule is called within a router, whose parameters and random numbers it uses.
-It maps tokens (G, S, D) of any float dtype to float32 logits (G, S, E). Its
-dataclass fields are options of the routers that use it.
+A rule is called within a router and uses the parameters and RNG streams of that
+router. It maps tokens (G, S, D) of any float dtype to float32 logits (G, S, E).
+Its dataclass fields are options of the routers that use it.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class CosineLogits:
 
   Attributes:
     projection_dim: dimensions of the projection; 0 for E / 2, as in the paper.
-    initial_temperature: of the division.
+    initial_temperature: initial value of the temperature.
   """
 
   projection_dim: int = 0
@@ -60,8 +60,8 @@ class CosineLogits:
 class RandomLogits:
   """Normal random numbers, the same for all groups; no parameters.
 
-  Drawn anew at every training step. In evaluation they are always the same, so
-  that a token's experts depend on its position only.
+  Every training step draws new numbers. In evaluation they are always the same,
+  so a token's experts depend on its position only.
   """
 
   def __call__(
@@ -79,8 +79,9 @@ class PositionLogits:
   routing of Soft MoE's ablations (arXiv:2308.00951, Appendix A).
 
   Attributes:
-    shuffled: whether positions are first permuted, always in the same way: a
-      balanced hash of the position, as in hash layers (arXiv:2106.04426).
+    shuffled: whether positions are first mapped by a fixed permutation, which
+      makes a balanced hash of the position, as in hash layers
+      (arXiv:2106.04426).
   """
 
   shuffled: bool = False

@@ -1,4 +1,4 @@
-"""The MLP of a Transformer block; each expert is one, too."""
+"""The MLP of a Transformer block; each expert is also such an MLP."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -16,8 +16,8 @@ class Mlp(nn.Module):
 
   Attributes:
     mlp_dim: F, the hidden size.
-    dropout_rate: after each layer; needs the RNG stream "dropout".
-    dtype: of the computation and the result; parameters are float32.
+    dropout_rate: dropout after each layer; needs the RNG stream "dropout".
+    dtype: dtype of the computation and the result; parameters are float32.
   """
 
   mlp_dim: int
@@ -45,12 +45,12 @@ class Mlp(nn.Module):
 def apply_mlp(
   params: Mapping[str, Any], x: Array, dense: Callable[[Array, Any], Array]
 ) -> Array:
-  """What `Mlp` computes without dropout, with another product.
+  """Applies an `Mlp` without dropout, with a custom dense layer.
 
   Args:
-    params: of the MLP, or of many in one array.
+    params: parameters of one MLP, or of many stacked in one array.
     x: rows of tokens.
-    dense: (rows, parameters of a layer) to rows.
+    dense: maps (rows, parameters of a layer) to rows.
   """
   x = jax.nn.gelu(dense(x, params[names.MLP_INPUT]))
   return dense(x, params[names.MLP_OUTPUT])

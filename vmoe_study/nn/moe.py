@@ -33,7 +33,8 @@ class MoeOptions:
     group_images: images per routing group: their tokens compete for slots.
     shared_expert_init: whether all experts start from the same values; their
       dropout masks are then the same, too, as in the public V-MoE code.
-    expert_dropout_rate: inside the experts; None for the rate of the MLPs.
+    expert_dropout_rate: dropout rate inside the experts; None for the rate of
+      the MLPs.
 
   Raises:
     ValueError: if `group_images` is below 1, or a rate is not in [0, 1).
@@ -96,9 +97,9 @@ class Moe(nn.Module):
   Attributes:
     moe: router, groups and experts.
     mlp_dim: F, the hidden size of each expert.
-    dropout_rate: inside the experts, unless `moe` has another; needs the RNG
-      stream "dropout".
-    dtype: of the experts; routers compute in float32.
+    dropout_rate: rate inside the experts, unless `moe` has its own; needs the
+      RNG stream "dropout".
+    dtype: dtype of the experts; routers compute in float32.
     exchange: sends tokens to the devices of their experts.
 
   Raises:
@@ -152,11 +153,11 @@ class Moe(nn.Module):
   def _grouped(
     self, experts: nn.Module, route: Route, tokens: Array, logits: RouterLogits
   ) -> tuple[Array, RoutingAux]:
-    """Applies experts to all tokens that choose them, without slots."""
+    """Applies experts to all tokens that choose them; there are no slots."""
     if experts.dropout_rate:
       raise ValueError(
-        f"expert dropout of {experts.dropout_rate}: must be 0 with router "
-        f"{self.moe.router!r}. Set moe.expert_dropout_rate=0."
+        f"moe.expert_dropout_rate={experts.dropout_rate}: must be 0 with "
+        f"router {self.moe.router!r}. Set moe.expert_dropout_rate=0."
       )
     if self.is_initializing():
       one_slot = jnp.zeros((logits.clean.shape[2], 1, tokens.shape[2]))
@@ -209,14 +210,14 @@ def make_experts(
 
   Args:
     mlp_dim: F, the hidden size of each expert.
-    dropout_rate: inside the experts; needs the RNG stream "dropout".
-    dtype: of the computation.
+    dropout_rate: rate inside the experts; needs the RNG stream "dropout".
+    dtype: dtype of the computation.
     shared_init: whether all experts start from the same values and draw the
       same dropout masks.
-    name: of the module.
+    name: name of the module.
 
   Returns:
-    A module that is called with (E, ..., D) and `deterministic`.
+    A module to be called with (E, ..., D) and `deterministic`.
   """
   experts = nn.vmap(
     Mlp,

@@ -40,8 +40,8 @@ MAP_HEAD = "MapHead"
 PRE_LOGITS = "pre_logits"
 HEAD = "head"
 
-# The collection of the states of routers, which are no parameters. They have
-# the paths of their routers.
+# The variable collection of router states, which are not parameters. A state
+# has the path of its router.
 ROUTER_STATE = "router_state"
 
 POSITIONS = f"{ENCODER}/{ADD_POSITIONS}/{POSITION_EMBEDDING}"
@@ -57,25 +57,25 @@ def block_name(index: int) -> str:
 
 
 def in_moe(path: str) -> bool:
-  """Whether it is a parameter of a router or of experts."""
+  """Whether the path is that of a parameter of a router or of experts."""
   return MOE in path.split("/")
 
 
 def in_router(path: str) -> bool:
-  """Whether it is a parameter of a router."""
+  """Whether the path is that of a parameter of a router."""
   return f"{MOE}/{ROUTER}/" in path
 
 
 def in_experts(path: str) -> bool:
-  """Whether it is a parameter of experts, with leading axis E."""
+  """Whether the path is that of a parameter of experts (leading axis E)."""
   return re.search(EXPERT_PATTERN, path) is not None
 
 
 def in_head(path: str) -> bool:
-  """Whether it is a parameter of the classification head."""
+  """Whether the path is that of a parameter of the classification head."""
   return path.startswith(f"{HEAD}/")
 
 
 def dense_path(path: str) -> str:
-  """Where a dense model has the parameter that experts have at `path`."""
+  """The path in a dense model of the parameter that experts have at `path`."""
   return path.replace(f"{EXPERTS}/", f"{MLP}/")

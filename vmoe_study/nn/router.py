@@ -34,9 +34,9 @@ class RouterLogits(NamedTuple):
   Attributes:
     clean: logits without noise; sparse routers have one per expert, Soft MoE
       one per slot.
-    noise: what is added to them in training; None for no noise.
-    state: of the controller, by name, with a copy for each group; None without
-      a controller.
+    noise: noise added to the logits in training; None for no noise.
+    state: state of the controller, by name, with a copy for each group; None
+      without a controller.
   """
 
   clean: Float[Array, "G S ..."]
@@ -45,7 +45,7 @@ class RouterLogits(NamedTuple):
 
   @property
   def noisy(self) -> Float[Array, "G S ..."]:
-    """The sum of both: the logits by which the router chooses."""
+    """Logits with noise, by which the router chooses."""
     return self.clean if self.noise is None else self.clean + self.noise
 
   def as_float32(self) -> "RouterLogits":
@@ -76,10 +76,10 @@ class Router(CheckedModule, abc.ABC):
   def route(
     self, logits: RouterLogits, deterministic: bool = True
   ) -> tuple[RoutingPlan, balance.RoutingAux]:
-    """Makes a plan of the logits, in float32; the same way in training or not.
+    """Makes a plan from the logits, in float32.
 
-    Pure: uses no parameters and no random numbers. Only balanced assignment
-    differs in training, where `deterministic` is False.
+    Pure: uses neither parameters nor random numbers. `deterministic` is False
+    in training; only balanced assignment depends on it.
     """
 
   def __call__(
@@ -110,21 +110,22 @@ class SparseRouter(Router):
     logits_rule: maps tokens to logits.
     affinity: maps logits to scores.
     choice: maps scores and weights to an index plan.
-    controller: balances by a state, in the collection `ROUTER_STATE`; or None.
+    controller: balances the load by a state in the collection `ROUTER_STATE`;
+      None for no controller.
     capacity_factor: slots per choice of a token, see `expert_capacity`.
     capacity_rounding: "round" (half to even) or "ceil".
     capacity_multiple_of: C is rounded up to a multiple of this.
-    weights: what scales the expert outputs: a function of the logits, that is
-      "softmax", "sigmoid", "relu", or "uniform" for 1; or "transport", the
+    weights: what scales the expert outputs: a function of the logits
+      ("softmax", "sigmoid", "relu", or "uniform" for 1), or "transport", the
       scores of the affinity, which include the noise.
     noisy_weights: whether the logits of the weights include the noise.
     plan_form: "index" copies rows, "dense" multiplies by the routing tensors,
       "auto" takes the faster one, see `routing.plan.best_plan_form`.
-    importance_loss_weight: of `balance.importance_loss`.
-    load_loss_weight: of `balance.load_loss`, which is defined for token choice,
-      in training, with noise.
-    gshard_loss_weight: of `balance.gshard_loss`.
-    router_z_loss_weight: of `balance.router_z_loss`.
+    importance_loss_weight: weight of `balance.importance_loss`.
+    load_loss_weight: weight of `balance.load_loss`, which is defined for token
+      choice, in training, with noise.
+    gshard_loss_weight: weight of `balance.gshard_loss`.
+    router_z_loss_weight: weight of `balance.router_z_loss`.
   """
 
   logits_rule: LogitsRule = LinearLogits()
@@ -253,8 +254,8 @@ class SparseRouter(Router):
 class DroplessRouter(SparseRouter):
   """A sparse router whose experts have as many slots as tokens choose them.
 
-  A plan has C = S slots per expert, most of them empty. It shows what goes
-  where, but the layer computes without it: see `routing.grouped`.
+  A plan has C = S slots per expert, most of them empty. The plan only describes
+  the routing: the layer computes without it, see `routing.grouped`.
   """
 
   is_dropless: ClassVar[bool] = True
@@ -262,7 +263,7 @@ class DroplessRouter(SparseRouter):
 
   @nn.nowrap
   def capacity(self, num_tokens: int) -> int:
-    """S: more is never needed."""
+    """S, which every token fits into."""
     return num_tokens
 
 
@@ -278,7 +279,7 @@ class SoftRouter(Router):
     capacity_rounding: "round" (half to even) or "ceil".
     capacity_multiple_of: C is rounded up to a multiple of this.
     slots_per_expert: C, instead of deriving it from the number of tokens. Slots
-      have parameters: fix C to use a model at several resolutions.
+      have parameters, so C must be fixed to use a model at several resolutions.
     uniform_dispatch: whether every slot is the mean of all tokens.
     uniform_combine: whether every token is the mean of all slots. With both
       there are no parameters.

@@ -23,7 +23,7 @@ class ModelSpec:
     backbone: a published size such as "B/16"; empty if `fields` has all sizes.
     fields: further fields of `VisionTransformer`, except `moe` and `exchange`.
       They take precedence over the backbone's.
-    moe: the routed blocks; router "dense" for none.
+    moe: the routed blocks; with router "dense" there are none.
   """
 
   backbone: str = ""

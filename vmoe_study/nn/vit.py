@@ -114,8 +114,8 @@ class EncoderBlock(nn.Module):
     moe: options of the MoE layer, except `blocks`; None for an MLP.
     dropout_rate: after attention and inside the MLP or the experts.
     qk_norm: whether queries and keys are normalised.
-    dtype: of the computation; parameters and routers are float32. The residual
-      connections have the dtype of the input.
+    dtype: dtype of the computation; parameters and routers are float32. The
+      residual connections have the dtype of the input.
     exchange: sends tokens to the devices of their experts.
   """
 
@@ -289,21 +289,21 @@ class VisionTransformer(CheckedModule):
     head_bias_init: initial value of the head's biases.
     qk_norm: whether queries and keys are normalised.
     dropout_rate: after position embeddings, attention and MLP layers.
-    dtype: of the blocks. Parameters, routers and all layers from the final norm
-      to the head are float32. Accelerators multiply float32 numbers in fewer
-      bits (TF32, bfloat16) unless told otherwise, as router logits, transport
-      plans and the head do; blocks, patches and attention pooling do not.
-      Gradients of the blocks' kernels are rounded to it on every device, and
-      summed over devices in it.
-    residual_dtype: of the residual connections, from the patches to the final
-      norm, and of the tokens that routers see; None for `dtype`.
+    dtype: dtype of the blocks. Parameters, routers and all layers from the
+      final norm to the head are float32. Unless told otherwise, accelerators
+      multiply float32 numbers with fewer bits (TF32, bfloat16); router logits,
+      transport plans and the head ask for full float32, while blocks, patches
+      and attention pooling do not. Gradients of the blocks' kernels are rounded
+      to `dtype` on every device and summed over devices in it.
+    residual_dtype: dtype of the residual connections, from the patches to the
+      final norm, and of the tokens that routers see; None for `dtype`.
     remat: what the backward pass recomputes: nothing ("none"), all but matrix
       products with parameters ("dots"), or whole blocks ("full").
     exchange: sends tokens to the devices of their experts.
 
   Raises:
-    ValueError: for an unknown string, or when called with images and sizes that
-      do not fit.
+    ValueError: for an unknown string, or when called with images that do not
+      fit the sizes.
 
   Example:
     >>> import jax

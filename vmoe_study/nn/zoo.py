@@ -50,13 +50,13 @@ from vmoe_study.routing.threshold import ThresholdChoice
 
 @dataclasses.dataclass(frozen=True)
 class About:
-  """A router in words.
+  """A verbal description of a router, for ROUTERS.md.
 
   Attributes:
     scores: what ranks tokens and experts.
     dispatch: which scores send a token to an expert, or how slots weigh tokens.
     combine: what scales the outputs of experts.
-    source: number of the paper at arXiv.
+    source: arXiv number of the paper.
   """
 
   scores: str = ""
@@ -75,9 +75,10 @@ class RouterSpec:
     router: the class.
     parts: classes whose instances become fields of the router, by field name.
     defaults: option values that differ from the defaults of the classes.
-    guarantees: what its plans satisfy, whatever the logits.
-    without: fields that mean nothing for it and are not among its options.
-    about: for the page of all routers.
+    guarantees: bounds that its plans satisfy for any logits.
+    without: fields that have no meaning for this router and are not among its
+      options.
+    about: description for ROUTERS.md.
 
   Raises:
     ValueError: if two of the classes have an option of the same name.
@@ -141,14 +142,17 @@ def sparse(
   """The row of a sparse router.
 
   Args:
-    affinity: its class, a dataclass like those in `routing.affinity`.
-    choice: its class, a dataclass like those in `routing.choice`.
-    logits: its class, a dataclass like those in `nn.logits`.
-    router: its class.
-    controller: its class, one of those in `routing.controller`, if any.
-    guarantees: where they differ from those of the choice.
-    about: for the page of all routers.
-    without: fields that mean nothing for it and are not among its options.
+    affinity: class of the affinity, a dataclass like those in
+      `routing.affinity`.
+    choice: class of the choice, a dataclass like those in `routing.choice`.
+    logits: class of the logits rule, a dataclass like those in `nn.logits`.
+    router: class of the router.
+    controller: class of the controller, one of those in `routing.controller`;
+      None for no controller.
+    guarantees: bounds on its plans, where they differ from those of the choice.
+    about: description for ROUTERS.md.
+    without: fields that have no meaning for this router and are not among its
+      options.
     **defaults: option values that differ from the defaults of the classes.
 
   Example:

@@ -18,7 +18,7 @@ _ARXIV = re.compile(r"(\d{4}\.\d{5})")
 
 
 def render() -> str:
-  """The table in Markdown."""
+  """Renders the table in Markdown."""
   header = [name for names in HEADER for name in names]
   lines = [header, ["---"] * len(header), *map(list, _rows())]
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -50,7 +50,7 @@ def _may_drop(promised: Guarantees) -> bool:
 
 
 def _dropped(promised: Guarantees) -> str:
-  """When no token is dropped; then it has the least number of experts."""
+  """The condition under which no token is dropped, and its experts then."""
   if promised.processed == "never":
     return "any"
   if not _may_drop(promised):
@@ -59,7 +59,7 @@ def _dropped(promised: Guarantees) -> str:
 
 
 def expert_rows(spec: RouterSpec) -> str:
-  """Rows that experts compute per token, full or empty."""
+  """Rows that experts compute per token, in full and empty slots."""
   if spec.router.is_dropless:
     return "K"
   options = spec.options()

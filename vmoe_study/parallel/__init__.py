@@ -1,1 +1,1 @@
-"""Many devices and processes as one: mesh, sharding rules, hosts."""
+"""Several devices and processes as one: mesh, sharding rules, hosts."""

@@ -1,4 +1,4 @@
-"""Options of the compiler."""
+"""Compiler options of XLA."""
 
 from jax.sharding import AbstractMesh, Mesh
 
@@ -6,8 +6,8 @@ from jax.sharding import AbstractMesh, Mesh
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str]:
   """Options for programs that exchange tokens, by the platform of the mesh.
 
-  By default TPUs wait for an all-to-all. An asynchronous one takes more memory,
-  and lets experts compute while tokens of others travel
+  By default TPUs wait for an all-to-all. An asynchronous all-to-all takes more
+  memory and lets some experts compute while the tokens of others are in transit
   (`routing.exchange`).
   """
   if isinstance(mesh, AbstractMesh):  # Traced only.

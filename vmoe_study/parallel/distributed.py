@@ -1,8 +1,8 @@
 """Connecting the processes of a multi-host run.
 
 On TPU slices (Cloud TPU VMs and GKE), under SLURM and under MPI, JAX finds the
-other processes in the environment. Elsewhere three arguments name them. Without
-either, the program runs as a single process.
+other processes in the environment. Elsewhere three arguments describe them.
+Without an environment or arguments, the program runs as a single process.
 
 If a process dies, the others stop with an error at most `HEARTBEAT_SECONDS`
 after its last heartbeat. The job can then be restarted from its last
@@ -18,7 +18,7 @@ HEARTBEAT_SECONDS = 100
 # Environment variables of launchers: the number of processes, or their names.
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _NAMES = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
-# Parts of JAX's errors: it found no cluster; devices are in use already.
+# Parts of JAX's error messages: no cluster found; devices already in use.
 _NO_CLUSTER = "coordinator_address should be defined"
 _TOO_LATE = "must be called before"
 
@@ -30,17 +30,17 @@ def initialize(
 ) -> None:
   """Connects the processes of a run. Call it before JAX uses any device.
 
-  Does nothing if they are connected already. Without arguments, the environment
-  is searched for the other processes.
+  Does nothing if the processes are already connected. Without arguments, JAX
+  looks for the other processes in the environment.
 
   Args:
     coordinator: "HOST:PORT", where process 0 listens.
-    num_processes: of the run.
-    process_id: of this process, from 0.
+    num_processes: number of processes of the run.
+    process_id: number of this process, from 0.
 
   Raises:
-    ValueError: the arguments are incomplete or contradict each other, or there
-      are other processes that cannot be connected. Continuing alone would let
+    ValueError: the arguments are incomplete or contradict each other, or other
+      processes exist but cannot be connected. Continuing alone would let
       several processes write to the same workdir.
   """
   given = coordinator, num_processes, process_id

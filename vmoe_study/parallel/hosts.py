@@ -1,4 +1,4 @@
-"""Raises an error of one host on all hosts, so that none waits for it."""
+"""Propagates an error on one host to all hosts, so that none waits for it."""
 
 import contextlib
 from collections.abc import Iterator

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-# Slices are sets of devices with fast links; the slower network of the data
-# centre connects them. Most runs have one.
+# A slice is a set of devices with fast links; the slower data-center network
+# connects slices. Most runs have one slice.
 AXES = ("slice", "replica", "expert")
 WITHIN_SLICE = ("replica", "expert")
 _AXIS_TYPES = (AxisType.Auto,) * len(AXES)
@@ -25,7 +25,7 @@ class MeshSpec:
   Attributes:
     replica: number of devices that hold the same experts, in all slices.
     expert: number of devices that the experts are divided among, in one slice.
-    fsdp: shard all other parameters too, and the optimizer state, over the
+    fsdp: whether to shard all other parameters and the optimizer state over the
       devices of each slice.
   """
 
@@ -89,11 +89,10 @@ class MeshSpec:
 def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
   """The mesh over the given devices, by default all, with Auto axes.
 
-  Devices are sorted by slice, then by process, so that the rows of a global
-  batch are those of process 0, then those of process 1, and so on: the same
-  rows for any number of processes. On TPU slices, hosts are numbered from
-  neighbour to neighbour, so that devices along the axis `expert` are close
-  together.
+  Devices are sorted by slice, then by process, so a global batch has the rows
+  of process 0 first, then those of process 1, and so on: the same rows for any
+  number of processes. On TPU slices, hosts are numbered from neighbour to
+  neighbour, so that devices along the axis `expert` are close together.
 
   Raises:
     ValueError: the sizes do not fit the number of devices or slices.
@@ -116,7 +115,7 @@ def slice_of(device: Any) -> int:
 
 
 def make_abstract_mesh(spec: MeshSpec, num_devices: int) -> AbstractMesh:
-  """The mesh of devices that need not exist, in one slice: for shapes.
+  """An abstract mesh of one slice, to compute shapes without devices.
 
   Raises:
     ValueError: the sizes do not fit the number of devices.

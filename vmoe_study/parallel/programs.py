@@ -1,10 +1,10 @@
-"""Where compiled programs are kept, so that a restart compiles nothing.
+"""The folder of JAX's compilation cache, so that a restart compiles nothing.
 
-JAX keeps them; this chooses the folder. All processes read from it, the first
-one writes. A program is found again under its source, the versions of JAX and
-XLA, their flags and the kind of the devices. For CPUs it depends on the number
-of cores and the instructions too, which JAX leaves out: what another machine
-compiled can end a process.
+All processes read from it, and the first one writes. JAX's key covers the
+program, the versions of JAX and XLA, their flags and the kind of device. On
+CPUs a program also depends on the number of cores and the instruction set,
+which the key leaves out: a program from another machine can crash the process.
+So each kind of CPU has a folder of its own.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ CPU_LINES = ("model name", "flags", "CPU part", "Features")  # x86, then ARM.
 
 
 def folder(root: epath.PathLike, platform: str, num_cores: int) -> epath.Path:
-  """Where programs for a platform are kept.
+  """The cache folder of a platform.
 
   Args:
-    root: a workdir, or what many workdirs are in.
+    root: a workdir, or a folder of many workdirs.
     platform: JAX's name of the backend: "cpu", "gpu" or "tpu".
-    num_cores: that the process may use.
+    num_cores: number of cores that the process may use.
   """
   name = f"{_cpu()}_{num_cores}_cores" if platform == "cpu" else platform
   return epath.Path(root) / FOLDER / name
 
 
 def _cpu() -> str:
-  """Names what the processor of this machine can do."""
+  """A name of the processor and its instruction set."""
   known = platform_lib.machine() + platform_lib.processor()
   if CPU_INFO.exists():
     lines = CPU_INFO.read_text().splitlines()
@@ -48,9 +48,10 @@ def _cpu() -> str:
 
 @contextlib.contextmanager
 def kept_in(root: epath.PathLike) -> Iterator[None]:
-  """Keeps what is compiled in this context in a folder of `root`.
+  """Caches what is compiled in this context in a folder of `root`.
 
-  Does nothing if JAX was told a folder before, as by JAX_COMPILATION_CACHE_DIR.
+  Does nothing if JAX already has a cache folder, for example from
+  JAX_COMPILATION_CACHE_DIR.
   """
   if jax.config.jax_compilation_cache_dir:
     yield
@@ -59,8 +60,8 @@ def kept_in(root: epath.PathLike) -> Iterator[None]:
   found = folder(root, jax.default_backend(), cores)
   options: dict[str, Any] = {"jax_compilation_cache_dir": str(found)}
   if "://" in str(found):
-    # XLA reads and writes local files only. Small programs, of which saving
-    # alone has a hundred, are compiled sooner than sent: JAX leaves them out.
+    # XLA reads and writes local files only. Compiling a small program is faster
+    # than fetching it, and saving alone has a hundred: JAX leaves them out.
     options["jax_persistent_cache_enable_xla_caches"] = "none"
   else:
     options["jax_persistent_cache_min_compile_time_secs"] = 0.0

@@ -1,4 +1,4 @@
-"""Where arrays are placed: a table of rules for parameters, and batches.
+"""Shardings of parameters, by a table of rules, and of batches.
 
 Images are sharded over all devices, and experts over the mesh axis `expert`.
 All other parameters are replicated. With FSDP all parameters are sharded over
@@ -18,7 +18,7 @@ from vmoe_study.parallel.mesh import AXES, WITHIN_SLICE
 
 
 class Fsdp(NamedTuple):
-  """A partition spec to be completed by the axes of a slice that it lacks."""
+  """A partition spec to be extended by the other mesh axes within a slice."""
 
   spec: PartitionSpec
 
@@ -33,7 +33,7 @@ def parameter_rules(experts: str | None, fsdp: bool = False) -> Rules:
   Args:
     experts: pattern of the paths of expert parameters, whose leading axis is E;
       None if the model has no experts.
-    fsdp: shard all parameters over all devices of a slice.
+    fsdp: whether to shard all parameters over all devices of a slice.
   """
   specs = PartitionSpec("expert"), PartitionSpec()
   of_experts, of_others = map(Fsdp, specs) if fsdp else specs
@@ -48,7 +48,7 @@ def tree_shardings(
 
   Args:
     mesh: with axes `AXES`.
-    rules: their patterns are searched for in paths such as "a/b/c".
+    rules: pairs of a pattern, to be found in paths such as "a/b/c", and a spec.
     tree: arrays or shapes.
     experts: pattern of the paths that must be sharded over `expert`.
 
@@ -86,28 +86,28 @@ def tree_shardings(
 
 
 def path_name(path: tuple) -> str:
-  """A key path of `jax.tree_util` as "a/b/c"."""
+  """Formats a key path of `jax.tree_util` as "a/b/c"."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The whole array on every device."""
+  """The sharding that replicates an array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def of_statistic(
   statistic: Any, parameter: Any, sharding: NamedSharding
 ) -> NamedSharding:
-  """The sharding of a statistic of a parameter in an optimizer's state.
+  """The sharding of an optimizer statistic of a parameter.
 
-  Every axis of the statistic is sharded like its axis of the parameter, the
-  first of equal ones. A statistic of another shape is replicated.
+  Every axis of the statistic is sharded like the first axis of the parameter
+  that it matches. A statistic of another shape is replicated.
 
   Args:
-    statistic: with the shape of the parameter, or, as the factors of Adafactor,
-      without some of its axes.
+    statistic: an array or shape with the axes of the parameter or, as for the
+      factors of Adafactor, only some of them.
     parameter: an array or its shape.
-    sharding: of the parameter.
+    sharding: sharding of the parameter.
   """
   if statistic.shape == parameter.shape:
     return sharding
@@ -122,7 +122,7 @@ def of_statistic(
 
 
 def by_batch(mesh: Mesh) -> NamedSharding:
-  """Leading axis sharded over all devices."""
+  """The sharding of a batch: leading axis over all devices."""
   return NamedSharding(mesh, PartitionSpec(AXES))
 
 
@@ -137,8 +137,8 @@ def to_global(mesh: Mesh, local_batch: Any) -> Any:
 def to_local(array: jax.Array) -> np.ndarray:
   """This process's rows of an array that is sharded by batch.
 
-  They are in the order in which `to_global` took them, whatever the order of
-  the devices in the mesh.
+  The rows are in the order in which `to_global` took them, for any order of the
+  devices in the mesh.
   """
   rows = {s.index[0].start or 0: s.data for s in array.addressable_shards}
   return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
@@ -149,8 +149,8 @@ def _completed(
 ) -> PartitionSpec:
   """Shards an array also over the mesh axes that its spec leaves out.
 
-  Takes the way with the most shards that its sizes allow; of several, the one
-  along the fewest and largest axes of the array.
+  Chooses the spec with the most shards that its sizes allow; of several, the
+  one along the fewest and largest axes of the array.
   """
   missing = [axis for axis in WITHIN_SLICE if axis not in spec]
   free = [i for i in range(len(shape)) if i >= len(spec) or spec[i] is None]
