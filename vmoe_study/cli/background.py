@@ -1,7 +1,7 @@
-"""Silences what Python says of errors in threads and coroutines of Orbax.
+"""Silences Python's reports of errors in Orbax's threads and coroutines.
 
-Orbax raises these errors in the foreground, too, where they become one
-sentence. A full disk or a damaged file would otherwise add hundreds of lines.
+Orbax raises the same errors in the foreground, where they become one sentence.
+Without the filters, a full disk or a damaged file would add hundreds of lines.
 """
 
 import logging
@@ -15,16 +15,16 @@ from vmoe_study.run.progress import is_from_orbax
 
 
 def silence_background_errors() -> None:
-  """Installs filters in this process."""
+  """Installs the filters in this process."""
   sys.unraisablehook = _filtered(sys.unraisablehook)
   threading.excepthook = _filtered(threading.excepthook)
   warnings.filterwarnings("ignore", "coroutine .* was never awaited")
-  # Of futures whose error nobody has asked for when the process ends.
+  # Futures whose error nobody has asked for when the process ends.
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _filtered(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
-  """The hook, but not for errors of Orbax."""
+  """Wraps a hook so that it ignores errors of Orbax."""
 
   def filtered(found: Any) -> None:
     # A read or write of TensorStore has ended after Orbax's loop.

@@ -51,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     nargs="+",
     default=[16],
-    help="numbers of requests to a store that a worker has open at a time",
+    help="numbers of concurrent requests to an object store per worker",
   )
   parser.add_argument(
-    "--rounds", type=int, default=3, help="number of timings of each"
+    "--rounds", type=int, default=3, help="number of timings of each setting"
   )
   parser.add_argument(
     "--out", type=paths.path, metavar="FILE", help="write the rows as JSON"
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
   rows = bench.measure(args.workers, args.read_threads, logging.info)
   cells = [[form.format(row[k]) for k, form in COLUMNS.items()] for row in rows]
   print(f"images/s; speedup: train, relative to {args.workers[0]} workers")
-  print("requests, kB and the share of time spent waiting: train, from a store")
+  print("requests, kB and the share of time spent waiting: train, object store")
   print(markdown_table(list(COLUMNS), cells))
   if args.out:
     text = json.dumps(description | {"rows": rows}, indent=1)

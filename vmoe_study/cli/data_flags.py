@@ -1,4 +1,4 @@
-"""`--image-shape` and `--num-examples`, of data that are not here."""
+"""`--image-shape` and `--num-examples`: sizes of data that are not at hand."""
 
 import argparse
 import re
@@ -8,8 +8,8 @@ def add_arguments(parser: argparse.ArgumentParser, when: str) -> None:
   """Declares the options.
 
   Args:
-    parser: of the command.
-    when: number of examples: when it is to be given, for the help.
+    parser: parser of the command.
+    when: when `--num-examples` is to be given, for the help.
   """
   parser.add_argument(
     "--image-shape",
@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser, when: str) -> None:
 
 
 def image_shape(args: argparse.Namespace) -> tuple[int, int, int] | None:
-  """Height, width and channels; None if they are not given.
+  """Height, width and channels; None if the option is not given.
 
   Raises:
-    ValueError: they are not written as HxWxC.
+    ValueError: the option is not of the form HxWxC.
   """
   text = args.image_shape
   if text is None:
@@ -44,10 +44,10 @@ def image_shape(args: argparse.Namespace) -> tuple[int, int, int] | None:
 
 
 def num_examples(args: argparse.Namespace) -> int | None:
-  """The number of training images; None if it is not given.
+  """The number of training images; None if the option is not given.
 
   Raises:
-    ValueError: it is below 1.
+    ValueError: the number is below 1.
   """
   if args.num_examples is not None and args.num_examples < 1:
     raise ValueError(

@@ -2,8 +2,9 @@
 
 Prints one line per finding: `ok`, `note`, `PROBLEM` with its remedy, or `not
 checked` with the reason. The exit code is 1 if the run would fail. Nothing is
-trained, compiled or changed; only caches of data sets are written. Where the
-data are not, --num-examples stands for them: all but the data is checked.
+trained, compiled or changed; only caches of data sets are written. On a machine
+without the data, --num-examples takes their place: everything but the data is
+checked.
 """
 
 import argparse

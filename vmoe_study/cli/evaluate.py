@@ -1,11 +1,11 @@
-"""Evaluates a checkpoint: no optimizer, no training data, any devices.
+"""Evaluates a checkpoint, without optimizer or training data, on any devices.
 
-The checkpoint's config says what is measured. Any of its fields can be changed,
-such as the capacity of the experts or the location of the data, as long as the
-shapes of the parameters stay the same. Intervals of accuracies are 95% Wilson
+The checkpoint's config defines what is measured. Any of its fields can be
+changed, such as the capacity of the experts or the location of the data, as
+long as the parameters keep their shapes. Intervals of accuracies are 95% Wilson
 intervals over images; `loss` is the negative log-likelihood in nats, `brier`
-the squared error of the probabilities, `ece` their calibration error in 15
-bins.
+the squared error of the probabilities, and `ece` their expected calibration
+error in 15 bins.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Writes a checkpoint for others, in the format that the name of --out implies.
+"""Exports a checkpoint, in the format that the name of --out implies.
 
   DIR              the whole model as model hubs hold it: model.safetensors,
                    config.json, README.md; `evaluate`, `predict`, `inspect` and
@@ -11,7 +11,7 @@
 The program takes uint8 images after the image operations of the first
 evaluation, in batches of any number of routing groups, and runs on CPUs, GPUs
 and TPUs. It needs jax, numpy and flatbuffers, but not this package. The config
-is written as it is, with the paths in it. Computes on the CPU.
+is written as it is, with the paths in it. The export itself runs on the CPU.
 """
 
 from __future__ import annotations

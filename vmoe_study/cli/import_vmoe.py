@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=paths.path_or_any_url,
     required=True,
     metavar="PATH",
-    help="of a checkpoint PATH.index, PATH.data-*; local path or URL",
+    help="common prefix of PATH.index and PATH.data-*; local path or URL",
   )
   parser.add_argument(
     "--out", type=paths.path, required=True, metavar="DIR", help="a new workdir"

@@ -1,7 +1,7 @@
-"""Looks inside the routers of a checkpoint: numbers, pictures, one page.
+"""Measures and draws what the routers of a checkpoint do, as one page.
 
 Everything is measured on the first data set under `evaluations`, in one process
-with all of its devices.
+that uses all of its devices.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""One entry point for all commands.
+"""The entry point of all commands.
 
 A command is a module with `add_arguments(parser)` and `run(args)`, which
-returns the exit code. It is imported only when it is called. If it reads files
-other than that of `--config`, its `check(args)` checks them for `--check`.
+returns the exit code. It is imported only when it is called. A module that
+reads files other than the one of `--config` has a function `check(args)`, which
+`--check` calls.
 """
 
 import argparse
@@ -127,7 +128,7 @@ def _expand_data_dir() -> None:
 
 
 def _check(module, args) -> int:
-  """Checks what can be known before data, checkpoints and devices are used."""
+  """Checks what can be checked without data, checkpoints and devices."""
   if hasattr(module, "check"):
     module.check(args)
   elif getattr(args, "config", None):
@@ -137,7 +138,7 @@ def _check(module, args) -> int:
 
 
 def _exit_code(error: BaseException) -> int | None:
-  """The exit code for an error that a message explains; else None."""
+  """The exit code for an error that ends with a message; else None."""
   if isinstance(error, KeyboardInterrupt):
     return INTERRUPTED
   if isinstance(error, ValueError | OSError):

@@ -1,4 +1,4 @@
-"""Options that are paths, as the `type` of `add_argument`."""
+"""Types of options that are paths, for `add_argument`."""
 
 import argparse
 import functools

@@ -1,8 +1,9 @@
 """Estimates what a run needs on TPU slices or GPUs, and how fast it may be.
 
-For TPUs the real training step of a config is compiled, and the program read.
-For GPUs its matrix products are counted. Neither a prepared data set nor an
-accelerator is needed. launch/README.md tells what is modelled and what is not.
+For TPUs the real training step of a config is compiled, and the program is
+analysed. For GPUs its matrix products are counted. Neither a prepared data set
+nor an accelerator is needed. launch/README.md says what is modelled and what is
+not.
 """
 
 from __future__ import annotations

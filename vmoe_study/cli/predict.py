@@ -1,10 +1,10 @@
-"""Names the classes of images, with probabilities.
+"""Predicts the classes of images, with probabilities.
 
-Images are files, folders (with the folders inside them) and URLs that fsspec
-reads; "-" reads their paths from standard input, one a line. The checkpoint
-knows its classes and the operations that its evaluation applies to images. Runs
-in one process, with all of its devices. An image that cannot be read is named
-and left out, and the exit code is 1.
+Images are given as files, folders (searched recursively) and URLs that fsspec
+reads; "-" reads paths from standard input, one per line. The class names and
+the image operations come from the checkpoint. Runs in one process, on all of
+its devices. An image that cannot be read is reported and left out, and the exit
+code is 1.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _predictor(checkpoint: Checkpoint, args: argparse.Namespace) -> Predictor:
 def _output(
   args: argparse.Namespace,
 ) -> Iterator[Callable[[Sequence[Prediction]], object]]:
-  """What writes predictions: as a table at the end, or as JSON lines."""
+  """Yields the writer of predictions: a table at the end, or JSON lines."""
   from vmoe_study.drawing.render import markdown_table
   from vmoe_study.files.atomic import open_atomically
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def initialize(args: argparse.Namespace) -> None:
-  """Connects the processes that the options name, before devices are used."""
+  """Connects the processes of the run, before any device is used."""
   from vmoe_study.parallel import distributed
 
   distributed.initialize(args.coordinator, args.num_processes, args.process_id)

@@ -1,7 +1,7 @@
-"""Computes a failed step again and shows where numbers are not finite.
+"""Recomputes a failed step and shows which numbers are not finite.
 
-The config can be changed, as in `--config.model.fields.dtype=float32`, to find
-the cause.
+To find the cause, the config can be changed, as in
+`--config.model.fields.dtype=float32`.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Tabulates runs; with --out writes the tables and figures of a study.
 
-Runs whose configs differ only in the seed make one row, with the mean over the
-seeds and its 95% interval. Runs that a sweep still lacks are shown as missing.
+Runs whose configs differ only in the seed form one row, with the mean over the
+seeds and its 95% interval. Runs that a sweep has not finished are shown as
+missing.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _analysis(planned: str | None) -> Analysis | None:
-  """Of `--planned`. It takes JAX, for which other reports do not wait."""
+  """Loads the table of `--planned`. Only this report has to import JAX."""
   if not planned:
     return None
   from vmoe_study.study.table_file import load_analysis

@@ -16,15 +16,15 @@ from vmoe_study.training.stop_signals import (
 
 
 class StopHandler(contextlib.AbstractContextManager):
-  """Ends a command at a signal, if nothing in it handles signals itself.
+  """Ends a command at a signal, unless the command handles signals itself.
 
-  The first signal raises StopRequested. The second one ends the process at
-  once, also if the first went to a handler that was installed later, such as
-  that of the training loop, which passes on the second.
+  The first signal raises StopRequested, and the second one ends the process at
+  once. This also holds if the first went to a handler that was installed later:
+  that of the training loop, for example, passes on the second.
 
   Attributes:
     requested: whether StopRequested was raised, even if an interrupted library
-      has turned it into another error.
+      turned it into another error.
   """
 
   requested = False
@@ -51,6 +51,6 @@ class StopHandler(contextlib.AbstractContextManager):
     raise_request()
 
   def _unraisable(self, found: Any) -> None:
-    """Hides StopRequested where Python ignores it; `handled_by` repeats it."""
+    """Hides StopRequested where Python ignores it; `handled_by` raises it."""
     if not isinstance(found.exc_value, StopRequested):
       self._hook(found)

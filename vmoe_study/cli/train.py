@@ -1,4 +1,4 @@
-"""Trains a model, or resumes where an earlier run of the command stopped."""
+"""Trains a model, or resumes the run of the workdir."""
 
 import argparse
 import functools
