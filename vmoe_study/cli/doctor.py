@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="number of devices of the run; by default those of this machine",
   )
   data_flags.add_arguments(
-    parser, "data sets are not read then, so that they need not be here"
+    parser, "then data sets are not read and need not be on this machine"
   )
   parser.add_argument(
     "--preview",

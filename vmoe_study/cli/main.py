@@ -30,22 +30,22 @@ COMMANDS = {
   "train": ("train", "train a model, or resume its training"),
   "replay": (
     "replay",
-    "compute a failed step again, to find what was not finite",
+    "recompute a failed step, to find what was not finite",
   ),
   "evaluate": ("evaluate", "evaluate a checkpoint"),
-  "predict": ("predict", "name the classes of images, with probabilities"),
-  "inspect": ("inspect", "look inside the routers of a checkpoint"),
+  "predict": ("predict", "predict the classes of images, with probabilities"),
+  "inspect": ("inspect", "measure and draw the routing of a checkpoint"),
   "bench": ("bench", "time input, layer, step or solvers on this machine"),
   "doctor": ("doctor", "check a run before it starts"),
-  "plan": ("plan", "estimate what a run needs on a TPU slice, without one"),
-  "sweep": ("sweep", "train every config of a table that is not finished"),
+  "plan": ("plan", "estimate what a run needs on TPU slices or GPUs"),
+  "sweep": ("sweep", "train all configs of a table; skip finished runs"),
   "report": ("report", "tabulate finished runs"),
   "prepare": ("prepare", "build a data set"),
   "import-vmoe": ("import_vmoe", "convert a public V-MoE checkpoint"),
-  "export": ("export", "write a checkpoint for others: safetensors, a program"),
+  "export": ("export", "export a checkpoint: safetensors, StableHLO or .npz"),
 }
 
-# Commands that, run again, resume where they were stopped.
+# Commands that resume where they were stopped if they are run again.
 RESUMABLE = ("train", "sweep")
 _STOPPED = {
   INTERRUPTED: "Interrupted.",

@@ -67,14 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--features",
     type=paths.path,
     metavar="FILE.npz",
-    help="also write what comes before the head: `features` (N, width), and "
+    help="also write the features before the head, `features` (N, width), and "
     "`names`",
   )
   parser.add_argument(
     "--explain",
     type=paths.path,
     metavar="DIR",
-    help="also draw the images into this folder, their patches coloured by "
+    help="also draw the images into this folder, with patches coloured by "
     "expert",
   )
 

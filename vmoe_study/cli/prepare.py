@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--to",
     type=paths.path_or_any_url,
     metavar="URL",
-    help="write a prepared data set anew into this TFDS folder: shuffled once, "
-    "in ArrayRecord files; the same command again goes on after a stop",
+    help="rewrite a prepared data set into this TFDS folder: shuffled once, as "
+    "ArrayRecord files; after a stop, the same command continues",
   )
   parser.add_argument(
     "--download", action="store_true", help="allow TFDS to use the network"

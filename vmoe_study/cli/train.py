@@ -38,14 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=_count,
     default=0,
     metavar="N",
-    help="trace N steps, after ten others, and save which arrays are in memory "
-    "then: see TensorBoard's tab Profile, or WORKDIR/plugins/profile",
+    help="trace N steps after the first ten, and save which arrays are then in "
+    "memory: see TensorBoard's tab Profile, or WORKDIR/plugins/profile",
   )
   parser.add_argument(
     "--verbose",
     action="store_true",
-    help="also show all parameters, the sizes of the routing and what a core "
-    "decodes",
+    help="also show all parameters, the sizes of the routing and the images/s "
+    "that a core decodes",
   )
   process_flags.add_arguments(parser)
 
