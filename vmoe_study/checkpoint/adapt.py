@@ -1,4 +1,4 @@
-"""Adapting the parameters of one model to another.
+"""Adapts the parameters of one model to another.
 
 Source and template are trees with our parameter names. The steps compose:
 resize the position embeddings, turn dense MLPs into experts, then copy what has
@@ -30,14 +30,14 @@ Grid = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class MatchReport:
-  """How a source fits a model, by parameter path.
+  """How the parameters of a source match those of a model, by path.
 
   Attributes:
-    used: copied from the source.
-    unused: in the source only.
-    missing: in the model only; these keep their initial values.
-    mismatched: in both, with different (source, model) shapes; these keep their
-      initial values.
+    used: paths copied from the source.
+    unused: paths in the source only.
+    missing: paths in the model only; these keep their initial values.
+    mismatched: paths in both, with their different (source, model) shapes;
+      these keep their initial values.
   """
 
   used: tuple[str, ...]
@@ -67,7 +67,7 @@ class MatchReport:
 
 
 def compare(source: PyTree, template: PyTree) -> MatchReport:
-  """The report of `match_params`, from paths and shapes alone."""
+  """Makes the report of `match_params` from paths and shapes alone."""
   given, wanted = tree_lib.flatten(source), tree_lib.flatten(template)
   shared = [path for path in wanted if path in given]
   used = [path for path in shared if given[path].shape == wanted[path].shape]
@@ -157,10 +157,10 @@ def resize_positions(
     source: parameters.
     template: parameters of the model, or their shapes.
     source_grid: rows and columns of patches; None for a square.
-    grid: as `source_grid`, of the model.
+    grid: rows and columns of the model's patches; None for a square.
 
   Raises:
-    ValueError: a grid does not have as many patches as there are positions, or
+    ValueError: the number of patches in a grid is not that of the positions, or
       only one tree has a class token.
   """
   given, wanted = tree_lib.flatten(source), tree_lib.flatten(template)

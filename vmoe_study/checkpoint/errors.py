@@ -1,14 +1,14 @@
-"""The error of checkpoints that cannot be read or written."""
+"""The error for checkpoints that cannot be read or written."""
 
 
 class CheckpointError(Exception):
-  """A checkpoint's file is missing, damaged, or could not be written."""
+  """A file of a checkpoint is missing, damaged, or could not be written."""
 
 
 def one_line(error: Exception) -> str:
-  """A library's error message, without the middle if it is very long.
+  """A library's error message, shortened in the middle if it is very long.
 
-  What failed stands at its beginning, and the cause at its end.
+  Such messages begin with what failed and end with the cause.
   """
   text = str(error).partition("See full TensorStore details")[0]
   text = " ".join(text.split())

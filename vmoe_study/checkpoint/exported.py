@@ -1,12 +1,13 @@
-"""An exported model: a folder as model hubs hold it, also for other libraries.
+"""An exported model: a folder as on model hubs, which other libraries can read.
 
   config.json        metadata of the checkpoint, its step and more, strict JSON
   model.safetensors  arrays, named by their paths: params/head/kernel
   README.md          a model card; not read
 
-The header of the safetensors file has the manifest of `manifest.py` but for the
-metadata, which are config.json, so that the manifest's digest covers both files
-and its fingerprints every array. Files may be links, as in the caches of hubs.
+The header of the safetensors file holds the manifest of `manifest.py` without
+the metadata, which are in config.json. The manifest's digest covers both files,
+and its fingerprints cover every array. Files may be links, as in the caches of
+hubs.
 """
 
 import json
@@ -48,7 +49,8 @@ def write(
   Args:
     folder: local path or URL.
     items: trees of arrays by name, such as "params".
-    metadata: of the checkpoint, and its "step"; NaN and infinity become null.
+    metadata: metadata of the checkpoint and its "step"; NaN and infinity become
+      null.
   """
   text = to_json(metadata, indent=2)
   manifest = manifest_lib.build(items, json.loads(text))
@@ -63,7 +65,7 @@ def write(
 
 
 def read_step(folder: epath.PathLike) -> int:
-  """The number of updates of the model.
+  """The number of training steps of the model.
 
   Raises:
     CheckpointError: config.json is damaged.
@@ -98,10 +100,10 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
 
 
 def read_item(folder: epath.PathLike, item: str) -> dict[str, Any]:
-  """One tree of arrays, in host memory; not verified.
+  """Reads one tree of arrays to host memory, unverified.
 
   Raises:
-    CheckpointError: names are not paths of parameters.
+    CheckpointError: a name is not the path of a parameter.
   """
   fs, path = locate(_path(folder, ARRAYS))
   if isinstance(fs, LocalFileSystem):
@@ -119,7 +121,7 @@ def read_item(folder: epath.PathLike, item: str) -> dict[str, Any]:
 
 
 def _read_header(url: str) -> bytes:
-  """The header of the arrays, which follows 8 bytes with its size."""
+  """Reads the header of the arrays: 8 bytes with its size, then JSON."""
   most = min(_MAX_HEADER, file_size(url) - 8)
   size = int.from_bytes(read_range(url, 0, 8), "little") if most > 0 else 0
   if not 0 < size <= most:

@@ -20,11 +20,11 @@ _SALTS = (0x9E3779B9, 0x6A09E667)
 
 
 def fingerprint(array: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
-  """The two lanes of an array's fingerprint, computed where the array is.
+  """The two lanes of an array's fingerprint, computed on the array's devices.
 
   Args:
-    array: any shape, of a boolean, integer, floating or complex dtype; sharded
-      over any number of devices and hosts, or in host memory.
+    array: array of any shape and of a boolean, integer, floating or complex
+      dtype; sharded over any number of devices and hosts, or in host memory.
 
   Returns:
     Two uint32 scalars, replicated; `to_text` makes them a string.

@@ -1,9 +1,9 @@
-"""Reads and verifies checkpoints: whole steps, only parameters, metadata.
+"""Reads and verifies checkpoints: whole steps, parameters only, metadata.
 
 Steps are read with Orbax's handlers instead of its manager. The handlers do not
 wait for other hosts, so a failure on one host can be raised on all of them.
 
-An exported model (`exported.py`) is read like a directory with its one step.
+An exported model (`exported.py`) is read like a directory with a single step.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from vmoe_study.parallel import hosts
 PyTree = Any
 T = TypeVar("T")
 
-AS_NUMPY = object()  # In place of a template: read to host memory.
-# In place of an item: what the model is evaluated with, which is the moving
-# average of the parameters, or the parameters if the run keeps none.
+AS_NUMPY = object()  # As a template: read to host memory.
+# As an item: the weights for evaluation, which are the moving average of the
+# parameters or, if the run keeps none, the parameters.
 WEIGHTS = "weights"
 EMA = "ema"
 
@@ -39,13 +39,13 @@ def load_params(
   step: int | None = None,
   template: PyTree | None = None,
 ) -> tuple[PyTree, dict[str, Any], int]:
-  """Reads what a model is evaluated with, without its optimizer state.
+  """Reads the weights for evaluation, without the optimizer state.
 
   Args:
-    directory: of a `CheckpointStore`; it is not changed.
+    directory: directory of a `CheckpointStore`; it is not changed.
     step: the step to read; None for the newest intact one.
-    template: as in `CheckpointStore.restore`; None for nested dictionaries of
-      numpy arrays, which need none of the devices that saved the checkpoint.
+    template: see `CheckpointStore.restore`; None for nested dictionaries of
+      numpy arrays, which do not need the devices that saved the checkpoint.
 
   Returns:
     The parameters or, if the run keeps one, their moving average; metadata;
@@ -66,7 +66,7 @@ def load_shapes(
 ) -> tuple[PyTree, int]:
   """Shapes and dtypes of one item of the newest checkpoint, and its step.
 
-  Leaves are zeros that take no memory. Reads only the manifest.
+  Reads only the manifest; leaves are zeros that take no memory.
 
   Raises:
     CheckpointError: there is no checkpoint, or its manifest is damaged.
@@ -101,10 +101,10 @@ def restore_trees(
   """Reads a step, by default the newest intact one; logs the damaged ones.
 
   Args:
-    directory: of a `CheckpointStore`.
+    directory: directory of a `CheckpointStore`.
     step: the step to read, or None.
-    templates: by item, or `WEIGHTS`; trees as in `CheckpointStore.restore`, or
-      `AS_NUMPY`.
+    templates: a template for each item or for `WEIGHTS`: a tree as in
+      `CheckpointStore.restore`, or `AS_NUMPY`.
 
   Returns:
     Step, one tree for every template, metadata.
@@ -131,8 +131,8 @@ def _read_intact(
 ) -> tuple[int, T]:
   """Applies `read` to a step, by default to the newest that it can read.
 
-  A run that is training may remove a step while it is read; by then, it has
-  saved a newer one.
+  A run in training may remove a step while it is read; it has then saved a
+  newer one.
   """
   steps = complete_steps(directory)
   if not steps or (step is not None and step not in steps):

@@ -1,8 +1,8 @@
 """The manifest of a checkpoint: metadata, arrays, fingerprints.
 
-A JSON item beside the arrays. It contains fingerprints of all arrays, because
-the array storage returns changed bytes and casts dtypes silently, and a digest
-of itself, which detects changed bytes in the manifest.
+The manifest is a JSON item next to the arrays. It contains fingerprints of all
+arrays, because the array storage silently returns changed bytes and casts
+dtypes, and a digest of itself, which detects changed bytes in the manifest.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ def check(manifest: Any) -> None:
 
 
 def _is_array(name: str, leaf: Mapping[str, Any]) -> bool:
-  """Whether the description of an array is one; may raise `MALFORMED`."""
+  """Whether a leaf describes an array; may raise `MALFORMED`."""
   sizes = all(type(size) is int and size >= 0 for size in leaf["shape"])
   jnp.dtype(leaf["dtype"])
   return bool(name) and sizes and isinstance(leaf["fingerprint"], str)

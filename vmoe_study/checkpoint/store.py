@@ -3,14 +3,14 @@
 A thin layer over Orbax, which writes arrays in parallel from every host and
 makes a step visible only when it is complete. This layer adds three things:
 parameters and optimizer state are separate items, so that a model opens without
-its optimizer; metadata, with the config, are stored beside them; and every
-array is compared with its fingerprint (`manifest.py`), so that a damaged step
-is reported and the newest intact one is used instead.
+its optimizer; metadata, with the config, are stored with them; and every array
+is compared with its fingerprint (`manifest.py`), so that a damaged step is
+reported and the newest intact one is used instead.
 
-On disk: DIRECTORY/STEP/{params,opt_state,manifest}, and router_state if there
-is any: a tree without leaves is not stored. When a run resumes from an older
-step because newer ones are damaged, these are renamed DIRECTORY/damaged-STEP,
-so that it can save them again.
+On disk: DIRECTORY/STEP/{params,opt_state,manifest}, and router_state unless it
+is empty: a tree without leaves is not stored. When a run resumes from an older
+step because newer ones are damaged, the damaged ones are renamed
+DIRECTORY/damaged-STEP, so that the run can save these steps again.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class Restored(NamedTuple):
 
 
 class CheckpointStore:
-  """The checkpoints of one run, in a directory that no other run writes.
+  """The checkpoints of one run, in a directory that no other run writes to.
 
   All processes of a multi-host run call every method.
   """
@@ -96,7 +96,7 @@ class CheckpointStore:
     Args:
       step: larger than any saved step.
       params: tree of arrays on any mesh; they may be donated after the call.
-      opt_state: as `params`; None or a tree without leaves if there is none.
+      opt_state: like `params`; None or a tree without leaves if there is none.
       metadata: JSON-able; returned when the checkpoint is restored.
       wait: whether to return only when the checkpoint is complete.
       **more: further items by name, such as the batch of a step.
@@ -153,8 +153,8 @@ class CheckpointStore:
       step: the step to read; None for the newest intact one.
       params: tree of jax.ShapeDtypeStruct (or arrays) with shardings on any
         mesh; without a sharding, arrays go to the first device.
-      opt_state: as `params`.
-      **more: as `params`, for further items by name.
+      opt_state: like `params`.
+      **more: like `params`, for further items by name.
 
     Raises:
       ValueError: names, shapes or dtypes differ from the checkpoint's.
@@ -187,7 +187,7 @@ class CheckpointStore:
     """
     for action in (self._manager.wait_until_finished, self._manager.close):
       try:
-        action()  # Both raise the error of a save in the background.
+        action()  # Both raise the error of a background save.
       except Exception as error:
         logging.error(
           "A save in %s failed: %s", self._directory, one_line(error)

@@ -15,13 +15,13 @@ _MAX_DEPTH = 64  # Of a parameter path; deeper trees overflow the stack.
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
-  """The leaves of any pytree by path, in the order of `jax.tree.leaves`."""
+  """The leaves of a pytree by path, in the order of `jax.tree.leaves`."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {path_name(path): leaf for path, leaf in leaves}
 
 
 def zeros_without_memory(shape: Sequence[int], dtype: Any) -> np.ndarray:
-  """A placeholder for an array: zeros that take no memory."""
+  """A placeholder array of zeros that takes no memory."""
   return np.broadcast_to(np.zeros((), dtype), tuple(shape))
 
 

@@ -1,4 +1,4 @@
-"""Checks of the classes: every data set that shares a head has the same."""
+"""Checks of the classes: all data sets that share a head must have the same."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -24,13 +24,13 @@ def find_classes(
   fields: Sequence[DataField],
   probes: Mapping[str, Probe],
 ) -> tuple[ClassNames | None, list[Finding]]:
-  """The class names of a run.
+  """Finds the class names of a run.
 
   Args:
-    config: of the run, if it is valid.
-    workdir: of the run; None if not decided yet.
-    fields: of all data sets.
-    probes: of the readable data sets, by field.
+    config: config of the run, if it is valid.
+    workdir: workdir of the run; None if not decided yet.
+    fields: fields of all data sets.
+    probes: probes of the readable data sets, by field.
 
   Returns:
     The names; None if they cannot be known.
@@ -61,12 +61,12 @@ def check_classes(
   fields: Sequence[DataField],
   probes: Mapping[str, Probe],
 ) -> Iterator[Finding]:
-  """Compares the classes of all data sets with those of their head.
+  """Compares the classes of all data sets with those of their heads.
 
   Args:
-    class_names: of the run.
-    fields: of all data sets.
-    probes: of the readable data sets, by field.
+    class_names: class names of the run.
+    fields: fields of all data sets.
+    probes: probes of the readable data sets, by field.
   """
   for where, spec in ((f.where, f.spec) for f in fields if f.where in probes):
     names: ClassNames | None = class_names

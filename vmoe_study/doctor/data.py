@@ -26,7 +26,7 @@ from vmoe_study.doctor.finding import (
 from vmoe_study.run.inputs import num_workers
 from vmoe_study.training.spec import TrainSpec
 
-NUM_SHOWN = 3  # Unusable examples that are listed.
+NUM_SHOWN = 3  # Number of unusable examples to list.
 MAX_BATCH_SIZE = 64  # Of the training batch that is read.
 
 

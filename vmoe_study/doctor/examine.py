@@ -40,14 +40,15 @@ def examine(
 
   Args:
     values: the config as nested dictionaries, valid or not.
-    num_devices: number of devices of the run, which need not exist: from then
-      on JAX computes on the CPU in this process. None for those that it has.
+    num_devices: number of devices of the run. They need not exist: from then on
+      JAX computes on the CPU in this process. None for the devices of this
+      process.
     workdir: workdir of the run; None if not decided yet.
     preview: PNG file for a picture of training images; None for none.
-    num_examples: number of training images, if the data are not here: then none
-      are read. None to read them.
+    num_examples: number of training images, if the data are not available: then
+      no data are read. None to read the data.
     image_shape: height, width and channels of these images after the
-      operations; None for those of `data_sizes.image_shape`.
+      operations; None for the result of `data_sizes.image_shape`.
   """
   if num_devices is None:
     num_devices = jax.device_count()
@@ -60,16 +61,16 @@ def examine(
 
 @dataclasses.dataclass
 class Examination:
-  """The checks of one run. Each stores what later ones need.
+  """The checks of one run; each check stores what later ones need.
 
   Attributes:
     values: the config as nested dictionaries, valid or not.
     num_devices: number of devices of the run.
     workdir: workdir of the run; None if not decided yet.
     preview: PNG file for a picture of training images; None for none.
-    num_examples: number of training images that are not here; None to read the
-      data.
-    image_shape: of these images; None to look it up.
+    num_examples: number of training images, if the data are not available; None
+      to read the data.
+    image_shape: shape of these images; None to look it up.
   """
 
   values: dict[str, Any]
@@ -88,7 +89,7 @@ class Examination:
   model: Model | None = dataclasses.field(default=None, init=False)
 
   def run(self) -> Iterator[Finding]:
-    """Yields all findings; never raises for what is wrong with the run."""
+    """Yields all findings; never raises for a problem of the run."""
     of_data = self._check_data, self._check_classes, self._check_batch
     if self.num_examples is not None:
       of_data = (self._skip_data,)

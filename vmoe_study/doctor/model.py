@@ -44,10 +44,10 @@ def check_division(config: Config, num_devices: int) -> list[Finding]:
 def make_model(
   config: Config, image_shape: tuple[int, int, int], num_devices: int
 ) -> tuple[Model | None, list[Finding]]:
-  """Builds the model, computing shapes only, on devices that need not exist.
+  """Builds the model with shapes only, on devices that need not exist.
 
-  Uses one device if batches or mesh do not fit the devices, which
-  `check_division` reports.
+  Uses one device if batches or mesh do not fit the devices; `check_division`
+  reports that.
   """
   if attempt("", check_batches, config, num_devices)[1]:
     config, num_devices = fit_to_devices(config, 1), 1
@@ -94,9 +94,9 @@ def check_initial_params(
   """Checks that the initial parameters can be read and fit the model.
 
   Args:
-    spec: names the source.
-    model: of the run, if there is one.
-    class_names: of the run, if they are known.
+    spec: the source of the parameters.
+    model: the run's model, if there is one.
+    class_names: class names of the run, if they are known.
   """
   where = "initialize"
   if spec.kind == "random":
@@ -124,7 +124,7 @@ def check_initial_params(
 
 
 def _read(spec: InitializeSpec, found: Any) -> list[Finding]:
-  """Reads everything to detect damage, unless it is too large."""
+  """Reads all parameters to detect damage, unless they are too large."""
   size = sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(found)
   )

@@ -1,4 +1,4 @@
-"""Checks of the workdir: of the same run, writable, with enough free space."""
+"""Checks that the workdir is of this run, is writable and has enough space."""
 
 import math
 import shutil
@@ -25,7 +25,7 @@ GIB = 2**30
 
 
 def check_workdir(workdir: str, values: dict[str, Any]) -> list[Finding]:
-  """Checks that it is new or of this config, and can be written to."""
+  """Checks that the workdir is new or of this config, and is writable."""
   _, problems = attempt("workdir", _check_remote, workdir)
   if problems:
     return problems
@@ -51,7 +51,7 @@ def _check_remote(workdir: str) -> None:
 
 
 def _write(workdir: str) -> None:
-  """Writes a temporary file where the workdir is or would be."""
+  """Writes a temporary file where the workdir is or will be."""
   if "://" in workdir:
     return
   folder = _existing_folder(workdir)
@@ -89,8 +89,8 @@ def check_resume(
   """Checks that the newest checkpoint fits the model.
 
   Args:
-    workdir: of the run.
-    num_steps: of the whole run; None if unknown.
+    workdir: workdir of the run.
+    num_steps: number of steps of the whole run; None if unknown.
     templates: shapes of "params", "opt_state", "router_state" and "ema".
   """
   directory, subject = _checkpoints(workdir), "resume"
@@ -118,11 +118,11 @@ def check_space(
   """Compares free space with the checkpoints that exist at the same time.
 
   Args:
-    workdir: of the run.
+    workdir: workdir of the run.
     train: fields that determine how many checkpoints are kept.
-    num_steps: of the whole run.
+    num_steps: number of steps of the whole run.
     state: shapes of everything in a checkpoint.
-    num_saved: number of checkpoints that exist already.
+    num_saved: number of existing checkpoints.
   """
   size = sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)
@@ -148,7 +148,7 @@ def check_space(
 
 
 def checkpoints_at_once(train: TrainSpec, num_steps: int) -> int:
-  """Largest number of checkpoints: one more than kept, while it is written."""
+  """Largest number of checkpoints at a time, with the one being written."""
   lasting = 0
   if train.keep_every:
     lasting = num_checkpoints(train, num_steps, train.keep_every)

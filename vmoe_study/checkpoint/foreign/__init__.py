@@ -1,1 +1,1 @@
-"""Checkpoints of other code: V-MoE's own format and `.npz` files of ViTs."""
+"""Checkpoints of other code: V-MoE's format and `.npz` files of ViTs."""

@@ -1,4 +1,4 @@
-"""Infers a model's config from the shapes of its parameters."""
+"""Infers the config of a model from the shapes of its parameters."""
 
 import math
 import re
@@ -11,7 +11,7 @@ PyTree = Any
 
 
 def infer_model(params: PyTree) -> dict[str, Any]:
-  """The `model` section of the config of a model with these parameters.
+  """The config section `model` for a model with these parameters.
 
   Shapes do not determine the routing groups, the capacity, or the kind of a
   router with a linear projection. V-MoE's softmax token choice is assumed, and
@@ -38,7 +38,7 @@ def infer_image_shape(params: PyTree) -> tuple[int, int, int] | None:
   """Height, width and channels of square images, from learned positions.
 
   Returns:
-    None if positions are not learned, as shapes do not determine the size then.
+    None if positions are not learned, because then shapes do not determine it.
 
   Raises:
     ValueError: the number of positions is not a square.
@@ -65,7 +65,7 @@ def _shapes(params: PyTree) -> dict[str, tuple[int, ...]]:
 def _shape(
   shapes: dict[str, tuple[int, ...]], path: str, rank: int
 ) -> tuple[int, ...]:
-  """The shape of a parameter that must exist, with this number of axes."""
+  """The shape of a required parameter with this number of axes."""
   if len(shape := shapes.get(path, ())) != rank:
     found = f"has the shape {shape}" if path in shapes else "is missing"
     raise _not_a_vit(f"{path}, with {rank} axes, {found}")

@@ -41,7 +41,7 @@ class Reader:
     return self._decoder.decode(self._unpacker.unpack)
 
   def map_keys(self) -> Iterator[str]:
-    """The keys of the map that comes next; read each value in between."""
+    """Yields the keys of the next map; read each value in between."""
     length = self._decoder.decode(self._unpacker.read_map_header)
     self._decoder.count(2 * length)
     seen: set[str] = set()
@@ -106,7 +106,7 @@ class _Decoder:
       raise self.error(f"it holds more than {_MAX_VALUES} values")
 
   def check_key(self, key: Any, seen: Container[str]) -> None:
-    """Checks that the next key of a map is a new string."""
+    """Checks that the next key of a map is a string that has not occurred."""
     if not isinstance(key, str) or key in seen:
       raise self.error(
         f"key {str(key)[:40]!r} of a map is not a string or occurs twice"

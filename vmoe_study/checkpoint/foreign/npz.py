@@ -36,8 +36,8 @@ def load_npz(path: str, shapes_only: bool = False) -> dict[str, Any]:
 
   Args:
     path: local path, or a URL that fsspec opens.
-    shapes_only: whether to read shapes alone; the arrays are zeros that take
-      no memory.
+    shapes_only: whether to read only shapes; the arrays are then zeros that
+      take no memory.
 
   Returns:
     Nested dictionaries of numpy arrays.

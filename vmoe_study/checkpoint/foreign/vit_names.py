@@ -3,13 +3,13 @@
 The public ViT code (AugReg, 2106.10270) and big_vision number their modules and
 call the encoder `Transformer`. In addition, big_vision
 
-  - stores a training state, with parameters under `params/` or `opt/target/`,
-    beside the optimizer's under `opt/` and a record of time under `chrono/`;
+  - stores a training state: parameters under `params/` or `opt/target/`, the
+    optimizer's state under `opt/` and timings under `chrono/`;
   - has models with an image tower `img/` and a text tower `txt/`: the former is
     read, without its head, which projects to the space of both;
   - may have the arrays of the MAP head at the top level;
-  - adds positions before it prepends the class token, which therefore has none:
-    here it gets a position of zeros;
+  - adds positions before it prepends the class token, so the token has no
+    position: here it gets a position of zeros;
   - may stack all encoder blocks along a leading axis (`scan`).
 """
 
@@ -63,8 +63,8 @@ def to_parameter_names(
   """Translates names to our parameter paths; our own names do not change.
 
   Args:
-    arrays: by their names in a file. What is no parameter of the vision
-      transformer is left out.
+    arrays: arrays by their names in a file. Arrays that are not parameters of
+      the vision transformer are left out.
 
   Raises:
     CheckpointError: two names are translated to the same path, or there are

@@ -1,4 +1,4 @@
-"""The value types of public V-MoE checkpoints: slices, entries, pieces.
+"""The value types in public V-MoE checkpoints: slices, entries, pieces.
 
 They are MessagePack extension types. Their payloads are packed again:
 
@@ -158,10 +158,11 @@ def _corners(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Flat positions of the corners of boxes, and their signs.
 
-  The sign is -1 for each axis on which the corner is at the end. Signs at every
-  place have the same sums for two sets of boxes only if both cover the same, as
-  the sums are the differences along all axes of the number of boxes. This takes
-  linear time in the number of boxes.
+  The sign is -1 for each axis on which the corner is at the end. Two sets of
+  boxes have equal sums of signs at every position only if they cover the same
+  elements: these sums are the differences, along all axes, of the number of
+  boxes that cover an element. The check takes linear time in the number of
+  boxes.
   """
   bounds = np.array(boxes, np.int64).reshape(len(boxes), len(shape), 2)
   places, signs = np.zeros((len(boxes), 1), np.int64), np.ones(1)
