@@ -130,7 +130,7 @@ def test_a_run_stops_and_resumes_when_there_is_space(disk, space, capsys):
 def test_a_run_goes_on_as_configured(disk, space, caplog):
   space[4], space[6] = False, True
   assert train(disk, "--config.train.on_save_error=continue") == 0
-  assert "No space left" in caplog.text and "goes on without" in caplog.text
+  assert "No space left" in caplog.text and "continues without" in caplog.text
   assert load_params(disk / "work" / "checkpoints")[2] == STEPS
   assert reported(disk)[:4] == [1, 2, 3, 4]
 

@@ -204,9 +204,9 @@ def _grid(whose: str, length: int, grid: Grid | None) -> tuple[Grid, int]:
     )
   raise ValueError(
     f"{POSITIONS}: the {length} positions of the {whose} do not form a square, "
-    "and its file does not give their rows and columns. Start from a "
-    "workdir of this package (initialize.kind='checkpoint'), which does, or "
-    "from a model of square images."
+    "and its file does not store their rows and columns. Start from a "
+    "workdir of this package (initialize.kind='checkpoint'), which stores "
+    "them, or from a model of square images."
   )
 
 

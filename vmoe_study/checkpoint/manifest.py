@@ -64,7 +64,7 @@ def check(manifest: Any) -> None:
       leaf for item in content["items"].values() for leaf in item.items()
     ]
     if not all(_is_array(name, leaf) for name, leaf in leaves):
-      raise ValueError("a shape, a dtype or a fingerprint is none")
+      raise ValueError("a shape, a dtype or a fingerprint is invalid")
   except MALFORMED as error:
     raise CheckpointError("its manifest does not describe arrays") from error
 

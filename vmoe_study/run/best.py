@@ -83,8 +83,8 @@ class BestModel:
     found = {f"best/{name}": best.value}
     if best.is_exhausted:
       logging.info(
-        "step %d: training ends early, as %d evaluations were not better than "
-        "%s %.4g of step %d",
+        "step %d: training stops early, because %d evaluations were not better "
+        "than %s %.4g of step %d",
         step,
         best.waited,
         name,
@@ -115,7 +115,7 @@ class BestModel:
     except (OSError, CheckpointError) as error:
       if self._on_error == "stop":
         raise
-      logging.error("%s The run goes on without it.", error)
+      logging.error("%s The run continues without it.", error)
 
 
 def _replayed(workdir: epath.PathLike, step: int, spec: BestSpec) -> BestSoFar:

@@ -70,9 +70,9 @@ def check_positions(out: str, params: Any, image_shape: Sequence[int]) -> None:
     rows, columns = grid_of(image_shape, patch_size)
     if rows != columns:
       raise ValueError(
-        f"--out={out}: could not say that its positions are those of {rows} x "
-        f"{columns} patches, and would be read as a square. Export a folder, "
-        "which does."
+        f"--out={out}: an .npz file does not say that its positions are those "
+        f"of {rows} x {columns} patches, so they would be read as a square. "
+        "Export a folder, which says it."
       )
 
 

@@ -379,7 +379,7 @@ class _Run:
       except (OSError, CheckpointError) as error:
         if self._config.train.on_save_error == "stop":
           raise
-        logging.error("%s The run goes on without it.", error)
+        logging.error("%s The run continues without it.", error)
 
   def _check_saved(self, step: int) -> None:
     """Verifies that the final checkpoint was saved."""

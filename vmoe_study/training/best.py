@@ -1,4 +1,4 @@
-"""The best evaluation of a run so far, and when to wait for no better one."""
+"""The best evaluation of a run so far, and the patience of early stopping."""
 
 import dataclasses
 import math
@@ -9,14 +9,14 @@ from vmoe_study.options import check_least
 
 @dataclasses.dataclass(frozen=True)
 class BestSpec:
-  """Which evaluation is the best: its model is kept, and training may end.
+  """Which evaluation is best, whether its model is kept, and early stopping.
 
   Attributes:
-    metric: of an evaluation, as "test/accuracy" or "fewshot/digits/5shot". The
-      lowest ".../loss" is best, of other metrics the highest. Empty keeps no
-      best model.
-    patience: training ends after so many evaluations in a row that were not
-      better than the best before them; 0 for training to the last step.
+    metric: metric of an evaluation, such as "test/accuracy" or
+      "fewshot/digits/5shot". For ".../loss" the lowest value is best, for other
+      metrics the highest. Empty keeps no best model.
+    patience: number of consecutive evaluations without improvement after which
+      training ends; 0 to train to the last step.
 
   Raises:
     ValueError: for a number out of range, or patience without a metric.
@@ -36,13 +36,13 @@ class BestSpec:
 
 @dataclasses.dataclass
 class BestSoFar:
-  """The best of the evaluations that `update` was given.
+  """The best of the evaluations passed to `update`.
 
   Attributes:
-    spec: says which is the best.
-    step: of the best evaluation; -1 before there is any.
-    value: of the metric there.
-    waited: evaluations since then.
+    spec: defines which evaluation is the best.
+    step: step of the best evaluation; -1 before there is any.
+    value: value of the metric at that step.
+    waited: number of evaluations since then.
   """
 
   spec: BestSpec
@@ -53,7 +53,7 @@ class BestSoFar:
   def update(self, step: int, metrics: Mapping[str, float]) -> bool:
     """Takes the metrics of an evaluation; returns whether it is the best.
 
-    The first of equal ones is the best, and NaN never is.
+    Of equal evaluations the first is the best; NaN never is.
     """
     value = metrics[self.spec.metric]
     if not self._is_better(value):
@@ -71,7 +71,7 @@ class BestSoFar:
 
   @property
   def is_exhausted(self) -> bool:
-    """Whether the patience is at an end."""
+    """Whether the patience is exhausted."""
     return 0 < self.spec.patience <= self.waited
 
   def _is_better(self, value: float) -> bool:

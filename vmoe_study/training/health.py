@@ -49,7 +49,7 @@ class HealthSpec:
 
 
 def is_watched(name: str) -> bool:
-  """Whether a metric is needed after every step, not only when reporting."""
+  """Whether a metric is needed after every step, not only for reports."""
   return name in MUST_BE_FINITE or (
     name.startswith("routing/") and name.endswith((LOAD, UNPROCESSED))
   )
@@ -59,7 +59,7 @@ def is_finite(metrics: Mapping[str, Any]) -> bool:
   """Whether the step was finite, by the rule of `training.step`.
 
   Args:
-    metrics: of the step; those in `MUST_BE_FINITE` are needed.
+    metrics: metrics of the step; those in `MUST_BE_FINITE` must be present.
   """
   return all(math.isfinite(metrics[name]) for name in MUST_BE_FINITE)
 
@@ -69,8 +69,8 @@ class RouterWatch:
 
   def __init__(self, spec: HealthSpec):
     self._spec = spec
-    # Consecutive steps up to now, by layer: without a token, for each expert;
-    # and with too many unprocessed tokens.
+    # By layer, the current number of consecutive steps without a token, for
+    # each expert, and with too many unprocessed tokens.
     self._unused: dict[str, np.ndarray] = {}
     self._dropping: dict[str, np.ndarray] = {}
 
@@ -78,8 +78,8 @@ class RouterWatch:
     """Checks the metrics of a finished step, and warns of a collapse.
 
     Args:
-      step: its number.
-      metrics: of the step, as `routing_metrics` names them.
+      step: number of the step.
+      metrics: metrics of the step, as `routing_metrics` names them.
 
     Raises:
       TrainingFailure: if a router has just collapsed and `on_collapse` is
@@ -100,7 +100,7 @@ class RouterWatch:
       self._report(step, found)
 
   def metrics(self) -> dict[str, int]:
-    """Per layer, the number of experts that have collapsed."""
+    """The number of collapsed experts in each layer."""
     return {
       f"routing/{layer}/unused_experts": int(np.sum(self._is_collapsed(counts)))
       for layer, counts in self._unused.items()

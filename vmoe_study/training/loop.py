@@ -1,4 +1,4 @@
-"""The training loop: save, evaluate, fetch, step, report - in this order."""
+"""The training loop. Its order is: save, evaluate, fetch, step, report."""
 
 import contextlib
 import dataclasses
@@ -24,17 +24,17 @@ from vmoe_study.training.stop_signals import StopRequested
 
 
 class Evaluator(Protocol):
-  """Measures a model on data of its own."""
+  """Measures a model on its own data."""
 
   def run(self, variables: Any, step: int) -> Iterable[tuple[str, float]]:
     """Yields names and values of metrics of the parameters after a step."""
 
 
 class Observer(Protocol):
-  """Shows what a model does, in pictures and distributions."""
+  """Writes pictures and distributions that show what a model does."""
 
   def observe(self, step: int, variables: Any, writer: MetricsWriter) -> None:
-    """Writes what there is to see of the variables after a step."""
+    """Writes pictures and distributions for the variables after a step."""
 
 
 class BatchStream(Protocol):
@@ -46,7 +46,7 @@ class BatchStream(Protocol):
 
 
 class StopRequests(Protocol):
-  """Knows whether the run was asked to stop."""
+  """Reports whether the run was asked to stop."""
 
   def __call__(self, step: int) -> bool:
     """Whether to save and stop after a step."""
@@ -57,14 +57,14 @@ class StopRequests(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Timetable:
-  """When things happen, in steps; an interval of 0 means at the end only.
+  """When to report, evaluate and save, in steps; interval 0: at the end only.
 
   Attributes:
-    num_steps: length of the run.
-    report: interval of training metrics and progress.
+    num_steps: number of steps of the run.
+    report: interval of training metrics and progress messages.
     evaluate: interval of evaluations.
-    save: interval of checkpoints; every evaluation has one, too.
-    evaluated: the last step that was evaluated before the start.
+    save: interval of checkpoints; every evaluation is also preceded by one.
+    evaluated: the last step that was evaluated before this start.
   """
 
   num_steps: int
@@ -74,26 +74,28 @@ class Timetable:
   evaluated: int = 0
 
   def is_due(self, step: int, interval: int) -> bool:
-    """Whether something with this interval happens after `step` steps."""
+    """Whether something with this interval is due after `step` steps."""
     at_end = step == self.num_steps
     return at_end or (interval > 0 and step % interval == 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-  """What the loop calls.
+  """The callbacks of the loop.
 
   Attributes:
     evaluators: run one after another at every evaluation.
-    save: writes a checkpoint, given step, state and number of skipped steps.
-    judge: given step, variables and metrics of an evaluation, before these are
-      written; returns further metrics, `STOPPED_EARLY` among them if training
-      ends here.
+    save: writes a checkpoint, given the step, the state and the number of
+      skipped steps.
+    judge: called with step, variables and metrics of an evaluation before these
+      are written; returns further metrics, among them `STOPPED_EARLY` if
+      training ends here.
     stop: see `StopRequests`.
-    writer: of all metrics.
+    writer: writer of all metrics.
     observers: called after every evaluation.
-    stalls: is told of pauses; `StepsAhead` tells it of the steps.
-    profile: of some steps.
+    stalls: detects hanging steps; the loop reports pauses to it, and
+      `StepsAhead` reports steps.
+    profile: the trace of some steps.
   """
 
   evaluators: Sequence[Evaluator]
@@ -120,15 +122,15 @@ def train(
       is for the n-th step that it runs.
     batches: device batches.
     timetable: when to report, evaluate, save and end.
-    hooks: what is called then.
+    hooks: the callbacks.
 
   Returns:
-    The last state, which is saved; and whether the timetable was completed,
-    with its last evaluation, or ended early. Otherwise the run was asked to
-    stop.
+    The last state, which is saved, and whether the run has finished: it
+    completed the timetable, with its last evaluation, or stopped early. If not,
+    it was asked to stop.
 
   Raises:
-    TrainingFailure: routers have collapsed, or as `steps.on_failure` raises.
+    TrainingFailure: routers have collapsed, or `steps.on_failure` raised it.
   """
   start_step, num_steps = int(steps.state.step), timetable.num_steps
   # The reporter logs the progress.
@@ -199,7 +201,7 @@ def _run(
 def _evaluate(
   hooks: Hooks, variables: Any, step: int
 ) -> dict[str, float] | None:
-  """Writes the metrics of all evaluators; None if it was asked to stop."""
+  """Writes the metrics of all evaluators; returns None if asked to stop."""
   found: dict[str, float] = {}
   try:
     with hooks.stop.raised():
@@ -231,7 +233,7 @@ BOTTLENECK_NOTE = " (the input is the bottleneck: see `bench input`)"
 
 
 class _Reporter:
-  """Writes training metrics with speed, data waiting time and time to go."""
+  """Writes training metrics, with speed, data wait and remaining time."""
 
   def __init__(self, writer, batches, start_step, num_steps, bar):
     self._writer, self._batches, self._num_steps = writer, batches, num_steps

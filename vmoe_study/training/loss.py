@@ -15,7 +15,7 @@ def softmax_xent(
   """Cross-entropy of a softmax over classes, in nats.
 
   Args:
-    logits: of every image.
+    logits: logits of every image.
     labels: target distribution over classes.
   """
   return -jnp.sum(labels * jax.nn.log_softmax(logits), axis=-1)
@@ -27,7 +27,7 @@ def sigmoid_xent(
   """Binary cross-entropies summed over classes, in nats, for multiple labels.
 
   Args:
-    logits: of every image.
+    logits: logits of every image.
     labels: probability of each class.
   """
   log_yes = jax.nn.log_sigmoid(logits)
@@ -40,12 +40,12 @@ def precision_at_1(
 ) -> Float[Array, ""]:
   """The fraction of images whose highest logit is at a largest target.
 
-  That is the class of a single label, whether smoothed or not; any of several
-  labels; and under mixup the class of the image with the larger weight.
+  The largest target is the class of a single label, smoothed or not; any of
+  several labels; and under mixup the class of the image with the larger weight.
 
   Args:
-    logits: of every image.
-    labels: target of each class; an image without any counts as wrong.
+    logits: logits of every image.
+    labels: target of each class; an image without labels counts as wrong.
   """
   found = jnp.argmax(logits, axis=-1)[:, None]
   target = jnp.take_along_axis(labels, found, axis=-1)[:, 0]
@@ -63,7 +63,7 @@ def auxiliary_loss(aux: Mapping[str, RoutingAux]) -> Float[Array, ""]:
   """Weighted router losses, averaged over groups and summed over layers.
 
   Args:
-    aux: of every MoE layer, by name.
+    aux: aux of every MoE layer, by name.
   """
   return sum(
     (layer.auxiliary_loss.mean() for layer in aux.values()), jnp.zeros(())
@@ -76,10 +76,11 @@ def router_statistics(
   """Statistics of every layer for the updates of router states.
 
   Args:
-    aux: of every MoE layer, by name.
+    aux: aux of every MoE layer, by name.
 
   Returns:
-    By layer and name, averaged over groups; only of layers that have any.
+    Statistics by layer and name, averaged over groups; layers without
+    statistics are left out.
   """
   return {
     name: {key: values.mean(axis=0) for key, values in layer.statistics.items()}
@@ -91,10 +92,10 @@ def router_statistics(
 def routing_metrics(
   aux: Mapping[str, RoutingAux],
 ) -> dict[str, Float[Array, "..."]]:
-  """Losses and load of every MoE layer.
+  """Losses and load of every MoE layer, as metrics.
 
   Args:
-    aux: of every MoE layer, by name.
+    aux: aux of every MoE layer, by name.
 
   Returns:
     Metrics by "routing/LAYER/NAME", where NAME is a router loss (unweighted,

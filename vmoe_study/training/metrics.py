@@ -1,4 +1,4 @@
-"""Writes what is measured in a run: to a metrics file and to trackers."""
+"""Writes the metrics of a run to its metrics file and to trackers."""
 
 import contextlib
 import json
@@ -21,10 +21,10 @@ from vmoe_study.training.trackers import open_tracker
 
 
 class TrackerWriter(Protocol):
-  """What shows a run while it trains.
+  """A writer to a tool that shows a run while it trains.
 
-  The methods are those of CLU's `MetricWriter` that are needed here. It is no
-  base class, as importing it imports TensorFlow.
+  The methods are those of CLU's `MetricWriter` that are needed here. CLU's
+  class is not the base class because importing it imports TensorFlow.
   """
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None: ...
@@ -35,7 +35,7 @@ class TrackerWriter(Protocol):
   def write_histograms(
     self, step: int, arrays: Mapping[str, np.ndarray]
   ) -> None:
-    """Takes arrays of any shape, whose values are distributed."""
+    """Takes arrays of any shape; writes the distributions of their values."""
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None: ...
 
@@ -47,10 +47,10 @@ class TrackerWriter(Protocol):
 
 
 class MetricsWriter:
-  """Writes from process 0; on other processes it writes nothing.
+  """Writes metrics on process 0; does nothing on other processes.
 
-  The metrics file gets the scalars, TensorBoard's event files and the trackers
-  everything.
+  The metrics file receives the scalars; TensorBoard's event files and the
+  trackers receive everything.
 
   Every process of a multi-host run must call the constructor and all methods
   but `close`: an error on process 0 is raised on all of them.
@@ -111,13 +111,13 @@ class MetricsWriter:
         writer.write_scalars(step, row)
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Writes uint8 images (H, W, 3); raises as `write_scalars`."""
+    """Writes uint8 images (H, W, 3); raises like `write_scalars`."""
     with self._reporting(f"images of step {step}"):
       for writer in self._writers:
         writer.write_images(step, images)
 
   def write_histograms(self, step: int, arrays: Mapping[str, Any]) -> None:
-    """Writes distributions of values; raises as `write_scalars`."""
+    """Writes distributions of values; raises like `write_scalars`."""
     with self._reporting(f"histograms of step {step}"):
       for writer in self._writers:
         found = {name: np.asarray(array) for name, array in arrays.items()}
@@ -127,7 +127,7 @@ class MetricsWriter:
     """Writes a completed config, as text and as hyper-parameters.
 
     Raises:
-      As `write_scalars`.
+      See `write_scalars`.
     """
     text = json.dumps(config, indent=2)
     flat = flatten_dict(config, sep=".", keep_empty_nodes=False)
@@ -138,7 +138,7 @@ class MetricsWriter:
 
   @contextlib.contextmanager
   def _reporting(self, what: str) -> Iterator[None]:
-    """Handles errors as `on_error` says; raises them on all hosts."""
+    """Handles errors according to `on_error`; raises them on all hosts."""
     with hosts.raise_on_all_hosts():
       try:
         yield
@@ -146,7 +146,7 @@ class MetricsWriter:
         text = f"{what} cannot be written: {one_line(error)}."
         if self._on_error == "stop":
           raise OSError(f"{text} Free space, then run again.") from error
-        logging.error("%s The run goes on without them.", text)
+        logging.error("%s The run continues without them.", text)
 
   def _append(self, line: str) -> None:
     # A failed append may have left an incomplete line: terminate it first.
@@ -157,7 +157,7 @@ class MetricsWriter:
     self._line_is_complete = True
 
   def close(self) -> None:
-    """Closes event file and trackers; an error is only logged."""
+    """Closes the event file and the trackers; an error is only logged."""
     for writer in self._writers:
       try:
         writer.close()

@@ -12,15 +12,15 @@ from typing import Any
 from etils import epath
 
 FILE_NAME = "metrics.jsonl"
-# In the row of the evaluation that ended a run before its last step.
+# A metric in the row of the evaluation that ended a run early.
 STOPPED_EARLY = "stopped_early"
 
 
 def read_metrics(workdir: epath.PathLike) -> Iterator[dict[str, float]]:
   """Yields the rows of a run's metrics file; none if there is no file.
 
-  Lines that are not rows are skipped: a killed process or a full disk may leave
-  an incomplete line. So are values that are no numbers.
+  Skips lines that are not rows, because a killed process or a full disk may
+  leave an incomplete line, and values that are not numbers.
   """
   path = epath.Path(workdir) / FILE_NAME
   if not path.exists():
@@ -41,6 +41,6 @@ def from_json(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _is_number(value: Any) -> bool:
-  """Whether it is a number that a float can hold."""
+  """Whether a value is a number that fits into a float."""
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   return is_number and (isinstance(value, float) or abs(value) < 2**63)

@@ -1,7 +1,7 @@
 """Optimizers of Optax by name, such as "lion", with their own arguments.
 
-Those of `NAMES` need nothing but the gradient, and decay no weights by
-themselves unless they are asked to: decay is `OptimizerSpec.weight_decay`'s.
+The optimizers in `NAMES` need only the gradient, and by default they do not
+decay weights themselves: that is done by `OptimizerSpec.weight_decay`.
 """
 
 import inspect
@@ -73,12 +73,12 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
 def make(
   name: str, arguments: Mapping[str, Any], schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-  """The optimizer of Optax, without weight decay.
+  """Makes the optimizer of Optax, without weight decay.
 
   Args:
     name: one of `NAMES`.
-    arguments: of the function of Optax.
-    schedule: learning rate by step.
+    arguments: arguments of Optax's function.
+    schedule: learning rate as a function of the step.
   """
   none = {argument: 0.0 for argument in _DECAY if _defaults(name).get(argument)}
   return getattr(optax, name)(schedule, **none, **arguments)

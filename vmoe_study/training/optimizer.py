@@ -23,16 +23,17 @@ class ScheduleSpec:
   """Learning rate by step: warm-up from 0, decay, cool-down to 0.
 
   Attributes:
-    name: of the decay: "constant"; "linear" or "cosine", which reach `end` at
-      the last step; or "rsqrt": peak * sqrt(timescale / (timescale + steps
-      since warm-up)).
+    name: the decay: "constant"; "linear" or "cosine", which reach `end` at the
+      last step; or "rsqrt": peak * sqrt(timescale / (timescale + steps since
+      warm-up)).
     peak: learning rate at the end of the warm-up.
     end: learning rate at the last step of "linear" and "cosine".
     warmup_steps: steps of the linear warm-up from 0.
-    timescale: of "rsqrt", in steps.
+    timescale: time scale of "rsqrt", in steps.
     cooldown_steps: steps of a linear decrease to 0 at the end of training.
-    cooldown: what the decay does then: it stops ("freeze", as in the code that
-      trained Soft MoE) or goes on ("multiply", as in big_vision).
+    cooldown: what the decay does during the cool-down: it stops ("freeze", as
+      in the code that trained Soft MoE) or continues ("multiply", as in
+      big_vision).
 
   Raises:
     ValueError: for a number out of range.
@@ -59,12 +60,12 @@ class OptimizerSpec:
   Attributes:
     name: "adam", "sgd", or one of Optax's in `optax_names.NAMES`, such as
       "adafactor" or "lion".
-    arguments: of Optax's function of this name, except learning rate and weight
-      decay. "adam" and "sgd" have the fields below instead.
+    arguments: arguments of Optax's function of this name, except learning rate
+      and weight decay. "adam" and "sgd" use the fields below instead.
     beta1: decay of Adam's first moment.
     beta2: decay of Adam's second moment.
     epsilon: added to Adam's denominator.
-    momentum: of SGD; 0 for none.
+    momentum: momentum of SGD; 0 for none.
     moment_dtype: dtype of Adam's first moment, or of SGD's momentum.
     weight_decay: pairs of a regular expression for parameter paths and a rate.
       The first pair that matches applies: each step subtracts learning rate *
@@ -109,7 +110,7 @@ class OptimizerSpec:
       check_least(f"weight_decay rate of {pattern!r}", rate, 0)
 
   def _check_fields(self) -> None:
-    """Raises ValueError for a field that this optimizer does not have."""
+    """Raises ValueError for a field that this optimizer does not use."""
     for field in OWN_FIELDS:
       if (value := getattr(self, field)) != getattr(OptimizerSpec, field):
         raise ValueError(
@@ -141,10 +142,11 @@ def check_schedule(spec: ScheduleSpec, num_steps: int) -> None:
 def make_schedule(spec: ScheduleSpec, num_steps: int) -> optax.Schedule:
   """The learning rate as a function of the step, float32.
 
-  After the last step, where none is taken, a cool-down goes on below 0.
+  After the last step a cool-down continues below 0, but no step uses these
+  values.
 
   Args:
-    spec: of the schedule.
+    spec: the schedule.
     num_steps: updates of the whole run.
 
   Raises:
@@ -183,8 +185,8 @@ def make_optimizer(
   """The optimizer for a tree of parameters.
 
   Args:
-    spec: of the optimizer.
-    schedule: learning rate by step.
+    spec: the optimizer.
+    schedule: learning rate as a function of the step.
     params: the parameters or their shapes; weight decay depends on their paths.
 
   Raises:
@@ -212,7 +214,7 @@ def make_optimizer(
 
 
 def _add_decayed_weights(rules, params) -> optax.GradientTransformation:
-  """Adds rate * parameter, before all is scaled by the learning rate."""
+  """Adds rate * parameter before the update is scaled by the learning rate."""
   rates = _decay_rates(rules, params)
 
   def update(updates, state, params):

@@ -19,14 +19,14 @@ from vmoe_study.training.stop_signals import (
 
 
 class Preemption(contextlib.AbstractContextManager):
-  """Tells whether to stop after a step; the same answer on all hosts.
+  """Decides whether to stop after a step; all hosts get the same answer.
 
   A single process watches for SIGTERM and SIGINT itself, from entering to
   leaving the context. With several processes, JAX's coordination service
   watches each of them for SIGTERM and agrees with them on a step; SIGINT is
   turned into SIGTERM.
 
-  A second SIGINT goes to the handler that was there before. Python's raises
+  A second SIGINT goes to the previous handler. Python's default handler raises
   KeyboardInterrupt.
   """
 
@@ -45,7 +45,7 @@ class Preemption(contextlib.AbstractContextManager):
     self._stack.close()
 
   def __call__(self, step: int) -> bool:
-    """Whether to stop after `step`; every process asks after every step."""
+    """Whether to stop after `step`; every process must ask after every step."""
     if self._is_alone:
       return self._asked.is_set()
     return multihost_utils.reached_preemption_sync_point(step)

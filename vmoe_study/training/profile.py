@@ -7,11 +7,11 @@ import jax
 from absl import logging
 from etils import epath
 
-WARM_UP = 10  # Steps that compile, or fill the queues of batches.
+WARM_UP = 10  # First steps, which compile or fill the queues of batches.
 
 
 class StepProfile:
-  """A trace of some steps, and the memory that is in use after them.
+  """A trace of some steps, and a profile of the memory in use after them.
 
   Every process writes files of its own, named by its number, to
   WORKDIR/plugins/profile/steps_FIRST-LAST, where TensorBoard looks for them:
@@ -21,18 +21,18 @@ class StepProfile:
     process_N.memory.prof     for pprof: arrays that are kept between steps
 
   Attributes:
-    start: the number of steps before the first one that is traced.
+    start: number of steps before the first traced one.
   """
 
   def __init__(self, workdir: epath.PathLike, start_step: int, num_steps: int):
     """Plans a trace.
 
     Args:
-      workdir: of the run, local or a URL.
+      workdir: workdir of the run, local or a URL.
       start_step: where the run starts or resumes; the trace begins `WARM_UP`
         steps later.
-      num_steps: to trace; 0 for none. A checkpoint or an evaluation ends the
-        trace early.
+      num_steps: number of steps to trace; 0 for none. A checkpoint or an
+        evaluation ends the trace early.
     """
     self.start = start_step + WARM_UP if num_steps else -1
     self._end, self._is_missing = self.start + num_steps, num_steps > 0
@@ -40,11 +40,11 @@ class StepProfile:
     self._trace: tempfile.TemporaryDirectory | None = None
 
   def is_over(self, step: int, pausing: bool) -> bool:
-    """Whether a trace ends after a step, which a pause may follow."""
+    """Whether the trace ends after a step; `pausing` if a pause follows it."""
     return self._trace is not None and (pausing or step == self._end)
 
   def begin(self) -> None:
-    """Begins the trace, when the devices have done all steps before."""
+    """Begins the trace once the devices have finished all earlier steps."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # It slows down what it measures.
     self._is_missing = False
@@ -53,7 +53,7 @@ class StepProfile:
     jax.profiler.start_trace(self._trace.name, profiler_options=options)
 
   def end(self, step: int) -> None:
-    """Writes the trace, when the devices have done all steps up to `step`."""
+    """Writes the trace once the devices have finished `step`."""
     assert self._trace is not None
     with self._trace as name:
       jax.profiler.stop_trace()
@@ -69,7 +69,7 @@ class StepProfile:
     logging.info("profile of steps %d to %d: %s", self.start + 1, step, folder)
 
   def close(self) -> None:
-    """Drops a trace that an error has cut short; warns if there is none."""
+    """Drops a trace that an error cut short; warns if no trace was begun."""
     if self._is_missing:
       logging.warning(
         "nothing was profiled: the run ended before step %d.", self.start + 1

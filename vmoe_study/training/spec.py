@@ -22,30 +22,32 @@ class TrainSpec:
     loss: "softmax_xent", or "sigmoid_xent" for many labels per image.
     optimizer: see `OptimizerSpec`.
     schedule: see `ScheduleSpec`.
-    accumulation: number of parts that each batch is computed in, in sequence.
-    ema_decay: of an exponential moving average of the parameters, as 0.999. It
-      starts at the initial ones, and the run is evaluated with it, exported and
-      fine-tuned from it; 0 for none. States of routers are not averaged.
+    accumulation: number of parts into which each batch is split; the parts are
+      computed one after another.
+    ema_decay: decay of an exponential moving average of the parameters, such as
+      0.999; 0 for none. The average starts at the initial parameters, and the
+      run is evaluated, exported and fine-tuned from it. Router states are not
+      averaged.
     mixup: parameter of mixup's Beta distribution; 0 for no mixup.
-    mixup_within: which images are blended: the two of a "pair", with one weight
-      for the batch; or, as in V-MoE, each with the next one of its "device",
-      with one weight per device. See `data.mixup`.
+    mixup_within: which images are blended: the two images of a "pair", with one
+      weight for the batch; or, as in V-MoE, every image with the next one on
+      its "device", with one weight per device. See `data.mixup`.
     shuffle: "full", "blocks" to read neighbouring examples together, or "auto",
       which is "blocks" for data in an object store; see `data.order`.
-    num_workers: worker processes per host that read and decode images; 0 uses
-      threads only. "auto": all cores that the process may use but one, and 0
-      where the model itself is computed by these cores.
-    read_threads: requests to an object store that a worker has open at a time.
-    batches_ahead: batches that may wait on the devices, beyond the one that is
-      trained on.
+    num_workers: number of worker processes per host that read and decode
+      images; 0 uses threads only. "auto" is the number of cores that the
+      process may use minus one, or 0 if the model itself runs on these cores.
+    read_threads: number of concurrent requests to an object store per worker.
+    batches_ahead: number of batches that may wait on the devices, in addition
+      to the one in use.
     report_every: steps between training metrics.
     evaluate_every: steps between evaluations; 0 evaluates at the end only.
-    save_every: steps between checkpoints; 0 saves at the end only. There is
-      also one before every evaluation.
+    save_every: steps between checkpoints; 0 saves at the end only. Every
+      evaluation is also preceded by a checkpoint.
     keep: number of newest checkpoints to keep.
     keep_every: checkpoints at multiples of this step are never deleted; 0 for
       none.
-    trackers: "wandb" and "aim", beside TensorBoard's files; see
+    trackers: "wandb" and "aim", in addition to TensorBoard's files; see
       `training.trackers`.
     on_save_error: what to do if a checkpoint or metrics cannot be written, for
       example on a full disk: "stop", or "continue" without it. If the last
@@ -117,7 +119,7 @@ class TrainSpec:
       )
 
   def total_steps(self, num_examples: int) -> int:
-    """Number of updates of the whole run."""
+    """Number of steps of the whole run."""
     if self.num_steps:
       return self.num_steps
     return max(1, math.ceil(self.num_epochs * num_examples / self.batch_size))

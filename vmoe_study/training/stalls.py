@@ -1,4 +1,4 @@
-"""Shows where a run hangs: the stacks of its threads when a step takes long."""
+"""Shows where a run hangs: logs the stacks of its threads if a step hangs."""
 
 import collections
 import contextlib
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
-SLOWER = 10  # Than the median of the recent steps.
+SLOWER = 10  # Times the median of the recent steps.
 LEAST_SECONDS = 10.0
 RECENT_STEPS = 100
 ENOUGH_STEPS = 10  # To know how long steps take.
@@ -21,15 +21,15 @@ ENOUGH_STEPS = 10  # To know how long steps take.
 class StallWatch:
   """Logs the stacks of all threads, once for every step that hangs.
 
-  A step hangs if the time since the end of the one before is `SLOWER` times the
-  median of the recent ones, and at least `least_seconds`. The run goes on; when
-  the step has ended, its time is logged.
+  A step hangs if the time since the end of the previous step is `SLOWER` times
+  the median of the recent steps, and at least `least_seconds`. The run
+  continues; when the step has ended, its time is logged.
 
-  A thread of Python looks at the others. It sees what waits for devices, other
-  hosts, data or files. Compiled code that holds the interpreter is seen only
-  from outside, as by py-spy: the timer of `faulthandler`, which needs no
-  interpreter, reads stacks while they change, and ends some runs in a
-  segmentation fault.
+  A Python thread inspects the others. It sees threads that wait for devices,
+  other hosts, data or files, but not compiled code that holds the GIL, which
+  only an external tool such as py-spy can show. The timer of `faulthandler`,
+  which does not need the GIL, is not used: it reads stacks while they change,
+  which ended some runs with a segmentation fault.
   """
 
   def __init__(self, least_seconds: float = LEAST_SECONDS):
@@ -38,18 +38,18 @@ class StallWatch:
     self._recent: collections.deque[float] = collections.deque(
       maxlen=RECENT_STEPS
     )
-    self._deadline = math.inf  # Read by the thread; infinite: not to look.
+    self._deadline = math.inf  # Read by the thread; infinity: do not watch.
     self._shown = False  # The stacks, for the step that runs.
     self._closed = threading.Event()
     self._thread: threading.Thread | None = None
 
   def finished(self, step: int) -> None:
-    """Tells that a step has finished; the next one begins."""
+    """Records that a step has finished and the next one begins."""
     seconds = time.perf_counter() - self._start
     if self._shown:
       logging.warning(
-        "step %d took %.1f s, the median of those before is %.2f s. The stacks "
-        "of all threads, while it hung, are above.",
+        "step %d took %.1f s; the median of the steps before it is %.2f s. The "
+        "stacks of all threads while it hung are logged above.",
         step,
         seconds,
         statistics.median(self._recent),
@@ -59,7 +59,7 @@ class StallWatch:
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Time in this context belongs to no step."""
+    """Time in this context does not count as part of a step."""
     self._deadline = math.inf
     try:
       yield
@@ -81,7 +81,7 @@ class StallWatch:
       self._thread.start()
 
   def _limit(self) -> float:
-    """In seconds; infinite while too few steps are known."""
+    """The limit in seconds; infinite while too few steps are known."""
     if len(self._recent) < ENOUGH_STEPS:
       return math.inf
     slow = SLOWER * statistics.median(self._recent)
@@ -95,7 +95,7 @@ class StallWatch:
 
 
 def stacks() -> str:
-  """The stacks of all other threads, the newest call of each last."""
+  """The stacks of all other threads, each with the most recent call last."""
   names = {thread.ident: thread.name for thread in threading.enumerate()}
   return "\n".join(
     f"Thread {names.get(ident, ident)}:\n"

@@ -9,21 +9,22 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class TrainState:
-  """Step, parameters and states: all there is to resume from.
+  """Step, parameters and states: everything that a run resumes from.
 
   Attributes:
     step: int32 scalar, the number of updates so far.
     params: the parameter tree.
-    opt_state: state of the Optax optimizer.
-    router_state: states of routers, which steps update without a gradient; {}
-      if no router has one.
+    opt_state: state of the optimizer.
+    router_state: states of routers, which training steps update without
+      gradients; {} if no router has one.
     ema: the exponential moving average of the parameters; {} if the run keeps
       none.
-    seed: uint32 scalar, of all randomness in the steps; not saved, as it is the
-      config's. Part of the state, not of the program, so that runs that differ
-      in nothing else share a compiled step.
+    seed: uint32 scalar, the seed of all randomness in the steps. Not saved,
+      because the config holds it. It is part of the state instead of the
+      program, so that runs that differ only in the seed share a compiled step.
     failed: bool scalar; true once a step was not finite. A failed state is
-      frozen, see `training.step`. Not saved, as only sound states are saved.
+      frozen, see `training.step`. Not saved, because only states that have not
+      failed are saved.
   """
 
   step: jax.Array
@@ -36,9 +37,9 @@ class TrainState:
 
   @property
   def variables(self) -> dict[str, Any]:
-    """What the model is evaluated with: parameters and states of routers.
+    """The variables for evaluation: parameters and router states.
 
-    The parameters are their moving average, if there is one.
+    The parameters are the moving average, if there is one.
     """
     return {
       "params": self.ema or self.params,
@@ -55,7 +56,7 @@ class TrainState:
     ema: Any = None,
     seed: int = 0,
   ) -> "TrainState":
-    """A sound state after `step` updates."""
+    """A state after `step` updates that has not failed."""
     return cls(
       step=jnp.int32(step),
       params=params,

@@ -19,7 +19,7 @@ from vmoe_study.training.state import TrainState
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Metrics]]
 Gradient = Callable[[Any, Any, Any, jax.Array, jax.Array], tuple[Metrics, Any]]
-ROUTER_STATISTICS = "router_statistics"  # Among the metrics of a loss.
+ROUTER_STATISTICS = "router_statistics"  # A key of the metrics of a loss.
 
 
 def make_gradient(
@@ -29,17 +29,17 @@ def make_gradient(
   accumulation: int = 1,
   chunk: int = 1,
 ) -> Gradient:
-  """A pure function that computes metrics and gradient of a step.
+  """Makes a pure function that computes metrics and gradient of a step.
 
   Its arguments are parameters, router state, batch, seed and step. Random
   numbers are a function of (seed, step) alone.
 
   Args:
-    loss_fn: (params, router state, batch, key) to a mean loss over the batch
-      and metrics, "loss" among them. If routers have states, the metrics
+    loss_fn: maps (params, router state, batch, key) to the mean loss over the
+      batch and metrics, among them "loss". If routers have states, the metrics
       contain `ROUTER_STATISTICS`, a tree of means over the batch.
-    augment: (batch, key) to the batch that is trained on; compiled with the
-      step, so that the batch before it may be smaller.
+    augment: maps (batch, key) to the batch to train on. It is compiled with the
+      step, so its input may take less memory.
     accumulation: number of parts that the batch is split into and computed one
       after another. The result is that of the whole batch, except that each
       part draws its own router noise and dropout.
@@ -75,16 +75,17 @@ def make_train_step(
   ),
   ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-  """A pure function from state and batch to the next state and metrics.
+  """Makes a pure function from state and batch to the next state and metrics.
 
   The metrics include those of `step_norms`.
 
   Args:
-    gradient: as of `make_gradient`.
-    optimizer: of the parameters.
-    update_router_state: (router state, statistics) to the next router state.
-    ema_decay: of the moving average of the parameters, if the state has one:
-      every step makes it decay * average + (1 - decay) * parameters.
+    gradient: a function from `make_gradient`.
+    optimizer: optimizer of the parameters.
+    update_router_state: maps (router state, statistics) to the next router
+      state.
+    ema_decay: decay of the moving average of the parameters, if the state has
+      one: every step replaces it by decay * average + (1 - decay) * parameters.
   """
 
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -136,9 +137,9 @@ def step_norms(gradient: Any, updates: Any) -> Metrics:
 
 
 def _split(batch, parts: int, chunk: int):
-  """(B, ...) to (parts, B / parts, ...), taking chunks in turn.
+  """Splits (B, ...) into (parts, B / parts, ...), taking chunks in turn.
 
-  Every device keeps images of its own: nothing moves.
+  Every device keeps its own images, so no data is communicated.
   """
 
   def split(x):

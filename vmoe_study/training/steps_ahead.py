@@ -1,11 +1,11 @@
 """Runs steps ahead of the devices and checks their outcome a few steps later.
 
 A failed step freezes the state (`training.step`), so the steps after it change
-nothing. A failure can therefore be noticed a few steps late: it is handled, and
-the steps after it are run again.
+nothing. A failure may therefore be noticed a few steps late: it is handled, and
+the steps after it are rerun.
 
-A step that waits for the devices has its batch there. So the number of steps
-ahead is also the number of batches that wait in the memory of the devices.
+The batch of a step that waits for the devices is in their memory. So the number
+of steps ahead is also the number of batches waiting in device memory.
 """
 
 import collections
@@ -27,9 +27,9 @@ class StepsAhead:
   """Runs the training step, a few steps ahead of its outcome.
 
   Attributes:
-    state: after all steps started; final only after `settle`.
-    metrics: device arrays of the last step that is known to have finished.
-    skipped: how many steps were skipped.
+    state: state after all started steps; final only after `wait`.
+    metrics: metrics of the last step known to have finished, as device arrays.
+    skipped: number of skipped steps.
     watch: see `__init__`.
   """
 
@@ -46,15 +46,16 @@ class StepsAhead:
     """Prepares to run steps, starting from `state`.
 
     Args:
-      train_step: compiled; donates the state.
+      train_step: the compiled step, which donates the state.
       state: the initial state.
-      watch: called with number and watched metrics of every sound step.
+      watch: called with number and watched metrics of every step that did not
+        fail.
       on_failure: called with number, state before the step, batch and metrics
-        of a step that was not finite. Raises to stop the run; otherwise the
-        step is skipped.
-      batches_ahead: steps that may wait with their batches for the one that
-        runs.
-      skipped: steps skipped before the start.
+        of a step that was not finite. It may raise to stop the run; otherwise
+        the step is skipped.
+      batches_ahead: number of steps that may wait, with their batches, for the
+        step that runs.
+      skipped: number of steps skipped before the start.
       finished: called with the number of every step that has ended.
     """
     self.state = state
@@ -92,7 +93,7 @@ class StepsAhead:
     self._finished(step + 1)
 
   def _skip(self, step: int) -> None:
-    """Unfreezes the state and reruns the steps that had found it frozen."""
+    """Unfreezes the state and reruns the steps that found it frozen."""
     self.skipped += 1
     frozen, self._waiting = self._waiting, collections.deque()
     self.state = self._at(step + 1)
@@ -100,7 +101,7 @@ class StepsAhead:
       self._start(later, batch)
 
   def _at(self, step: int) -> TrainState:
-    """The sound state that is about to run `step`."""
+    """The unfrozen state before step `step`."""
     put = functools.partial(jax.device_put, device=self.state.step.sharding)
     return self.state.replace(
       step=put(np.int32(step)), failed=put(np.bool_(False))

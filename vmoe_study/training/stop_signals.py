@@ -1,4 +1,4 @@
-"""Handlers of the requests to stop: SIGINT (Ctrl-C) and SIGTERM (clouds)."""
+"""Handlers of requests to stop: SIGINT (Ctrl-C) and SIGTERM (schedulers)."""
 
 import contextlib
 import signal
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Handler = Callable[[int, Any], Any]
-REQUESTED = threading.Event()  # Whether the command that runs is to stop.
+REQUESTED = threading.Event()  # Whether the running command was asked to stop.
 
 
 class StopRequested(KeyboardInterrupt):
-  """A run or command was asked to stop where it had nothing to save."""
+  """A run or command was asked to stop when it had nothing to save."""
 
 
 def raise_request() -> None:
@@ -24,14 +24,14 @@ def raise_request() -> None:
 def handled_by(
   handlers: Mapping[signal.Signals, Handler],
 ) -> Iterator[dict[signal.Signals, Any]]:
-  """Installs handlers of signals, and restores the previous ones at the end.
+  """Installs signal handlers, and restores the previous ones at the end.
 
   Yields the previous handlers. Outside of the main thread it does nothing, as
   signals cannot be handled there.
 
   Raises:
-    StopRequested: it was raised by `raise_request` before, but where Python
-      ignores exceptions, as in a callback of the garbage collector.
+    StopRequested: `raise_request` raised it earlier, where Python ignores
+      exceptions, such as in a callback of the garbage collector.
   """
   if REQUESTED.is_set():
     raise StopRequested

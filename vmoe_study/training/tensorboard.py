@@ -56,7 +56,7 @@ class EventWriter:
     self._summarize(step, map(text_pb, texts, texts.values()))
 
   def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-    """Writes what the HParams dashboard shows of a run."""
+    """Writes hyper-parameters for the HParams dashboard."""
     scalars = bool, int, float, str
     values = {
       name: value if isinstance(value, scalars) else str(value)
@@ -102,7 +102,7 @@ class EventWriter:
 
 
 def _image_pb(name: str, image: np.ndarray) -> Summary:
-  """TensorBoard has no function for this that works without TensorFlow."""
+  """The summary of an image; TensorBoard's own function needs TensorFlow."""
   height, width, _ = image.shape
   encoded = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
   content = [str(width).encode(), str(height).encode(), encoded]

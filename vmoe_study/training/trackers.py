@@ -1,8 +1,8 @@
-"""Trackers of experiments beside TensorBoard: Weights & Biases, and Aim.
+"""Experiment trackers other than TensorBoard: Weights & Biases and Aim.
 
-Each is an extra of the installation, and imported only if a config names it. A
-run that is resumed goes on in the same place: WORKDIR/trackers.json has its
-identity there.
+Each is an extra of the installation and is imported only if a config names it.
+A resumed run continues the same run of the tracker, whose identity is stored in
+WORKDIR/trackers.json.
 """
 
 import html
@@ -24,7 +24,7 @@ PROJECT = "vmoe_study"
 class WandbWriter:
   """A run of Weights & Biases; a `metrics.TrackerWriter`.
 
-  The environment says where it goes, as `WANDB_MODE=offline`.
+  The environment says where it is stored, for example `WANDB_MODE=offline`.
   """
 
   def __init__(self, workdir: epath.PathLike):
@@ -43,7 +43,7 @@ class WandbWriter:
     )
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Logs scalars; those of steps that it has already are ignored."""
+    """Logs scalars; wandb ignores those of steps that it already has."""
     self._run.log(dict(scalars), step=step)
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
@@ -79,8 +79,8 @@ class WandbWriter:
 class AimWriter:
   """A run of Aim; a `metrics.TrackerWriter`.
 
-  It is in the repository that the environment names (`AIM_REPO`), by default
-  that of the working directory.
+  The run is stored in the repository that the environment names (`AIM_REPO`),
+  by default in that of the working directory.
   """
 
   def __init__(self, workdir: epath.PathLike):
@@ -160,7 +160,7 @@ def open_tracker(name: str, workdir: epath.PathLike) -> WandbWriter | AimWriter:
 
 
 def _known(workdir: epath.PathLike, tracker: str) -> str | None:
-  """The identity of a run in a tracker; None before its first start."""
+  """The identity of the run in a tracker; None before its first start."""
   return _identities(workdir).get(tracker)
 
 
