@@ -72,7 +72,7 @@ def test_every_image_is_counted_as_it_is_predicted(out, images, predictions):
   bins = rows(out / "test" / "calibration.csv")
   assert sum(int(row["images"]) for row in bins) == 359
   for row in rows(out / "test" / "confused_pairs.csv"):
-    label, predicted = int(row["class"]), int(row["taken for"])
+    label, predicted = int(row["class"]), int(row["predicted"])
     assert int(row["images"]) == matrix[label, predicted]
 
 

@@ -1,4 +1,4 @@
-"""Whether a model is right as often as it says."""
+"""Calibration: whether a model is right as often as its confidence says."""
 
 import dataclasses
 
@@ -12,15 +12,15 @@ BINS = 15
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-  """Images in bins of equal width by confidence, as in a reliability plot.
+  """Images in equal-width bins of confidence, as in a reliability diagram.
 
-  The confidence is the probability of the most probable class. A bin holds the
-  confidences above its lower and up to its upper edge.
+  The confidence is the probability of the most probable class. A bin contains
+  the confidences above its lower edge, up to and including its upper edge.
 
   Attributes:
-    edges: of the bins, from 0 to 1.
+    edges: edges of the bins, from 0 to 1.
     images: number of images in each bin.
-    correct: number of these whose most probable class is right.
+    correct: number of these images whose most probable class is correct.
     confidence: mean confidence in each bin; NaN in an empty one.
   """
 
@@ -55,8 +55,7 @@ class Calibration:
   def error(self) -> float:
     """The expected calibration error (Naeini et al. 2015; Guo et al. 2017).
 
-    The mean over images of the distance between accuracy and mean confidence
-    in their bin.
+    The mean over images of |accuracy - mean confidence| of their bin.
     """
     gaps = np.abs(self.accuracy.value - self.confidence) * self.images
     return float(np.nansum(gaps) / max(self.images.sum(), 1))

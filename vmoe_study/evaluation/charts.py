@@ -12,7 +12,7 @@ from vmoe_study.evaluation.calibration import Calibration
 from vmoe_study.evaluation.confusion import Confusion
 from vmoe_study.evaluation.result import Classification
 
-MAX_NAMED = 30  # A matrix with more classes has no names and no numbers.
+MAX_NAMED = 30  # A matrix with more classes shows neither names nor numbers.
 MAX_CELLS = 250  # Along a side of a picture; more classes share cells.
 LABEL_WIDTH = 24  # Letters of a class name.
 INCHES_PER_LETTER = 0.085
@@ -22,9 +22,9 @@ BLUE, GREY = "tab:blue", "0.5"
 def figures(found: Classification) -> dict[str, Figure]:
   """The figures by name.
 
-  "calibration", and if every image has one label also "confusion": all classes.
-  If these are too many to be named, "confused_classes" has those of the most
-  frequent mistakes.
+  They are "calibration" and, if every image has one label, "confusion", with
+  all classes. If there are too many classes to name them, "confused_classes"
+  has the classes of the most frequent mistakes.
   """
   drawn = {"calibration": calibration_figure(found.calibration)}
   if found.confusion is None:
@@ -43,7 +43,7 @@ def figures(found: Classification) -> dict[str, Figure]:
 def _named_matrix(
   found: Classification, classes: Int[np.ndarray, "n"]
 ) -> Figure:
-  """Numbers of images, coloured by their share of all images of their class."""
+  """Counts of images, coloured by their share of all images of the class."""
   counts = found.confusion.matrix(classes)
   images = found.confusion.images[classes, None]
   shares = np.divide(
@@ -58,10 +58,10 @@ def _named_matrix(
   image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
   axes.set_facecolor("0.93")  # Of classes without images.
   bar = figure.colorbar(
-    image, label="share of the images of the class", shrink=0.8
+    image, label="share of all images of the class", shrink=0.8
   )
   bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
-  axes.set(xlabel="taken for", ylabel="class of the images")
+  axes.set(xlabel="predicted class", ylabel="true class")
   axes.set_xticks(range(len(names)), names, rotation=90)
   axes.set_yticks(range(len(names)), names)
   _write_counts(axes, counts, shares)
@@ -97,8 +97,8 @@ def _overview(confusion: Confusion) -> Figure:
   )
   cell = f", in cells of {size} x {size} classes" if size > 1 else ""
   figure.colorbar(image, label=f"images{cell}")
-  axes.set(xlabel="number of the class that they are taken for")
-  axes.set(ylabel="number of the class of the images")
+  axes.set(xlabel="number of the predicted class")
+  axes.set(ylabel="number of the true class")
   for axis in (axes.xaxis, axes.yaxis):
     axis.set_major_locator(MaxNLocator(10, integer=True))
   return figure

@@ -1,4 +1,4 @@
-"""Accuracy and loss over a data set, and what every image was taken for."""
+"""Accuracy and loss over a data set, and the predictions for every image."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -39,9 +39,9 @@ class ClassificationEvaluator:
         `index` (B,), the places in the data set.
       loss: maps (logits, labels) to losses (B,).
       probabilities: maps logits to probabilities of the same shape.
-      class_names: of all classes.
-      keep_scores: whether `examine` keeps the logits of all images, for their
-        order in every class.
+      class_names: names of all classes.
+      keep_scores: whether `examine` keeps the logits of all images, to rank the
+        images for every class.
     """
     self.name = name
     self._batches = batches
@@ -70,11 +70,11 @@ class ClassificationEvaluator:
     self._sums, self._rows = sums, rows
 
   def run(self, variables: Any, step: int = 0) -> Iterator[tuple[str, float]]:
-    """Yields NAME/accuracy, NAME/loss and NAME/examples, their number.
+    """Yields NAME/accuracy, NAME/loss and NAME/examples (a count).
 
     Args:
       variables: for `predict`.
-      step: of the parameters; not used.
+      step: step of the parameters; not used.
     """
     # Fetched batch by batch, so that few batches are in flight on the devices.
     batches = self._batches()
@@ -85,7 +85,7 @@ class ClassificationEvaluator:
     yield f"{self.name}/examples", float(count)
 
   def examine(self, variables: Any) -> Classification:
-    """What the model makes of every image; all processes get all of it.
+    """Predictions for every image; all processes get the same result.
 
     Args:
       variables: for `predict`.
@@ -106,7 +106,7 @@ class ClassificationEvaluator:
 
 
 def _fetch(tree: Any) -> Any:
-  """The rows of all processes."""
+  """Gathers the rows of all processes."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,4 +1,4 @@
-"""Which classes a model takes for which."""
+"""The confusion matrix: which classes a model confuses."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from jaxtyping import Int
 
 
 class Pair(NamedTuple):
-  """A mistake that a model makes again and again.
+  """A pair of classes that a model confuses.
 
   Attributes:
-    label: the class of the images.
-    predicted: the class that they are taken for.
+    label: the true class of the images.
+    predicted: the class that is predicted for them.
     count: number of images.
-    share: of all images of their class.
+    share: their share of all images of the true class.
   """
 
   label: int
@@ -26,12 +26,12 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-  """Numbers of images by class and prediction; only those above 0 are kept.
+  """Counts of images by true and predicted class; only nonzero ones are kept.
 
   Attributes:
     num_classes: number of classes.
-    label: class, P values in ascending order.
-    predicted: what the images are taken for, P values.
+    label: true class, P values in ascending order.
+    predicted: predicted class, P values.
     count: number of images, P values.
   """
 
@@ -47,7 +47,7 @@ class Confusion:
     predicted: Int[np.ndarray, "N"],
     num_classes: int,
   ) -> "Confusion":
-    """Counts images, each with its class and what it is taken for."""
+    """Counts images by their true and predicted class."""
     cells = np.asarray(label, np.int64) * num_classes + predicted
     cells, count = np.unique(cells, return_counts=True)
     return cls(num_classes, *np.divmod(cells, num_classes), count)
@@ -59,12 +59,12 @@ class Confusion:
 
   @property
   def predictions(self) -> Int[np.ndarray, "classes"]:
-    """Number of images that are taken for every class."""
+    """Number of images for which each class is predicted."""
     return self._sums(self.predicted, self.count)
 
   @property
   def correct(self) -> Int[np.ndarray, "classes"]:
-    """Number of images of every class that are taken for it."""
+    """Number of images of every class that are classified correctly."""
     return self._sums(self.label, self.count * (self.label == self.predicted))
 
   def _sums(self, classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ class Confusion:
   def matrix(
     self, classes: Int[np.ndarray, "n"] | None = None
   ) -> Int[np.ndarray, "n n"]:
-    """The counts of some classes, or of all: a row per class of the images."""
+    """The counts of some classes (default: all); one row per true class."""
     if classes is None:
       classes = np.arange(self.num_classes)
     place = np.full(self.num_classes, -1)
@@ -94,7 +94,7 @@ class Confusion:
     return matrix
 
   def pairs(self) -> Iterator[Pair]:
-    """What is confused, the most frequent mistake first."""
+    """The confused pairs, the most frequent mistake first."""
     images = self.images
     wrong = np.flatnonzero(self.label != self.predicted)
     order = wrong[np.argsort(-self.count[wrong], kind="stable")]

@@ -1,13 +1,14 @@
-"""Which images the few-shot evaluations train on: the seeds of the draws.
+"""The seeds that determine which images few-shot evaluations train on.
 
-A draw takes k images of every class. Its generator is NumPy's, with a seed by
-one of these rules; `seed` is the few-shot evaluations' own, not the run's:
+A draw takes k images of every class with a NumPy generator, whose seed follows
+from one of these rules; `seed` is that of the few-shot evaluations, not of the
+run:
 
 - "seed": seed + draw.
 - "vmoe": Python's hash of (seed, draw), modulo 2**31, as in the public V-MoE
-  code: for equal labels, the images are those of its evaluations.
-- "vmoe_step": its option to draw anew at every evaluation: the hash of (seed,
-  step, draw).
+  code: with equal labels, the same images are drawn.
+- "vmoe_step": the V-MoE option of a new draw at every evaluation: the hash of
+  (seed, step, draw).
 """
 
 from collections.abc import Sequence
@@ -26,9 +27,9 @@ def generator_seed(rule: DrawRule, seed: int, draw: int, step: int) -> int:
 
   Args:
     rule: see above.
-    seed: of the few-shot evaluations, at least 0.
-    draw: its number, from 0.
-    step: of the evaluated parameters; used by "vmoe_step" only.
+    seed: seed of the few-shot evaluations, at least 0.
+    draw: number of the draw, from 0.
+    step: step of the evaluated parameters; used by "vmoe_step" only.
 
   >>> generator_seed("vmoe", seed=0, draw=0, step=1000)
   397586535

@@ -34,11 +34,11 @@ def select_shots(
   """Indices of `shots` random images of each class, ordered by class.
 
   Args:
-    labels: of all images, in [0, num_classes).
+    labels: labels of all images, in [0, num_classes).
     num_classes: number of classes.
     shots: images per class; all images of a class that has fewer.
-    seed: of the selection. For the same seed, fewer shots select a subset of
-      the images that more shots select.
+    seed: seed of the selection. For the same seed, fewer shots select a subset
+      of the images that more shots select.
   """
   labels = np.asarray(labels)
   rng = np.random.default_rng(seed)
@@ -65,8 +65,8 @@ class RidgePath:
      left = X'Q,  right = Q'Y     otherwise.
 
   Attributes:
-    mean: of the training features.
-    std: of the training features, plus 1e-5.
+    mean: mean of the training features.
+    std: standard deviation of the training features, plus 1e-5.
     left: see above.
     eigenvalues: s.
     right: see above.
@@ -88,7 +88,7 @@ class RidgePath:
     """Fits the k-shot training set.
 
     Args:
-      features: of any float dtype.
+      features: features of any float dtype.
       labels: in [0, num_classes).
       num_classes: number of classes.
 
@@ -118,7 +118,7 @@ class RidgePath:
     """Fraction of the images whose highest score is that of their label.
 
     Args:
-      features: of the images, any float dtype.
+      features: features of the images, any float dtype.
       labels: in [0, num_classes).
       penalties: each gives one accuracy. Scores are computed in float32.
     """
@@ -143,9 +143,9 @@ def fewshot_accuracies(
   """Test accuracies in [0, 1] after training on all of `train_*`.
 
   Args:
-    train_features: of any float dtype.
+    train_features: features of any float dtype.
     train_labels: in [0, num_classes).
-    test_features: of any float dtype.
+    test_features: features of any float dtype.
     test_labels: in [0, num_classes).
     num_classes: number of classes.
     penalties: each gives one accuracy.
@@ -168,7 +168,8 @@ def best_penalty(
   may depend on the processor. Of equal mean ranks, the smallest penalty wins.
 
   Args:
-    accuracies: of every penalty, in ascending order of penalties, by data set.
+    accuracies: accuracy of every penalty, in ascending order of penalties, by
+      data set.
   """
   ranks = [
     np.argsort(np.argsort(np.asarray(values, np.float32)))
@@ -182,9 +183,9 @@ class FewshotTask:
   """A data set for few-shot transfer.
 
   A batch holds this process's share of the images: "image" (b, ...), "label"
-  one-hot (b, classes) and "mask" (b,), which is 0 for padding and for damaged
-  images that are skipped: a class has fewer shots then. The shares of all
-  processes, in the order of processes, are the images in order.
+  one-hot (b, classes) and "mask" (b,), which is 0 for padding and for skipped
+  damaged images, which leave their class with fewer shots. The shares of all
+  processes, concatenated in the order of processes, are the images in order.
 
   Attributes:
     name: part of the metric names.
@@ -205,8 +206,8 @@ class FewshotTask:
 class FewshotEvaluator:
   """Few-shot accuracy of a model's features on several data sets.
 
-  With several draws, every one is an evaluation of its own, with a penalty of
-  its own; the metrics are their means, and the spread of the accuracies.
+  With several draws, each is a separate evaluation with its own penalty; the
+  metrics are means over draws, and the standard deviation of the accuracies.
   """
 
   def __init__(
@@ -227,9 +228,9 @@ class FewshotEvaluator:
       features_fn: maps (variables, images of a batch) to features (b, D).
       tasks: the data sets; they share one penalty per number of shots.
       shots: numbers of training images per class.
-      seed: of the selection of training images.
-      penalties: candidates, ascending.
-      draws: selections of training images to average over.
+      seed: seed of the selection of training images.
+      penalties: candidate penalties, ascending.
+      draws: number of selections of training images to average over.
       draw_rule: how a draw's generator is seeded, see `evaluation.draws`.
 
     Raises:
@@ -256,7 +257,7 @@ class FewshotEvaluator:
 
     Args:
       variables: for `features_fn`.
-      step: of the parameters, for draws that depend on it.
+      step: step of the parameters, for draws that depend on it.
     """
     seeds = [
       generator_seed(self._draw_rule, self._seed, draw, step)
@@ -284,7 +285,7 @@ class FewshotEvaluator:
   def _accuracies(
     self, variables: Any, task: FewshotTask, seeds: Sequence[int]
   ) -> dict[tuple[int, int], Float[np.ndarray, "penalties"]]:
-    """Accuracies by (seed, shots); applies the model once to every image."""
+    """Accuracies by (seed, shots). Applies the model once to every image."""
     labels, classes = np.asarray(task.train_labels), task.num_classes
     chosen = {
       (seed, shots): select_shots(labels, classes, shots, seed)
@@ -318,9 +319,9 @@ class FewshotEvaluator:
   ) -> tuple[
     Float[np.ndarray, "N D"], Int[np.ndarray, "N"], Bool[np.ndarray, "R"]
   ]:
-    """Features and labels of the images of all processes that count.
+    """Features and labels of all processes, without masked images.
 
-    Of the R rows of all batches, the third array tells which these are.
+    The third array marks these images among the R rows of all batches.
     """
     features, labels, masks = [], [], []
     for batch in batches:

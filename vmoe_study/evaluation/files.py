@@ -27,10 +27,10 @@ def write_evaluation(
   """Writes metrics.json, index.html, and a folder for each data set.
 
   Args:
-    out: folder for them.
-    title: of the page.
+    out: output folder.
+    title: title of the page.
     metrics: all scalars by name.
-    found: on each data set, by name.
+    found: result on each data set, by name.
     mistakes: images of each data set to show on the page.
   """
   out = epath.Path(out)
@@ -63,7 +63,7 @@ def _write_data_set(
 
 
 def _cell(value: str | float) -> str | float:
-  """What is no number is an empty cell."""
+  """The text of a cell; NaN gives an empty cell."""
   if isinstance(value, float):
     return "" if math.isnan(value) else round(value, 6)
   return value

@@ -1,4 +1,4 @@
-"""Images that a model takes for something else."""
+"""Misclassified images."""
 
 import io
 from collections.abc import Sequence
@@ -12,14 +12,15 @@ MAX_SHOWN = 48
 
 
 class Mistake(NamedTuple):
-  """An image, with what it is and what it was taken for.
+  """An image with its labels and its predicted classes.
 
   Attributes:
-    where: its file, and the place in it.
-    image: as the model gets it, before the value range.
+    where: file of the image, and its place in the file.
+    image: the image as the model gets it, before the value range is applied.
     labels: names of its classes.
-    label_probability: of its class; None unless it has one.
-    found: the most probable classes, with probabilities, in order.
+    label_probability: probability of its class; None unless the image has one
+      label.
+    found: the most probable classes with probabilities, in order.
   """
 
   where: str
@@ -30,7 +31,7 @@ class Mistake(NamedTuple):
 
   @property
   def png(self) -> bytes:
-    """The image as the content of a PNG file."""
+    """The content of a PNG file of the image."""
     content = io.BytesIO()
     grey = self.image.shape[-1] == 1
     pixels = self.image[..., 0] if grey else self.image

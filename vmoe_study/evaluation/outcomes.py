@@ -1,4 +1,4 @@
-"""What a model makes of each image, computed on the devices."""
+"""Predictions for each image, computed on the devices."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-SHOWN_CLASSES = 3  # Most probable classes that are kept of every image.
+SHOWN_CLASSES = 3  # Most probable classes kept for every image.
 
 
 class Outcomes(NamedTuple):
@@ -15,12 +15,14 @@ class Outcomes(NamedTuple):
   Attributes:
     num_labels: int32 (N,), number of classes that an image belongs to.
     label: int32 (N,), the class of an image with one label.
-    label_probability: float32 (N,), of that class.
+    label_probability: float32 (N,), probability of that class.
     classes: int32 (N, K), the K classes with the highest logits, in order.
-    probabilities: float32 (N, K), of these classes.
-    correct: bool (N,), whether an image belongs to the first of them.
-    loss: float32 (N,), in nats.
-    squared_error: float32 (N,), of the probabilities, summed over classes.
+    probabilities: float32 (N, K), probabilities of these classes.
+    correct: bool (N,), whether the first of these classes is a label of the
+      image.
+    loss: float32 (N,), loss in nats.
+    squared_error: float32 (N,), squared error of the probabilities, summed over
+      classes.
   """
 
   num_labels: Any

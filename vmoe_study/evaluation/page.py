@@ -16,7 +16,7 @@ from vmoe_study.evaluation.result import Classification
 from vmoe_study.evaluation.tables import Table, calibration_table, tables
 
 TEMPLATE = "page.html.jinja"
-MAX_CLASSES = 50  # Of the table of classes.
+MAX_CLASSES = 50  # Rows of the table of classes.
 MAX_PAIRS = 20
 
 
@@ -30,9 +30,9 @@ def render_page(
   """Renders the page.
 
   Args:
-    title: of the page.
+    title: title of the page.
     metrics: all scalars by name.
-    found: on each data set, by name.
+    found: result on each data set, by name.
     pictures: PNG files of each data set, by name.
     mistakes: images of each data set to show.
   """
@@ -46,7 +46,7 @@ def render_page(
 
 
 def folder_name(name: str) -> str:
-  """The folder of an evaluation, inside the one that is written to."""
+  """The folder of an evaluation, inside the output folder."""
   return re.sub(r"[^\w-]+", "_", name)
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation found on a data set."""
+"""The result of an evaluation on one data set."""
 
 import dataclasses
 import functools
@@ -15,16 +15,16 @@ from vmoe_study.evaluation.outcomes import Outcomes
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-  """What a model makes of the N images of a data set.
+  """Predictions and metrics for the N images of a data set.
 
   Attributes:
-    name: of the evaluation.
-    class_names: of all classes.
-    index: place of each image in the data set, ascending.
-    outcomes: of each image.
-    scores: the logits, where images may have several labels and there is room
-      for all of them; else None.
-    targets: the labels that belong to the scores.
+    name: name of the evaluation.
+    class_names: names of all classes.
+    index: index of each image in the data set, ascending.
+    outcomes: predictions for each image.
+    scores: the logits, if images may have several labels and all logits fit
+      into memory; else None.
+    targets: the labels that correspond to the scores.
   """
 
   name: str
@@ -45,17 +45,17 @@ class Classification:
 
   @functools.cached_property
   def one_label(self) -> bool:
-    """Whether every image has one label, so that classes can be confused."""
+    """Whether every image has one label, so that a confusion matrix exists."""
     return bool(np.all(self.outcomes.num_labels == 1))
 
   @property
   def accuracy(self) -> Proportion:
-    """Share of the images whose most probable class is one of their labels."""
+    """Fraction of images whose most probable class is one of their labels."""
     return wilson(self.outcomes.correct.sum(), self.num_images)
 
   @functools.cached_property
   def confusion(self) -> Confusion | None:
-    """Which classes are taken for which; None unless all have one label."""
+    """The confusion matrix; None unless every image has one label."""
     if not self.one_label:
       return None
     found = self.outcomes
@@ -63,7 +63,7 @@ class Classification:
 
   @functools.cached_property
   def calibration(self) -> Calibration:
-    """Accuracy by the probability of the most probable class."""
+    """Accuracy as a function of the probability of the most probable class."""
     found = self.outcomes
     return Calibration.of(found.probabilities[:, 0], found.correct)
 
@@ -87,7 +87,7 @@ class Classification:
 
   @property
   def mistakes(self) -> Int[np.ndarray, "M"]:
-    """Rows of the images that are taken for a wrong class, the surest first."""
+    """Rows of the misclassified images, the most confident ones first."""
     wrong = np.flatnonzero(~self.outcomes.correct)
     sure = self.outcomes.probabilities[wrong, 0]
     return wrong[np.argsort(-sure, kind="stable")]
@@ -98,8 +98,8 @@ class Classification:
     "accuracy" with its 95% Wilson interval, "accuracy_low" to "accuracy_high";
     "loss", the mean negative log-likelihood of the labels in nats; "brier", the
     mean squared error of the probabilities, summed over classes; "ece", the
-    expected calibration error; "examples", their number; and, with scores,
-    "mean_average_precision" over the classes with images.
+    expected calibration error; "examples", the number of images; and, with
+    scores, "mean_average_precision" over the classes with images.
     """
     accuracy, found = self.accuracy, self.outcomes
     values = {

@@ -16,7 +16,7 @@ class EvaluationSpec:
 
   Attributes:
     data: the data set and its preprocessing.
-    batch_size: images at a time, over all hosts.
+    batch_size: images per batch, over all hosts.
   """
 
   data: DataSpec
@@ -32,9 +32,9 @@ class FewshotSpec:
   """k-shot transfer to a data set; see `evaluation.fewshot`.
 
   Attributes:
-    train: source of the k images per class.
-    test: images that accuracy is measured on.
-    batch_size: images at a time, over all hosts.
+    train: data set of the k images per class.
+    test: data set on which accuracy is measured.
+    batch_size: images per batch, over all hosts.
   """
 
   train: DataSpec

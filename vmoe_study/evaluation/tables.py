@@ -1,4 +1,4 @@
-"""Tables of an evaluation: texts for a page, numbers for files."""
+"""Tables of an evaluation, for the page and the CSV files."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,9 +17,9 @@ CLASSES = (
   "precision",
 )
 RANKED_CLASSES = ("class", "images", "average precision")
-PAIRS = ("class", "taken for", "images", "share of the class")
+PAIRS = ("class", "predicted", "images", "share of the class")
 BINS = ("above", "up to", "images", "confidence", "accuracy", "low", "high")
-MATRIX_CLASSES = 1000  # With more, there are only pairs.
+MATRIX_CLASSES = 1000  # With more classes there are only pairs.
 
 
 class Table(NamedTuple):
@@ -27,7 +27,7 @@ class Table(NamedTuple):
 
   Attributes:
     header: names of the columns.
-    rows: of the cells; NaN where there is nothing.
+    rows: cells of each row; NaN where there is no value.
   """
 
   header: Sequence[str]
@@ -35,11 +35,12 @@ class Table(NamedTuple):
 
 
 def tables(found: Classification) -> dict[str, Table]:
-  """The tables by name, those that make sense.
+  """The applicable tables, by name.
 
-  "classes" and "calibration"; if every image has one label, "confused_pairs",
-  the most frequent mistake first, and for up to `MATRIX_CLASSES` classes
-  "confusion", the matrix: a row per class, a column per prediction.
+  They are "classes" and "calibration"; if every image has one label, also
+  "confused_pairs", the most frequent mistake first, and for up to
+  `MATRIX_CLASSES` classes "confusion", the matrix with a row per true class and
+  a column per predicted class.
   """
   names = found.class_names
   made = {"calibration": calibration_table(found)}
@@ -82,7 +83,7 @@ def _ranked_classes(found: Classification) -> Table:
 
 
 def calibration_table(found: Classification) -> Table:
-  """The bins of the reliability plot."""
+  """The bins of the reliability diagram."""
   bins = found.calibration
   columns = [
     bins.edges[:-1],
