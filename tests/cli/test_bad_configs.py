@@ -178,8 +178,8 @@ def test_any_arguments_of_a_config(arguments):
       "error: --config.train.batch_size=many: must be int.",
     ),
     ([FILE, "--config.train.mixup=x"], "mixup=x: must be float."),
-    ([FILE, "--config.fewshot=3"], "fewshot=3: must be a dict, as"),
-    ([FILE, "--config.shots=(1, a"], "shots=(1, a: must be a tuple, as"),
+    ([FILE, "--config.fewshot=3"], "fewshot=3: must be a dict, like"),
+    ([FILE, "--config.shots=(1, a"], "shots=(1, a: must be a tuple, like"),
     (["--config=README.md"], "--config=README.md: SyntaxError: "),
   ],
 )
@@ -266,10 +266,10 @@ def test_parts_of_a_value_are_not_changed_alone(field):
 @pytest.mark.parametrize(
   ("change", "answer"),
   [
-    ("['train'][1] = 2", "config.train: has names that are no strings."),
+    ("['train'][1] = 2", "config.train: has names that are not strings."),
     ("['fewshot'] = {1: {}}", "config.fewshot: the name 1 (int) must be a str"),
     ("['model']['moe']['options'] = {2: 3}", "options: the name 2 (int) must"),
-    ("[3] = 3", "config: has names that are no strings."),
+    ("[3] = 3", "config: has names that are not strings."),
   ],
 )
 def test_names_that_are_no_strings(change, answer, tmp_path):

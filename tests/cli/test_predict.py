@@ -155,7 +155,7 @@ def test_a_table_and_pictures(trained, digits, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (["--config.evaluations={}"], "says no image operations"),
+    (["--config.evaluations={}"], "has no image operations"),
     (["--ops=flip_lr|value_range(-1, 1)"], "must not draw random numbers"),
     (["--ops=resize(10)|value_range(-1, 1)"], "its images are 10 x 10"),
     (["--ops=blur", "--check"], "unknown operation 'blur'"),

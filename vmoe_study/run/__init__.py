@@ -1,1 +1,1 @@
-"""A run: assembled from a config, trained, evaluated, opened again."""
+"""Runs: assembled from a config, trained, evaluated, and opened again."""

@@ -25,7 +25,7 @@ FOLDER = "best"  # In a workdir.
 
 
 class BestModel:
-  """Keeps the best model, and tells when training ends early.
+  """Keeps the best model, and decides whether training stops early.
 
   All processes of a multi-host run call every method.
   """
@@ -40,9 +40,9 @@ class BestModel:
     """Reads the evaluations up to `start_step`.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
       start_step: the step at which the run starts or resumes.
-      spec: says which evaluation is the best.
+      spec: defines which evaluation is the best.
       on_error: what to do if a model cannot be saved: "stop" raises, "continue"
         logs the error.
     """
@@ -59,19 +59,19 @@ class BestModel:
     metrics: Mapping[str, float],
     metadata: dict[str, Any],
   ) -> dict[str, float]:
-    """Takes an evaluation, and saves its model if it is the best.
+    """Takes an evaluation, and saves its model if it is the best so far.
 
-    It is saved when the call returns, before the metrics are written: a run
-    that is killed in between evaluates this step again.
+    The model is saved when the call returns, before the metrics are written: a
+    run that is killed in between evaluates this step again.
 
     Args:
-      step: of the evaluation.
-      variables: what was evaluated.
-      metrics: of all evaluations of the step.
-      metadata: of the checkpoint.
+      step: step of the evaluation.
+      variables: the evaluated variables.
+      metrics: metrics of all evaluations of the step.
+      metadata: metadata for the checkpoint.
 
     Returns:
-      The best value as "best/METRIC", and `STOPPED_EARLY` if training ends
+      The best value as "best/METRIC", and `STOPPED_EARLY` if training stops
       here.
 
     Raises:
@@ -102,7 +102,7 @@ class BestModel:
     self, step: int, variables: Mapping[str, Any], metadata: dict[str, Any]
   ) -> None:
     try:
-      # An earlier start of the run may have saved this step, or later ones.
+      # An earlier start of the run may have saved this step or later ones.
       self._store.remove_from(step)
       self._store.save(
         step,

@@ -36,15 +36,15 @@ class Checkpoint:
 
   Attributes:
     path: workdir of the run, or folder of an exported model.
-    step: number of updates that the parameters have seen.
+    step: number of training steps of the parameters.
     params: the parameter tree; if the run keeps one, its moving average.
-    router_state: states of routers; {} if no router has one.
+    router_state: router states; {} if no router has one.
     model: the module on its mesh, with compiled functions.
     class_names: by class number; empty if the classes have only numbers; None
       if they are not known, as in checkpoints of earlier versions.
-    unconfirmed: field to folder of data sets that only the checkpoint's config
+    unconfirmed: data folders, by field, that only the checkpoint's config
       names; see `run.data_dirs`.
-    metadata: what is stored beside the arrays, with the config of this model
+    metadata: the metadata stored with the arrays, with the config of this model
       before it was fitted to the devices; None for a model made in memory.
   """
 
@@ -76,7 +76,7 @@ class Checkpoint:
     """Logits of images, without noise or dropout.
 
     Images that are routed in groups compete for expert slots within their
-    group. The last group is filled up with blank images.
+    group. The last group is padded with blank images.
 
     Args:
       images: (N, H, W, C) floating point, in the shape and value range that
@@ -86,7 +86,7 @@ class Checkpoint:
       (N, num_classes) float32.
 
     Raises:
-      ValueError: shape or dtype differ from that.
+      ValueError: the shape or the dtype is a different one.
 
     >>> checkpoint = open_checkpoint("runs/digits")
     >>> checkpoint.apply(np.zeros((3, 8, 8, 1), np.float32)).shape
@@ -109,14 +109,14 @@ class Checkpoint:
   ) -> list[Prediction]:
     """Classes with probabilities for images of any size.
 
-    Images that are routed in groups compete for expert slots, so that their
-    order matters. The last group is filled up with black images.
+    Images that are routed in groups compete for expert slots, so their order
+    matters. The last group is padded with black images.
 
     Args:
       images: paths or URLs of files and folders, bytes of files, or arrays,
         uint8 (H, W, C).
       ops: image operations; by default those of the first evaluation.
-      batch_size: images at a time, rounded up to whole groups.
+      batch_size: images per batch, rounded up to whole groups.
 
     Raises:
       ImageError: an image cannot be read; names it.
@@ -167,18 +167,18 @@ def open_checkpoint(
 ) -> Checkpoint:
   """Opens a trained model on the devices of this process.
 
-  The number of devices may differ from the training run's. The optimizer state
-  is not read. No data are read, and `evaluate` and `inspect` read only those in
-  folders that the caller has named or confirmed.
+  The number of devices may differ from the training run's. Neither the
+  optimizer state nor any data are read. Later, `evaluate` and `inspect` read
+  data only from folders that the caller has named or confirmed.
 
   Args:
     path: workdir of a run or of an imported checkpoint, or the folder of an
       exported model, such as a snapshot in the cache of a hub.
-    step: which checkpoint; None for the newest intact one.
-    config: in place of the checkpoint's own.
-    overrides: changed fields of either config, "FIELD=VALUE".
-    trust_data_dirs: whether all folders that the checkpoint's config names may
-      be read.
+    step: step of the checkpoint; None for the newest intact one.
+    config: config to use instead of the checkpoint's own.
+    overrides: changes of fields of the config, "FIELD=VALUE".
+    trust_data_dirs: whether data may be read from all folders that the
+      checkpoint's config names.
 
   Raises:
     ValueError: the config is wrong, or does not fit the parameters.
@@ -199,7 +199,7 @@ def open_checkpoint(
   metadata = dataclasses.replace(metadata, config=config.to_dict())
   config = fit_to_devices(config, jax.device_count())
   model = Model(config, metadata.image_shape)
-  # By default the newest step: a run that is training may have saved another.
+  # By default the newest step; a run in training may have saved another one.
   templates = {
     WEIGHTS: model.params_template(),
     "router_state": model.router_state_template(),

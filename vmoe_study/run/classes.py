@@ -1,8 +1,9 @@
-"""The class names of a run, which number its classes.
+"""The class names of a run, whose order numbers its classes.
 
-They are stored in its checkpoints. A new run takes those of its training data,
-in their order, unless it starts from a run that has all of these classes: then
-its head is taken over, and so are the names and numbers of its classes.
+They are stored in the checkpoints of the run. A new run takes those of its
+training data, in their order. If it starts from a run that has all of these
+classes, it takes over the head of that run, and with it the names and numbers
+of the classes.
 """
 
 from absl import logging
@@ -23,20 +24,21 @@ from vmoe_study.run.metadata import Metadata
 def known_classes(
   config: Config, workdir: epath.PathLike | None
 ) -> ClassNames | None:
-  """The class names of a run that do not come from its training data.
+  """The class names of a run that are not taken from its training data.
 
   Args:
-    config: of the run.
-    workdir: of the run; None if it has none yet.
+    config: config of the run.
+    workdir: workdir of the run; None if it has none yet.
 
   Returns:
-    The names in the checkpoints of the run, or else those that belong to the
-    head that it starts from. None if there are none.
+    The names in the checkpoints of the run, or otherwise those of the head that
+    it starts from; None if there are none.
 
   Raises:
-    ValueError: the training data of a run that starts from another one have no
+    ValueError: the run starts from another one, and its training data have no
       valid classes.
-    CheckpointError: a checkpoint is damaged, or that of the other run missing.
+    CheckpointError: a checkpoint is damaged, or that of the other run is
+      missing.
   """
   if workdir is not None:
     directory = absolute(workdir_lib.checkpoints(workdir))
@@ -58,7 +60,7 @@ def source_classes(spec: InitializeSpec) -> ClassNames | None:
 
 
 def _inherited(config: Config) -> ClassNames | None:
-  """The names of the head that a run starts from, if it is taken over."""
+  """The class names of the head that a run takes over, if it does."""
   if config.initialize.kind != "checkpoint":
     return None
   source = _metadata(config.initialize.path)
@@ -71,7 +73,7 @@ def _inherited(config: Config) -> ClassNames | None:
   try:
     number_classes(own, names, num_classes)
   except ValueError:
-    return None  # Other classes: the head starts anew.
+    return None  # Other classes: the head is initialized.
   return names
 
 

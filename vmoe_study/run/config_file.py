@@ -1,7 +1,7 @@
-"""Config files: `FILE.py:ARGUMENTS` and overrides `FIELD=VALUE`, read once.
+"""Config files, `FILE.py:ARGUMENTS`, and overrides, `FIELD=VALUE`.
 
 A config file is a Python file with a function `get_config(arguments)` that
-returns an ml_collections `ConfigDict`. This module makes it a `Config`.
+returns an ml_collections `ConfigDict`. This module converts it to a `Config`.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ from vmoe_study.options import check_keys, check_names
 
 PACKAGE = Path(__file__).resolve().parents[1]
 _BUNDLED = PACKAGE / "_bundled"
-# Where `configs/` is: in the installed package or, if the package is imported
-# from a clone, beside it.
+# The folder of `configs/`: the installed package or, if the package is imported
+# from a clone, the clone.
 HOME = _BUNDLED if _BUNDLED.is_dir() else PACKAGE.parent
 FLAG = "--config."
 _ROUTER = "model.moe.router="
 # How error messages describe the types of fields.
-_TYPES = {ConfigDict: "a dict, as {'a': 1}", tuple: "a tuple, as (1, 5)"}
+_TYPES = {ConfigDict: "a dict, like {'a': 1}", tuple: "a tuple, like (1, 5)"}
 
 
 def load_config(config: str, overrides: Sequence[str] = ()) -> Config:
@@ -41,11 +41,11 @@ def load_config(config: str, overrides: Sequence[str] = ()) -> Config:
   Args:
     config: "FILE.py" or "FILE.py:ARGUMENTS". A path that begins with `configs/`
       and does not exist here is one of this project's own config files.
-    overrides: "FIELD=VALUE", as in "train.num_epochs=2.0".
+    overrides: changes of fields, "FIELD=VALUE", as in "train.num_epochs=2.0".
 
   Raises:
-    ValueError: the file, an argument or an override is wrong. An
-      `OptionsError` names everything that is wrong with the fields.
+    ValueError: the file, an argument or an override is wrong. An `OptionsError`
+      lists all problems of the fields.
 
   >>> config = load_config("configs/digits.py:router=soft", ["seed=1"])
   >>> config.model.moe.router, config.seed
@@ -60,14 +60,14 @@ def load_values(config: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
-  """The config with some fields changed.
+  """Returns the config with some fields changed.
 
   Args:
-    config: of a run.
-    overrides: "FIELD=VALUE".
+    config: config of a run.
+    overrides: changes of fields, "FIELD=VALUE".
 
   Raises:
-    ValueError: an override, or the config that it makes, is wrong.
+    ValueError: an override, or the resulting config, is wrong.
   """
   if not overrides:
     return config
@@ -101,12 +101,12 @@ def _get_config(config: str) -> ConfigDict:
 
 
 def _check_keys(where: str, values: ConfigDict) -> None:
-  """Raises OptionsError for names that are no strings, at any depth."""
+  """Raises OptionsError for names that are not strings, at any depth."""
   try:
     names = list(values)  # Sorted, which several types may not be.
   except TypeError:
     raise ValueError(
-      f"{where}: has names that are no strings. Write all names in quotes."
+      f"{where}: has names that are not strings. Write all names in quotes."
     ) from None
   check_keys(where, names)
   for name in names:
@@ -115,7 +115,7 @@ def _check_keys(where: str, values: ConfigDict) -> None:
 
 
 def find_file(path: str) -> str | None:
-  """The path of a config file, here or among this project's own."""
+  """The path of a config file, which may be one of this project's own."""
   path = str(Path(path).expanduser())
   if Path(path).is_file():
     return path
@@ -126,10 +126,11 @@ def find_file(path: str) -> str | None:
 
 
 def load_module(file: str) -> types.ModuleType:
-  """Runs a Python file.
+  """Imports a Python file as a module.
 
-  It may import the files beside it as `FOLDER.NAME`, and this project's config
-  files as `configs.NAME`, whatever other package `configs` is installed.
+  The file may import the files next to it as `FOLDER.NAME`, and this project's
+  config files as `configs.NAME`, even if another package `configs` is
+  installed.
   """
   name = f"_file_{Path(file).stem}"
   loader = SourceFileLoader(name, file)
@@ -145,7 +146,7 @@ def load_module(file: str) -> types.ModuleType:
 def _importable(folder: Path) -> Iterator[None]:
   """Makes `folder` importable by its name, and this project's `configs`.
 
-  A different package `configs` that was imported before is restored at the end.
+  A different package `configs` that was imported before is restored afterwards.
   """
   if folder.name == "configs":
     configs, roots = folder, [str(folder.parent)]
@@ -200,7 +201,7 @@ def _check_field(config: ConfigDict, path: str) -> None:
 
 
 def _check_router(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-  """Refuses a new router that would run with the defaults of the old one."""
+  """Refuses a new router that would run with the options of the old one."""
   old, new = before["model"]["moe"]["router"], after["model"]["moe"]["router"]
   if old == new or not {old, new} <= {*ROUTERS, DENSE}:
     return
@@ -247,7 +248,7 @@ def _illegal(config: ConfigDict, reason: str, overrides: Sequence[str]) -> str:
 
 
 def with_placeholders(value: Any) -> Any:
-  """Replaces None by placeholders, which any value can override."""
+  """Replaces None by placeholders, which a value of any type can override."""
   if isinstance(value, Mapping):
     return {key: with_placeholders(item) for key, item in value.items()}
   return placeholder(object) if value is None else value

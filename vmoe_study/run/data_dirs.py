@@ -1,8 +1,8 @@
-"""Folders of data sets that only a checkpoint's own config names.
+"""Data folders that only a checkpoint's own config names.
 
-A checkpoint may come from someone else, and so may the folders beside it. They
-are read only when the user has named or confirmed them; data sets without a
-`data_dir` are those of the user's own TFDS folder.
+A checkpoint may come from someone else, and so may the folders that its config
+names. They are read only if the user has named or confirmed them. Data sets
+without a `data_dir` are in the user's own TFDS folder.
 """
 
 import os
@@ -19,12 +19,12 @@ def unconfirmed(config: Config, overrides: Sequence[str]) -> dict[str, str]:
   """The folders in a checkpoint's config that the user has not named.
 
   Args:
-    config: of a checkpoint, with the overrides applied.
-    overrides: "FIELD=VALUE", of the user. A folder that one of them names is
-      confirmed for all data sets.
+    config: config of a checkpoint, with the overrides applied.
+    overrides: the user's changes, "FIELD=VALUE". A folder that one of them
+      names is confirmed for all data sets.
 
   Returns:
-    Field, such as "evaluations.test.data.data_dir", to folder.
+    The folders by field, such as "evaluations.test.data.data_dir".
   """
   folders = dict(_folders(config.to_dict()))
   fields = [word.partition("=")[0] for word in overrides]
@@ -63,7 +63,7 @@ def _folders(values: Mapping[str, Any], prefix: str = ""):
 
 
 def _is_default(folder: str) -> bool:
-  """Whether it is TFDS's default, which the user has chosen, too."""
+  """Whether a folder is TFDS's default, which is also the user's choice."""
   from tensorflow_datasets.core import constants  # Slow to import.
 
   return os.path.abspath(folder) == os.path.abspath(constants.DATA_DIR)

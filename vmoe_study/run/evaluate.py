@@ -1,4 +1,4 @@
-"""Evaluates a trained model: no optimizer, no training data, any devices."""
+"""Evaluates a trained model, without optimizer or training data."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,11 +21,11 @@ from vmoe_study.run.mistakes import read_mistakes
 
 
 class Evaluation(dict[str, float]):
-  """What an evaluation found: metrics by name, and what they come from.
+  """The metrics of an evaluation, by name, and the predictions behind them.
 
   Attributes:
-    data_sets: what the model makes of the images of each of
-      `config.evaluations`, by its name: classes, calibration, mistakes.
+    data_sets: predictions for the images of each of `config.evaluations`, by
+      its name: confusion, calibration, mistakes.
   """
 
   def __init__(
@@ -49,20 +49,20 @@ def evaluate(
   """Runs all evaluations of a checkpoint's config.
 
   Args:
-    checkpoint: of `open_checkpoint`, or the workdir of a run.
-    config: in place of a workdir's own config.
-    overrides: changed fields of a workdir's config, "FIELD=VALUE".
-    trust_data_dirs: whether data may be read from all folders that a workdir's
-      config names.
-    out: folder for metrics.json, for index.html, a page that also shows
-      mistakes, and for each data set a folder with tables (CSV) and figures
-      (PNG, SVG): accuracy by class, confused classes, calibration. None for no
-      files. Process 0 writes them.
+    checkpoint: an opened checkpoint, or the workdir of a run.
+    config: config to use instead of the workdir's own.
+    overrides: changes of fields of the workdir's config, "FIELD=VALUE".
+    trust_data_dirs: whether data may be read from all folders that the
+      workdir's config names.
+    out: output folder; None for no files. It gets metrics.json, the page
+      index.html, which also shows mistakes, and for each data set a folder of
+      tables (CSV) and figures (PNG, SVG) with accuracy by class, confused
+      classes and calibration. Process 0 writes the files.
 
   Returns:
-    Metrics by name: those of `Classification.metrics` for each
-    of `config.evaluations`, few-shot accuracies, and the checkpoint's "step".
-    `data_sets` has what they are computed from.
+    Metrics by name: those of `Classification.metrics` for each of
+    `config.evaluations`, few-shot accuracies, and the checkpoint's "step".
+    `data_sets` has the predictions that they are computed from.
 
   Raises:
     ValueError: the config evaluates nothing, is wrong, does not fit the

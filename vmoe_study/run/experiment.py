@@ -43,12 +43,12 @@ class Model:
     image_shape: tuple[int, int, int],
     mesh: Mesh | None = None,
   ):
-    """Checks that the model can be built, computing shapes only.
+    """Checks that the model can be built; computes shapes only.
 
     Args:
-      config: of the run.
-      image_shape: height, width and channels.
-      mesh: devices; by default all, arranged as the config says.
+      config: config of the run.
+      image_shape: height, width and channels of the images.
+      mesh: device mesh; by default all devices, arranged as the config says.
 
     Raises:
       ValueError: if image, patches, groups, experts or devices do not fit.
@@ -80,12 +80,12 @@ class Model:
     return _template(self.params_shape, self.params_sharding)
 
   def router_state_template(self) -> Any:
-    """Shapes, dtypes and shardings of the states of routers; may be empty."""
+    """Shapes, dtypes and shardings of the router states; may be empty."""
     return _template(self.router_state_shape, self.router_state_sharding)
 
   @property
   def router_state_sharding(self) -> Any:
-    """On every device the whole."""
+    """Router states are replicated on all devices."""
     whole = sharding.replicated(self.mesh)
     return jax.tree.map(lambda _: whole, self.router_state_shape)
 
@@ -94,7 +94,7 @@ class Model:
     return self._compiled_init("params", self.params_sharding)
 
   def init_router_state(self) -> Any:
-    """The states of routers before the first step; {} if no router has one."""
+    """Initializes the router states; {} if no router has one."""
     if not self.router_state_shape:
       return {}
     return self._compiled_init(ROUTER_STATE, self.router_state_sharding)
@@ -118,7 +118,7 @@ class Model:
   def _shapes(
     self, module: VisionTransformer, image_shape: tuple[int, int, int]
   ) -> Any:
-    """Traces a module; returns the shapes of its variables."""
+    """Traces a module and returns the shapes of its variables."""
     init = functools.partial(self._init, module, image_shape)
     return jax.eval_shape(init, jax.random.key(0))
 
@@ -131,7 +131,7 @@ class Model:
       raise ValueError(text) from error
 
   def check_images(self, where: str, shape: tuple[int, int, int]) -> None:
-    """Checks that the model evaluates images of a shape other than its own.
+    """Checks that the model can evaluate images of another shape than its own.
 
     Raises:
       ValueError: they do not fit patches, groups or experts, or parameters
@@ -156,16 +156,16 @@ class Model:
 
   @functools.cached_property
   def predict(self):
-    """Compiled: (variables, images) to logits, without noise or dropout.
+    """Compiled (variables, images) -> logits, without noise or dropout.
 
-    Like those of Flax, the variables are {"params": ...} and, if routers have
-    states, "router_state".
+    As in Flax, the variables are {"params": ...} and, if routers have states,
+    "router_state".
     """
     return jax.jit(lambda variables, images: self._apply(variables, images)[0])
 
   @functools.cached_property
   def features(self):
-    """Compiled: (variables, images) to what comes before the head."""
+    """Compiled (variables, images) -> features before the head."""
     return jax.jit(
       lambda variables, images: self._apply(variables, images)[1].features,
       out_shardings=sharding.by_batch(self.mesh),
@@ -175,7 +175,7 @@ class Model:
     return self.evaluation_module.apply(variables, images)
 
   def loss(self, params: Any, router_state: Any, batch: Any, key: jax.Array):
-    """Training loss and metrics of a batch; all noise derives from `key`."""
+    """Training loss and metrics of a batch; `key` seeds all randomness."""
     spec = self.config.train
     dropout, router = jax.random.split(key)
     logits, outputs = self.module.apply(
@@ -197,8 +197,9 @@ class Model:
     """The states of routers after a step.
 
     Args:
-      router_state: before the step.
-      statistics: of the step, by layer; see `loss.router_statistics`.
+      router_state: router states before the step.
+      statistics: statistics of the step, by layer; see
+        `loss.router_statistics`.
     """
     if not router_state:
       return router_state
@@ -215,7 +216,7 @@ class Model:
 
 
 class Training:
-  """A model with its optimizer: state and compiled step.
+  """A model with its optimizer, train state and compiled step.
 
   The step takes batches of bytes, as `data.pipeline` makes them.
   """
@@ -244,7 +245,7 @@ class Training:
     self.step = self._compiled_step()
 
   def _augment(self, batch: Any, key: jax.Array) -> Any:
-    """Makes of a batch of bytes what the model is trained on."""
+    """Converts a batch of bytes to float images and labels; applies mixup."""
     batch = DeviceOps.of(self.model.config.data)(batch)
     spec = self.model.config.train
     if not spec.mixup:
@@ -302,7 +303,7 @@ class Training:
     )
 
   def _ema_of(self, tree: Any) -> Any:
-    """What the moving average has in place of a tree of the parameters."""
+    """The tree for the moving average; {} if the run keeps none."""
     return tree if self.model.config.train.ema_decay else {}
 
   def state_template(self) -> TrainState:
@@ -321,7 +322,7 @@ class Training:
   def init(
     self, params: Any | None = None, router_state: Any | None = None
   ) -> TrainState:
-    """The state before the first step; by default with random parameters.
+    """The state before the first step, by default with random parameters.
 
     A moving average starts at the parameters.
     """
@@ -330,7 +331,7 @@ class Training:
       router_state = self.model.init_router_state()
     init = jax.jit(self.optimizer.init, out_shardings=self.opt_sharding)
     opt_state = init(params)
-    # A copy: the step cannot be given one buffer twice.
+    # A copy, because one buffer cannot be donated to the step twice.
     copy = jax.jit(
       lambda tree: jax.tree.map(jnp.copy, tree),
       out_shardings=self._ema_of(self.model.params_sharding),
@@ -346,7 +347,7 @@ class Training:
     router_state: Any,
     ema: Any = None,
   ) -> TrainState:
-    """The sound state after `step` steps."""
+    """The state after `step` steps, none of which failed."""
     seed = self.model.config.seed
     state = TrainState.create(step, params, opt_state, router_state, ema, seed)
     scalar = sharding.replicated(self.model.mesh)

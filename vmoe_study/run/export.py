@@ -1,4 +1,4 @@
-"""A model for others: a folder as model hubs hold it."""
+"""Exports a model as a folder in the form of model hubs."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,21 +18,21 @@ from vmoe_study.training.metrics_file import read_metrics
 
 LIBRARY = "vmoe_study"
 _TAGS = ("mixture-of-experts", "vision-transformer", "jax", "flax")
-_MAX_CLASSES = 20  # That the card names.
+_MAX_CLASSES = 20  # Number of classes that the card names.
 
 
 def export_model(checkpoint: Checkpoint, folder: str) -> None:
   """Writes a folder that `open_checkpoint` opens; see `checkpoint.exported`.
 
-  The config is written as it is, with the paths in it.
+  The config is written unchanged, including its paths.
 
   Args:
     checkpoint: the model.
     folder: local path or URL; new or empty.
 
   Raises:
-    ValueError: there is something in the folder.
-    OSError: it cannot be written.
+    ValueError: the folder is not empty.
+    OSError: the folder cannot be written.
   """
   _check_empty(folder)
   ops = (
@@ -52,14 +52,14 @@ def export_model(checkpoint: Checkpoint, folder: str) -> None:
 
 
 def check_positions(out: str, params: Any, image_shape: Sequence[int]) -> None:
-  """Checks that parameters can be read without their record.
+  """Checks that parameters can be read without their metadata.
 
-  Readers take learned positions for those of a square of patches.
+  Readers assume that learned positions are those of a square of patches.
 
   Args:
-    out: the file, for the message.
+    out: output file, for the error message.
     params: the parameter tree.
-    image_shape: of the model.
+    image_shape: image shape of the model.
 
   Raises:
     ValueError: there are learned positions of another grid.
@@ -85,7 +85,7 @@ def _check_empty(folder: str) -> None:
 
 
 def _card(checkpoint: Checkpoint, ops: str) -> Iterator[str]:
-  """The lines of a model card, in Markdown with YAML before it."""
+  """The lines of a model card: YAML, then Markdown."""
   config = checkpoint.config
   yield from ("---", f"library_name: {LIBRARY}")
   yield from ("pipeline_tag: image-classification", "tags:")
@@ -124,7 +124,7 @@ def _describe_router(config: Config) -> str:
 
 
 def describe_classes(checkpoint: Checkpoint) -> str:
-  """The number of classes, and the names of the first ones in Markdown."""
+  """The number of classes and the names of the first ones, in Markdown."""
   count = checkpoint.config.model.fields["num_classes"]
   names = checkpoint.class_names or ()
   shown = ", ".join(f"`{name}`" for name in names[:_MAX_CLASSES])
@@ -133,7 +133,7 @@ def describe_classes(checkpoint: Checkpoint) -> str:
 
 
 def _metrics(checkpoint: Checkpoint) -> dict[str, float]:
-  """What the run measured at this step."""
+  """The run's evaluation metrics at this step."""
   prefixes = (*(f"{n}/" for n in checkpoint.config.evaluations), "fewshot/")
   return {
     name: value

@@ -1,8 +1,10 @@
-"""Steps that were not finite: reported, counted and kept for `replay`.
+"""Reports, counts and keeps failed steps, for `replay`.
 
-On disk: WORKDIR/failures/step_N/ with `report.json` and, below N/, what the
-step was computed from: parameters, optimizer state, batch and metadata, in the
-format of checkpoints, with fingerprints.
+A step fails if its loss, gradient or update is not finite.
+
+On disk: WORKDIR/failures/step_N/ with `report.json` and, below N/, the inputs
+of the step: parameters, optimizer state, batch and metadata, in the format of
+checkpoints, with fingerprints.
 """
 
 import json
@@ -27,7 +29,7 @@ from vmoe_study.training.state import TrainState
 
 REPORT_FILE = "report.json"
 MAX_KEPT = 3  # Per start of a run; a kept step takes the space of a checkpoint.
-MAX_CONSECUTIVE = 10  # So many consecutive failed steps stop the run.
+MAX_CONSECUTIVE = 10  # This many consecutive failed steps stop the run.
 _SHOWN = 8
 
 
@@ -35,7 +37,7 @@ class Failures:
   """Handles steps that were not finite: keeps them, then stops or skips.
 
   Attributes:
-    count: steps that failed since the start.
+    count: number of steps that failed since the start.
   """
 
   def __init__(
@@ -45,13 +47,13 @@ class Failures:
     training: Training,
     data: TrainInput,
   ):
-    """Prepares to handle failures; touches no file.
+    """Prepares to handle failures; does not touch any file.
 
     Args:
-      workdir: of the run.
-      metadata: of the checkpoints of the run.
-      training: whose steps may fail.
-      data: where their batches come from.
+      workdir: workdir of the run.
+      metadata: metadata for the checkpoints of the run.
+      training: the training whose steps may fail.
+      data: the source of their batches.
     """
     self.count = 0
     self._workdir = epath.Path(workdir)
@@ -62,15 +64,15 @@ class Failures:
   def __call__(
     self, step: int, state: TrainState, batch: Any, metrics: Mapping[str, Any]
   ) -> None:
-    """Reports and keeps step `step`; stops the run if the config says so.
+    """Reports and keeps a failed step; stops the run if the config says so.
 
     Every process of a multi-host run calls it for the same steps.
 
     Args:
-      step: from 0.
-      state: before the step.
-      batch: of the step.
-      metrics: of the step.
+      step: number of the step, from 0.
+      state: state before the step.
+      batch: batch of the step.
+      metrics: metrics of the step.
 
     Raises:
       TrainingFailure: unless the step is to be skipped.
@@ -117,7 +119,7 @@ class Failures:
     except (OSError, CheckpointError, hosts.OtherHostError) as error:
       return f" The step could not be kept for `replay`: {error}"
     return (
-      f" To compute it again: python -m vmoe_study replay "
+      f" To recompute it: python -m vmoe_study replay "
       f"--workdir={self._workdir} "
       f"--step={step}."
     )
@@ -126,7 +128,7 @@ class Failures:
 def describe(
   step: int, params: Any, metrics: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Describes what was not finite in a step; JSON-able."""
+  """Describes what was not finite in a step, as JSON-able values."""
   metrics = jax.device_get(dict(metrics))
   norms = metrics["gradient_norms"]
   names = list(flatten(params))

@@ -1,9 +1,9 @@
-"""Tells from its checkpoints and metrics whether a run has finished.
+"""Determines from checkpoints and metrics whether a run has finished.
 
 The loop saves a step before it evaluates it, and writes all metrics of an
-evaluation at once. So a run has finished when the checkpoint of its last step
-is complete and the metrics of that step are there. A run that has ended early
-says so in these metrics. Needs neither JAX nor Orbax.
+evaluation at once. So a run has finished if the checkpoint of its last step is
+complete and the metrics of that step exist. If the run stopped early, these
+metrics say so. The module needs neither JAX nor Orbax.
 """
 
 import math
@@ -23,9 +23,9 @@ def is_evaluated(
   """Whether the metrics of a step include every evaluation of the config.
 
   Args:
-    config: completed, of the run.
-    rows: of its metrics file.
-    step: number of updates.
+    config: completed config of the run.
+    rows: rows of the run's metrics file.
+    step: number of training steps.
   """
   names = {name for row in rows if row["step"] == step for name in row}
   wanted = [f"{name}/" for name in config.get("evaluations", ())]
@@ -41,9 +41,9 @@ def is_finished(
   """Whether the last step is saved and evaluated.
 
   Args:
-    workdir: of the run.
-    config: completed, of the run.
-    rows: of its metrics file.
+    workdir: workdir of the run.
+    config: completed config of the run.
+    rows: rows of the run's metrics file.
   """
   last = last_step(rows)
   if last is None:
@@ -53,13 +53,13 @@ def is_finished(
 
 
 def last_step(rows: Sequence[Mapping[str, float]]) -> int | None:
-  """The last step of a run: the planned one, or where it has ended early.
+  """The last step of a run: the planned one, or the one where it stopped early.
 
   Args:
-    rows: of its metrics file.
+    rows: rows of the run's metrics file.
 
   Returns:
-    The step; None if the rows do not say it.
+    The step; None if the rows do not contain it.
   """
   early = [int(row["step"]) for row in rows if STOPPED_EARLY in row]
   lengths = [row["num_steps"] for row in rows if "num_steps" in row]
@@ -71,8 +71,8 @@ def last_step(rows: Sequence[Mapping[str, float]]) -> int | None:
 def _is_saved(folder: epath.Path, step: int) -> bool:
   """Whether Orbax has completed the checkpoint of a step.
 
-  It gives the folder its name at the end. Where folders have no names of their
-  own, on gs://, it adds a file instead.
+  Orbax renames the folder when it is complete. On gs://, where folders cannot
+  be renamed, it adds a file instead.
   """
   path = folder / str(step)
   if str(path).startswith("gs://"):

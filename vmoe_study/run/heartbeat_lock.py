@@ -1,14 +1,14 @@
-"""A lock for object storage, which has no locks of its own.
+"""A lock for object stores, which have no locks of their own.
 
 Lock files are numbered, WORKDIR/lock/000001.json and so on, and the one with
 the highest number is the lock. Its owner rewrites it every `HEARTBEAT_SECONDS`.
-A new run takes the lock by creating the next number, once the highest is marked
-as released or has not changed for `STALE_SECONDS`, as after a kill -9. The
-highest file is never removed, so no number is used twice.
+A new run takes the lock by creating the file with the next number, once the
+highest is marked as released or has not changed for `STALE_SECONDS`, as after a
+kill -9. The highest file is never removed, so no number is used twice.
 
 If several runs start at the same time, exactly one creates the file: gcsfs,
 s3fs and adlfs make its absence a precondition of the request that writes it
-(fsspec's `pipe_file(mode="create")`). Other file systems of fsspec first look
+(fsspec's `pipe_file(mode="create")`). Other file systems of fsspec first check
 and then write. There, the last of several runs to write keeps the lock, and the
 others are interrupted at their next heartbeat. A run that was suspended for
 longer than `STALE_SECONDS` is interrupted too, if another has taken the lock.
@@ -38,7 +38,7 @@ _NAME = re.compile(r"/(\d{6})\.json$")
 
 @contextlib.contextmanager
 def heartbeat_lock(workdir: str) -> Iterator[None]:
-  """Holds the lock of a workdir, a URL or path that fsspec opens.
+  """Holds the lock of a workdir, which is a URL or path that fsspec opens.
 
   Raises:
     BlockingIOError: another run holds it; the message names its owner.
@@ -72,7 +72,7 @@ def heartbeat_lock(workdir: str) -> Iterator[None]:
 
 
 def owner() -> str:
-  """Names this process, for messages in other processes."""
+  """A description of this process, for messages in other processes."""
   return f"process {os.getpid()} on {socket.gethostname()}"
 
 
@@ -80,7 +80,7 @@ def _wait_until_free(files: "_LockFiles") -> int:
   """Waits until no run holds the lock; returns the highest number, or 0.
 
   Raises:
-    BlockingIOError: the lock's file changes, so its owner is alive.
+    BlockingIOError: the lock file changes, so its owner is alive.
   """
   number, found = files.newest()
   deadline = time.monotonic() + STALE_SECONDS
@@ -90,7 +90,7 @@ def _wait_until_free(files: "_LockFiles") -> int:
     time.sleep(POLL_SECONDS)
     before, (number, found) = (number, found), files.newest()
     if number and not found.get("released") and (number, found) != before:
-      # A file that is being rewritten may be read without its content.
+      # A file that is being rewritten may be read as empty.
       raise BlockingIOError(_named(found) or _named(before[1]))
   return number
 
@@ -101,7 +101,7 @@ def _keep_alive(
   content: dict[str, Any],
   ended: threading.Event,
 ) -> None:
-  """Rewrites the lock's file; interrupts the main thread if it is lost."""
+  """Rewrites the lock file; interrupts the main thread if the lock is lost."""
   heartbeats = 0
   while not ended.wait(HEARTBEAT_SECONDS):
     heartbeats += 1
@@ -134,7 +134,7 @@ def _is_lost(files: "_LockFiles", number: int, content: dict[str, Any]) -> bool:
 
 
 def _named(content: dict[str, Any]) -> str:
-  """The owner, as the end of "in use by another run"."""
+  """The owner, to complete the message "in use by another run"."""
   return f", {content['owner']}" if "owner" in content else ""
 
 
@@ -145,7 +145,7 @@ class _LockFiles:
     self._fs, self._folder = locate(f"{workdir.rstrip('/')}/lock")
 
   def newest(self) -> tuple[int, dict[str, Any]]:
-    """The highest number and the file's content; (0, {}) without files."""
+    """The highest number and the content of its file; (0, {}) without files."""
     number = max(self._numbers(), default=0)
     return number, self._read(number) if number else {}
 
@@ -153,7 +153,7 @@ class _LockFiles:
     """Writes a new file; object stores need no folder for it.
 
     Raises:
-      FileExistsError: there is one.
+      FileExistsError: the file exists.
     """
     self._write(number, content, mode="create")
 

@@ -1,4 +1,4 @@
-"""Converts a public V-MoE checkpoint into the checkpoint of a new workdir."""
+"""Converts a public V-MoE checkpoint to a checkpoint in a new workdir."""
 
 from typing import Any
 
@@ -31,15 +31,16 @@ def import_checkpoint(
   """Reads a V-MoE checkpoint and saves it as step 0 of a new workdir.
 
   Args:
-    prefix: of the files PREFIX.index and PREFIX.data-*; local path or URL.
-    workdir: to be created.
+    prefix: common prefix of the files PREFIX.index and PREFIX.data-*; local
+      path or URL.
+    workdir: workdir to create.
     image_size: side of the square images in pixels; needed if the model has no
       learned positions to infer it from.
-    config: of a run with this model, which makes `evaluate` work on the
+    config: config of a run with this model, which makes `evaluate` work on the
       workdir. By default the metadata has only the model, inferred from shapes.
 
   Returns:
-    Which arrays were used.
+    A report of which arrays were used.
 
   Raises:
     ValueError: the arrays do not fit the model, or the image size is missing or

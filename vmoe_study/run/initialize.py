@@ -1,15 +1,15 @@
-"""The parameters that a fresh run starts from: random, or those of a source.
+"""Initial parameters of a new run: random, or those of a source.
 
 Fine-tuning and sparse upcycling are the same operation. Position embeddings are
 resized to the model's grid of patches, and dense MLPs become experts if the
 model has experts and the source has none. Then all parameters must agree by
-path and shape, except a head for other classes, which starts anew. The capacity
-of sparse routers may change, as it has no parameters.
+path and shape, except for a head for other classes, which is newly initialized.
+The capacity of sparse routers may change, because it has no parameters.
 
-A checkpoint of ours says which rows and columns of patches its positions belong
-to. Files of other code do not: their positions are of square images.
+Our own checkpoints store the grid of patches of their positions. Files of other
+code do not, so their positions are assumed to be those of square images.
 
-Every host reads the whole source to memory, whichever part its devices hold.
+Every host reads the whole source to memory, although its devices hold a part.
 """
 
 from collections.abc import Sequence
@@ -55,14 +55,15 @@ def initial_params(
 ) -> Any:
   """The parameters before the first step, with the model's shardings.
 
-  The head is the model's own, zero except for `head_bias_init`, if the source's
-  has other classes or follows a representation layer that the model does not
-  have. Routers of upcycled models are random.
+  The head is newly initialized, with zeros except for `head_bias_init`, if the
+  head of the source has other classes or follows a representation layer that
+  the model does not have. Routers of upcycled models are random.
 
   Args:
-    spec: names the source.
-    model: of the run.
-    class_names: of the run; None to compare only the number of classes.
+    spec: the source of the parameters.
+    model: model of the run.
+    class_names: class names of the run; None to compare only the number of
+      classes.
 
   Raises:
     ValueError: source and model differ in any other way.
@@ -77,21 +78,21 @@ def initial_params(
   )
   logging.info("parameters from %s: %s", spec.path, report)
   if any(map(in_head, report.missing)):
-    logging.warning("initialize: the head starts anew, for other classes")
+    logging.warning("initialize: a new head, because the classes differ")
   elif class_names is None or source_classes(spec) is None:
     logging.warning(
-      "initialize: the head is taken over; its classes, which "
-      "have no names, are not compared"
+      "initialize: the head is reused; its classes have no names and "
+      "are not compared"
     )
   found, _ = adapt.match_params(found, model.params_shape)
   return jax.tree.map(_place, model.init(), found)
 
 
 def initial_router_state(spec: InitializeSpec, model: Model) -> Any:
-  """The states of routers before the first step; {} if no router has one.
+  """Initial router states; {} if no router has one.
 
-  Those of a checkpoint, if its routers have the same; else as at the start of
-  training.
+  Those of a checkpoint if its routers have the same states, otherwise newly
+  initialized ones.
 
   Raises:
     CheckpointError: the source is missing or damaged.
@@ -117,17 +118,18 @@ def match_source(
   """Adapts the parameters of a source to the model.
 
   Args:
-    spec: names the source in error messages.
-    source: parameters, or the placeholders of `source_shapes`.
+    spec: the source, named in error messages.
+    source: parameters, or placeholders from `source_shapes`.
     template: arrays or shapes of the model's parameters.
     grid: rows and columns of the model's patches; None for a square.
-    class_names: of the run; None to compare only the number of classes.
+    class_names: class names of the run; None to compare only the number of
+      classes.
 
   Returns:
-    The adapted parameters, and a report of how they fit.
+    The adapted parameters, and a report of the match.
 
   Raises:
-    ValueError: source and model differ more than `initial_params` allows.
+    ValueError: source and model differ in more than `initial_params` allows.
   """
   names = None if class_names is None else source_classes(spec)
   if names not in (None, class_names):
@@ -162,7 +164,7 @@ def grid_of(image_shape: Sequence[int], patch_size: int) -> adapt.Grid:
 def _source_grid(
   spec: InitializeSpec, source: dict[str, Any]
 ) -> adapt.Grid | None:
-  """The grid of a checkpoint of ours; None if the source does not say it."""
+  """The grid of one of our own checkpoints; None if the source lacks it."""
   patches = source.get(EMBEDDING, {}).get("kernel")
   if spec.kind != "checkpoint" or patches is None:
     return None
@@ -171,14 +173,14 @@ def _source_grid(
 
 
 def _place(initial: jax.Array, found: Any) -> jax.Array:
-  """A parameter of the source, or else the initial one, with its sharding."""
+  """The source's parameter, or else the initial one, with its sharding."""
   if isinstance(found, jax.ShapeDtypeStruct):
     return initial
   return jax.device_put(found, initial.sharding)
 
 
 def read_source(spec: InitializeSpec) -> dict[str, Any]:
-  """All parameters of a source, verified, in host memory.
+  """Reads all parameters of a source to host memory and verifies them.
 
   Raises:
     CheckpointError: the source is missing or damaged.
@@ -189,7 +191,7 @@ def read_source(spec: InitializeSpec) -> dict[str, Any]:
 
 
 def source_shapes(spec: InitializeSpec) -> dict[str, Any]:
-  """The tree of `read_source` with placeholders, which take no memory.
+  """The tree of `read_source` with placeholders that take no memory.
 
   Raises:
     CheckpointError: the source is missing or damaged.
@@ -202,7 +204,7 @@ def source_shapes(spec: InitializeSpec) -> dict[str, Any]:
 
 
 def _without_old_head(source: dict[str, Any], template: Any) -> dict[str, Any]:
-  """Removes what the model cannot use: head and representation layer."""
+  """Removes head and representation layer if the model cannot use them."""
   removed = {PRE_LOGITS} & (source.keys() - template.keys())
   old, new = (tree.get(HEAD, {}).get("bias") for tree in (source, template))
   if removed or old is None or old.shape != new.shape:

@@ -1,4 +1,4 @@
-"""The data of a run: training batches, and evaluators with their data sets."""
+"""The data of a run: training batches, and evaluators with data sets."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ from vmoe_study.run.experiment import Model
 from vmoe_study.run.predict import PROBABILITIES
 from vmoe_study.training.loss import LOSSES
 
-# Logits of an evaluation that are kept at a time, for average precision.
+# Maximum number of logits of an evaluation to keep, for average precision.
 MAX_SCORES = 2**27
 
 
@@ -49,9 +49,10 @@ def num_workers(config: Config) -> int:
 
 
 def make_indices(config: Config, workdir: str) -> None:
-  """Makes the indices of remote data sets, each file's on one host.
+  """Makes the indices of remote data sets, one host per file.
 
-  They are stored beside the data, or in the workdir if these are read-only.
+  The indices are stored next to the data, or in the workdir if the data are
+  read-only.
   """
   specs = [config.data, *(spec.data for spec in config.mixture.values())]
   specs += [spec.data for spec in config.evaluations.values()]
@@ -59,7 +60,7 @@ def make_indices(config: Config, workdir: str) -> None:
     specs += [task.train, task.test]
   folder = posixpath.join(workdir, "offsets")
   count = jax.process_count()
-  # Each host makes its share, and then takes the others'.
+  # Each host makes its share, then reads those of the others.
   for index, shares in ((jax.process_index(), count), (0, 1)):
     with hosts.raise_on_all_hosts():
       for spec in specs:
@@ -69,11 +70,12 @@ def make_indices(config: Config, workdir: str) -> None:
 def open_train_input(
   config: Config, class_names: ClassNames | None = None
 ) -> TrainInput:
-  """This host's slices of the training batches.
+  """Opens the training batches; returns this host's slices of them.
 
   Args:
-    config: of the run.
-    class_names: of the run; None to take those of the training data.
+    config: config of the run.
+    class_names: class names of the run; None to take those of the training
+      data.
 
   Raises:
     MissingDataError: if the data set is not prepared.
@@ -98,7 +100,7 @@ def open_train_input(
 
 
 def describe_workers(config: Config, data: TrainInput) -> str:
-  """What this host can decode, measured on images of the main data set."""
+  """The decoding rate of this host, measured on images of the main data set."""
   rate = decode_rate(data.parts.readers[0])
   return describe_rate(rate, num_workers(config))
 
@@ -106,7 +108,7 @@ def describe_workers(config: Config, data: TrainInput) -> str:
 def make_evaluators(
   model: Model, class_names: ClassNames | None = None
 ) -> list:
-  """The evaluators of a config, with their data opened.
+  """Makes the evaluators of a config and opens their data.
 
   Arguments and errors are those of `classification_evaluators`.
   """
@@ -119,15 +121,16 @@ def make_evaluators(
 def classification_evaluators(
   model: Model, class_names: ClassNames | None = None
 ) -> list[ClassificationEvaluator]:
-  """One evaluator for each of `config.evaluations`, with its data opened.
+  """Makes an evaluator for each of `config.evaluations` and opens its data.
 
-  Decodes a batch of each data set, so that a run whose evaluation would fail
-  does not start.
+  Decodes a batch of each data set, so that a run does not start if its
+  evaluation would fail.
 
   Args:
-    model: of the run.
-    class_names: of the run, which number the classes of all evaluations; None
-      if they are not known, so that each data set numbers its own.
+    model: model of the run.
+    class_names: class names of the run, which number the classes of all
+      evaluations; None if they are not known, so that each data set numbers its
+      own.
 
   Raises:
     MissingDataError: a data set is not prepared.
@@ -161,7 +164,7 @@ def classification_evaluators(
 
 
 def fewshot_evaluators(model: Model) -> list[FewshotEvaluator]:
-  """The evaluator of `config.fewshot`, if it has tasks, with its data opened.
+  """Makes the evaluator of `config.fewshot`, if it has tasks; opens its data.
 
   Raises:
     MissingDataError: a data set is not prepared.
@@ -192,7 +195,7 @@ def fewshot_evaluators(model: Model) -> list[FewshotEvaluator]:
 
 
 def _fewshot_task(model: Model, name: str, spec: FewshotSpec) -> FewshotTask:
-  """A task whose classes are those of its training data."""
+  """A task with the classes of its training data."""
   train = model, f"fewshot.{name}.train", spec.train, spec.batch_size
   names = _open(*train).class_names  # Its images are chosen later.
   where = f"fewshot.{name}.test"
@@ -239,11 +242,11 @@ def _open(
 
 
 def to_devices(mesh: Mesh, device_ops: DeviceOps, batch: Batch) -> Any:
-  """Sends a batch of bytes to the devices, and prepares it there.
+  """Sends a batch of bytes to the devices and converts it there.
 
   Args:
-    mesh: of the devices.
-    device_ops: of the batch's data set.
+    mesh: mesh of the devices.
+    device_ops: device operations of the batch's data set.
     batch: this host's rows.
 
   Returns:
@@ -265,7 +268,8 @@ def _tracked(data: EvalInput, name: str) -> Iterator[Batch]:
 class DeviceBatches:
   """The batches of an evaluation on the devices; can be iterated repeatedly.
 
-  Beside images, labels and mask they have "index", the places in the data set.
+  In addition to images, labels and mask, a batch has "index", the indices of
+  the images in the data set.
   """
 
   mesh: Mesh
@@ -282,7 +286,7 @@ class DeviceBatches:
 
 @dataclasses.dataclass(frozen=True)
 class _LocalLabels:
-  """Like `DeviceBatches`; labels and masks are this host's, as NumPy arrays."""
+  """Like `DeviceBatches`, but labels and masks are this host's NumPy arrays."""
 
   mesh: Mesh
   data: EvalInput

@@ -1,8 +1,9 @@
-"""One run at a time in a workdir.
+"""The lock of a workdir: one run at a time.
 
-On a file system, the kernel's lock on `WORKDIR/.lock`: it ends with its
-process, however that ends, so there is no stale lock. On object storage (gs://,
-s3://), files and heartbeats, see `heartbeat_lock.py`.
+On a file system it is the kernel's lock on `WORKDIR/.lock`, which is released
+when the process ends for any reason, so it never becomes stale. On object
+stores (gs://, s3://) it consists of files and heartbeats, see
+`heartbeat_lock.py`.
 """
 
 import contextlib
@@ -18,9 +19,9 @@ from vmoe_study.run.heartbeat_lock import heartbeat_lock, owner
 
 @contextlib.contextmanager
 def hold(workdir: epath.PathLike) -> Iterator[None]:
-  """Keeps other runs out of a workdir, which it creates.
+  """Creates a workdir and keeps other runs out of it.
 
-  All processes of a multi-host run call it; the first one holds the lock.
+  All processes of a multi-host run call it; process 0 holds the lock.
 
   Raises:
     ValueError: another run holds it.

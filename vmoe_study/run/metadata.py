@@ -1,4 +1,4 @@
-"""What a checkpoint of a run stores beside its arrays."""
+"""The metadata that a checkpoint of a run stores with its arrays."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from vmoe_study.run.saved_config import upgrade
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-  """The dictionary beside a checkpoint, typed.
+  """The metadata of a checkpoint, typed.
 
   Attributes:
-    config: the completed config of the run; of an imported checkpoint perhaps
-      only its `model`.
+    config: the completed config of the run; for an imported checkpoint it may
+      be only the section `model`.
     image_shape: height, width and channels of the training images.
     num_examples: number of training images; 0 if unknown.
-    skipped_steps: steps skipped so far because they were not finite.
+    skipped_steps: number of steps skipped so far because they were not finite.
     class_names: by class number; empty if the classes have only numbers; None
       if they are not known, as in checkpoints of earlier versions.
   """

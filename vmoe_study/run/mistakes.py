@@ -1,4 +1,4 @@
-"""Reads the images again that a model took for something else."""
+"""Reads the misclassified images of a data set."""
 
 from collections.abc import Iterator
 
@@ -15,12 +15,13 @@ def read_mistakes(
   found: Classification,
   count: int,
 ) -> Iterator[Mistake]:
-  """The surest mistakes, in order.
+  """Yields the most confident mistakes, in order.
 
   Args:
-    spec: of the data set.
-    class_names: of the run, which number the labels; None if not known.
-    found: on this data set.
+    spec: the data set.
+    class_names: class names of the run, which number the labels; None if not
+      known.
+    found: predictions for this data set.
     count: number of images; all mistakes if there are fewer.
   """
   reader = ExampleReader(spec, class_names)

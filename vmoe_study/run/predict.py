@@ -1,7 +1,6 @@
-"""Predicts the classes of a user's images, which belong to no data set.
+"""Predicts the classes of images that do not belong to a data set.
 
-The checkpoint knows the operations that its evaluation applies to images, and
-the names of its classes.
+The image operations and the class names come from the checkpoint.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ from vmoe_study.parallel.sharding import to_global, to_local
 from vmoe_study.run.experiment import Model
 
 BATCH_SIZE = 64
-# Training loss -> what makes probabilities of logits (N, classes).
+# Training loss -> function from logits (N, classes) to probabilities.
 PROBABILITIES = {
   "softmax_xent": jax.nn.softmax,  # One class per image.
   "sigmoid_xent": jax.nn.sigmoid,  # Any number of classes per image.
@@ -29,12 +28,12 @@ PROBABILITIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """What a model makes of an image.
+  """The prediction for one image.
 
   Attributes:
-    name: path or URL of the image, or its place among those given.
-    probabilities: float32 (num_classes,). They sum to 1, unless the model was
-      trained for images with several classes: then each stands for itself.
+    name: path or URL of the image, or its index among the given images.
+    probabilities: float32 (num_classes,). They sum to 1 unless the model was
+      trained on images with several classes: then they are independent.
     labels: the name of each class, or its number if it has none.
   """
 
@@ -49,11 +48,11 @@ class Prediction:
 
 
 class Predictor:
-  """Applies a trained model to images as they are in files.
+  """Applies a trained model to images from files.
 
   Attributes:
     ops: the image operations, as text.
-    batch_size: images at a time; whole routing groups on every device.
+    batch_size: images per batch; whole routing groups on every device.
   """
 
   def __init__(
@@ -69,14 +68,15 @@ class Predictor:
 
     Args:
       model: the model.
-      variables: of the model.
-      class_names: of the model; if None or empty, classes are numbers.
+      variables: variables of the model.
+      class_names: class names of the model; if None or empty, classes are
+        numbers.
       ops: image operations; by default those of the first evaluation.
-      batch_size: images at a time, rounded up to whole groups.
+      batch_size: images per batch, rounded up to whole groups.
 
     Raises:
-      ValueError: the config evaluates nothing and there are no `ops`, they are
-        random, or make images that do not fit the model.
+      ValueError: there are neither `ops` nor evaluations in the config, or the
+        operations are random or make images that do not fit the model.
     """
     self.ops = evaluation_ops(model.config) if ops is None else ops
     self._ops = parse_ops(self.ops)
@@ -126,7 +126,7 @@ class Predictor:
     ]
 
   def features(self, batch: ImageBatch) -> np.ndarray:
-    """What comes before the head: float32 (N, width)."""
+    """The features before the head, float32 (N, width)."""
     rows = self._model.features(self._variables, self.to_devices(batch))
     return to_local(rows)[: len(batch.names)].astype(np.float32)
 
@@ -140,6 +140,6 @@ def evaluation_ops(config: Config) -> str:
   for spec in config.evaluations.values():
     return spec.data.ops
   raise ValueError(
-    "config.evaluations={}: says no image operations. Give them, such as "
+    "config.evaluations={}: has no image operations. Give them, such as "
     "ops='resize_small(256)|central_crop(224)|value_range(-1, 1)'."
   )

@@ -3,9 +3,9 @@
 The program is StableHLO in the container of `jax.export`. It runs on CPUs, GPUs
 and TPUs with jax, numpy and flatbuffers alone; this package is not needed.
 
-Images of different groups do not meet in a model. So it is traced for one group
-and mapped over groups: the number of groups stays open, while the code of the
-routers sees fixed shapes.
+Images of different groups do not interact. So the model is traced for one group
+and mapped over groups: the number of groups is symbolic, while the code of the
+routers sees static shapes.
 """
 
 import jax
@@ -24,15 +24,16 @@ MAX_BYTES = 2**31  # Of a file of `jax.export`.
 
 
 def make_program(checkpoint: Checkpoint) -> export.Exported:
-  """The evaluation of a model as a program for all `PLATFORMS`.
+  """Makes a program for all `PLATFORMS` that evaluates a model.
 
-  It takes images uint8 (N, H, W, C), after the image operations of the first
-  evaluation, whose value range is part of the program, and returns logits
-  float32 (N, num_classes), those of `Checkpoint.apply`. N is any multiple of
-  the images per routing group. Models in float32 agree to 1e-6, others to the
-  rounding of their dtype.
+  The program maps uint8 images (N, H, W, C) to float32 logits (N, num_classes),
+  those of `Checkpoint.apply`. The images are those after the image operations
+  of the first evaluation; its value range is part of the program. N is any
+  multiple of the images per routing group. Models in float32 agree to 1e-6,
+  others to the rounding of their dtype.
 
-  Traced where JAX computes on CPUs: kernels for other platforms are left out.
+  JAX must run on CPUs for the tracing, which leaves out kernels for other
+  platforms.
 
   Raises:
     ValueError: the config evaluates nothing, the parameters are too large, or
@@ -59,7 +60,7 @@ def make_program(checkpoint: Checkpoint) -> export.Exported:
 
 
 def serialize(program: export.Exported) -> bytes:
-  """The content of a file, for `jax.export.deserialize`.
+  """The bytes of the program, for `jax.export.deserialize`.
 
   Raises:
     ValueError: the package flatbuffers is missing.

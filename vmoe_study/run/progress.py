@@ -1,4 +1,4 @@
-"""Progress messages of runs, as the commands show them."""
+"""Logging of progress messages, as the commands show them."""
 
 import logging as std_logging
 import os
@@ -9,11 +9,13 @@ _ORBAX = f"{os.sep}orbax{os.sep}"
 
 
 def log_progress() -> None:
-  """Shows progress on stderr, one plain line each; of other packages warnings.
+  """Logs progress, and warnings of other packages, to stderr in plain lines.
 
-  Orbax's are not shown: it raises its errors, too, with the same text.
+  Messages of Orbax are not shown, because it also raises its errors with the
+  same text.
 
-  The commands call it; in a notebook or script call it before `train`.
+  The commands call this function; in a notebook or script, call it before
+  `train`.
 
   >>> log_progress()
   """

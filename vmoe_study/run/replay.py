@@ -1,8 +1,8 @@
-"""Computes a failed step again, to find where numbers are not finite.
+"""Recomputes a failed step, to find which numbers are not finite.
 
 The run has kept the inputs of the step: parameters, optimizer state and batch.
-The step can be computed on any devices and with any change of the config, such
-as "model.fields.dtype=float32".
+The step can be recomputed on any devices and with any change of the config,
+such as "model.fields.dtype=float32".
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,17 +34,17 @@ KINDS = ("batch", "params", "metrics", "gradient", "update", "norms")
 def replay(
   folder: epath.PathLike, step: int, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-  """Computes a failed step again from what the run has kept.
+  """Recomputes a failed step from the inputs that the run has kept.
 
   Args:
     folder: WORKDIR/failures/step_N.
     step: N.
-    overrides: changed fields of the run's config, "FIELD=VALUE".
+    overrides: changes of fields of the run's config, "FIELD=VALUE".
 
   Returns:
     The trees of `KINDS` in this order, of numpy arrays. "batch" is the batch
-    before mixup, "update" the parameters after the step. "norms" are those of
-    gradient and update, which may overflow although all entries are finite.
+    before mixup, "update" the parameters after the step. "norms" are the norms
+    of gradient and update, which may overflow although all entries are finite.
 
   Raises:
     ValueError: the config is wrong, or does not fit batch or devices.
@@ -78,7 +78,7 @@ def replay(
 
 
 def largest(tree: Any) -> tuple[str, float]:
-  """Path and size of the largest absolute value; a NaN counts as larger."""
+  """Path and value of the largest absolute value; NaN counts as largest."""
   sizes = {name: float(np.max(np.abs(x))) for name, x in flatten(tree).items()}
   return max(sizes.items(), key=lambda item: (np.isnan(item[1]), item[1]))
 
@@ -88,9 +88,9 @@ def not_finite(
 ) -> Iterator[tuple[str, str, str, str]]:
   """Yields the arrays with entries that are not finite.
 
-  As (kind of tree, path, number of such entries, number of entries). Update and
-  norms are left out if something before them was not finite: then they are not
-  finite either.
+  Each is given as (kind of tree, path, number of such entries, number of
+  entries). Update and norms are left out if something before them was not
+  finite, because they are then not finite either.
   """
   found = False
   for kind, tree in trees.items():

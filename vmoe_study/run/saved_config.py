@@ -1,7 +1,7 @@
-"""The config file in the workdir of a run, and how two configs differ.
+"""The config file in the workdir of a run, and differences of configs.
 
-Reading a finished run takes no more than this: the module imports neither JAX
-nor the config schema.
+The module imports neither JAX nor the config schema, so that finished runs are
+read quickly.
 """
 
 import copy
@@ -12,15 +12,15 @@ from typing import Any
 from etils import epath
 
 CONFIG_FILE = "config.json"
-# Fields by the names that they have in configs of earlier versions.
+# Fields by their names in configs of earlier versions.
 RENAMED = {"model.moe.experts_alike": "model.moe.shared_expert_init"}
-# Defaults of version 0.1.0 that have become "auto". It means the same, but on
-# TPUs, where the plan form that it takes may sum in another order.
+# Defaults of version 0.1.0 that have become "auto". "auto" means the same
+# except on TPUs, where its plan form may sum in another order.
 _NOW_AUTO = {"train.num_workers": 0, "model.moe.options.plan_form": "index"}
 _SPARSE_TOKEN_CHOICE = "sparsity_constrained_token_choice"
 # Fields that a resumed run may change with `--allow-change`: where and how it
-# runs, how often it reports, and what it does with what it cannot use, but
-# nothing that changes the numbers that it has made.
+# runs, how often it reports, and how it treats damaged data, but nothing that
+# changes results computed so far.
 CHANGEABLE_FIELDS = (
   "mesh.*",
   "train.num_workers",
@@ -41,7 +41,7 @@ def read_config(path: epath.PathLike) -> dict[str, Any]:
   """Reads the config file of a run, in the current form; unchecked.
 
   Raises:
-    ValueError: it does not hold a JSON object.
+    ValueError: the file does not hold a JSON object.
   """
   try:
     config = json.loads(epath.Path(path).read_bytes())
@@ -56,10 +56,10 @@ def read_config(path: epath.PathLike) -> dict[str, Any]:
 
 
 def upgrade(config: dict[str, Any]) -> dict[str, Any]:
-  """Turns a config that an earlier version saved into the current form.
+  """Converts a config that an earlier version saved to the current form.
 
   Args:
-    config: nested dicts; it may hold the model alone.
+    config: nested dicts; may hold only the model.
 
   >>> upgrade({"model": {"moe": {"experts_alike": True}}})
   {'model': {'moe': {'shared_expert_init': True}}}
@@ -84,9 +84,10 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def follow_defaults(config: dict[str, Any]) -> dict[str, Any]:
-  """Makes defaults of version 0.1.0 those of today, if they mean the same.
+  """Replaces defaults of version 0.1.0 by the current ones, if equivalent.
 
-  So a run of that version resumes with its recipe, which names no default.
+  So a run of that version resumes with its recipe, which does not set these
+  fields.
   """
   train = _section(config, "train")
   if not train or "shuffle" in train:  # Saved by a later version.

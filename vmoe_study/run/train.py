@@ -1,4 +1,4 @@
-"""Trains a model, or resumes a run where it stopped."""
+"""Trains a model, or resumes a run."""
 
 import contextlib
 import dataclasses
@@ -61,13 +61,13 @@ class TrainResult:
 
   Attributes:
     workdir: folder of the run.
-    step: number of updates so far.
-    num_steps: length of the run.
+    step: number of training steps so far.
+    num_steps: number of steps of the whole run.
     metrics: the last value of every metric; empty on hosts other than the
       first.
-    is_finished: whether the last step is saved and evaluated, which is an
-      earlier one than `num_steps` if evaluations got no better. False if the
-      run was asked to stop; the same call resumes it.
+    is_finished: whether the last step is saved and evaluated; with early
+      stopping, it may come before `num_steps`. False if the run was asked to
+      stop; the same call resumes it.
   """
 
   workdir: epath.Path
@@ -93,14 +93,15 @@ def train(
   Ctrl-C it saves and returns early; the second Ctrl-C raises KeyboardInterrupt.
 
   Args:
-    config: of the run, as `load_config` reads it.
+    config: config of the run, as read by `load_config`.
     workdir: local path or URL; created if it does not exist.
     allow_change: whether the config may differ from the workdir's in fields
-      that do not change the numbers, see `saved_config.CHANGEABLE_FIELDS`.
+      that do not affect the results; see `saved_config.CHANGEABLE_FIELDS`.
     verbose: whether to log a table of the parameters, the sizes of the routing
-      and what a core decodes, beside one line on the run.
-    observers: make of model and class names what is called after evaluations,
-      such as `inspection.observe.RoutingPictures`.
+      and the images/s that a core decodes, in addition to one line about the
+      run.
+    observers: called with model and class names; return observers to be called
+      after evaluations, such as `inspection.observe.RoutingPictures`.
     profile: number of steps to trace, after the first ten of this call; see
       `training.profile.StepProfile`.
 
@@ -161,7 +162,7 @@ class _Run:
   """The parts of a run: model, optimizer, evaluators, checkpoints.
 
   Attributes:
-    saved_config: of the checkpoint that was restored; None in a fresh run.
+    saved_config: config in the restored checkpoint; None in a new run.
   """
 
   def __init__(
@@ -189,9 +190,9 @@ class _Run:
     )
 
   def restore_or_init(self, stack: contextlib.ExitStack) -> TrainState:
-    """The state to start from; takes the workdir's lock until `stack` closes.
+    """The state to start from; holds the workdir's lock until `stack` closes.
 
-    Until then, compiled programs are kept in the workdir, too. A start that
+    Until then, compiled programs are also cached in the workdir. A start that
     fails leaves no workdir behind.
     """
     spec = self._config.train
@@ -231,7 +232,7 @@ class _Run:
     )
 
   def describe(self, state: TrainState) -> str:
-    """One line: parameters, work, slots, devices, data and progress."""
+    """One line: parameters, FLOPs, slots, devices, data and progress."""
     model, config = self._model, self._config
     moe = routing(model.module, model.image_shape)
     total, active = parameter_counts(model.params_shape, moe)
@@ -249,7 +250,7 @@ class _Run:
     )
 
   def log_details(self, state: TrainState) -> None:
-    """Logs the parameters, sizes of the routing and the rate of decoding."""
+    """Logs the parameters, the sizes of the routing and the decoding rate."""
     # Without statistics: those of experts on other hosts cannot be fetched.
     table = parameter_overview.get_parameter_overview(
       state.params, include_stats=False
@@ -322,7 +323,7 @@ class _Run:
   def _judge(
     self, start_step: int, stack: contextlib.ExitStack
   ) -> Callable[[int, Any, dict[str, float]], dict[str, float]]:
-    """What `loop.Hooks.judge` is; does nothing if no best model is kept."""
+    """The callback `Hooks.judge`; does nothing if no best model is kept."""
     spec = self._config.train
     if not spec.best.metric:
       return lambda step, variables, metrics: {}
@@ -331,10 +332,10 @@ class _Run:
     return functools.partial(best.judge, metadata=self._metadata.to_dict())
 
   def _has_metrics(self, step: int) -> tuple[bool, bool, bool]:
-    """What the metrics file says: sizes, the evaluation of a step, the end.
+    """Whether the metrics file has sizes, the evaluation of a step, the end.
 
-    The same answer on all hosts. A fresh run has none, and evaluates nothing
-    before its first step.
+    The answer is the same on all hosts. A new run has no metrics and evaluates
+    nothing before its first step.
     """
     if step == 0:
       return False, True, False
@@ -351,7 +352,7 @@ class _Run:
     return bool(found[0]), bool(found[1]), bool(found[2])
 
   def _sizes(self, state: TrainState) -> dict[str, float]:
-    """Sizes of the model and the run, for the tables."""
+    """Sizes of the model and the run, for tables."""
     model = self._model
     sizes = {
       "parameters": parameter_overview.count_parameters(state.params),

@@ -22,7 +22,7 @@ from vmoe_study.run.saved_config import (
 
 
 def checkpoints(workdir: epath.PathLike) -> epath.Path:
-  """The folder of a run's checkpoints; that of an exported model itself."""
+  """The folder of a run's checkpoints; an exported model is its own folder."""
   path = epath.Path(workdir)
   return path if is_exported(path) else path / CHECKPOINTS
 
@@ -36,8 +36,8 @@ def check(
   """Checks that a workdir is new, or belongs to the same config.
 
   Args:
-    workdir: of the run; need not exist.
-    config: completed, of the run.
+    workdir: workdir of the run; need not exist.
+    config: completed config of the run.
     allow_change: whether fields that match `CHANGEABLE_FIELDS` may differ; they
       are logged.
     saved: the config in the workdir's checkpoints, in case the config file is
@@ -65,7 +65,7 @@ def check(
 
 
 def claim(workdir: epath.PathLike, config: dict[str, Any]) -> None:
-  """Writes the config into a workdir, unless it is there already."""
+  """Writes the config to a workdir, unless it has one."""
   path = epath.Path(workdir) / CONFIG_FILE
   if jax.process_index() or (path.exists() and not _changes(workdir, config)):
     return
@@ -77,7 +77,7 @@ def _changes(
   config: dict[str, Any],
   saved: dict[str, Any] | None = None,
 ) -> list[str]:
-  """How the config differs from that of the workdir; empty if it is new."""
+  """How the config differs from the workdir's; empty for a new workdir."""
   path = epath.Path(workdir) / CONFIG_FILE
   found = read_config(path) if path.exists() else saved
   if found is None:
