@@ -1,8 +1,8 @@
-"""Parts of an ArrayRecord file, read from any file system.
+"""Reads parts of an ArrayRecord file from any file system.
 
-The package `array_record` opens local paths only. Here its own index, at the
-end of the file, tells where the records are. A part of the file is put at its
-place in an otherwise empty file in memory, which the package then reads: it
+The package `array_record` opens local paths only. Here the index at the end of
+the file gives the positions of the records. A part of the file is copied to its
+position in an otherwise empty in-memory file, which the package then reads: it
 checks all hashes and decompresses.
 
 The format is that of Riegeli. Chunks follow each other, interrupted by a block
@@ -10,9 +10,9 @@ header of 24 bytes at every multiple of 64 KiB. A chunk is a header of 40 bytes
 (hash, size, hash, number of records, decoded size) and records that are stored
 together: a byte for the compression, the sizes of the records as varints,
 preceded by their own size, and the records. The last 64 KiB begin with a chunk
-of three equal records, which say where the chunk of the index begins. Its
-records are protocol buffers: first one with options, then for every chunk its
-position (field 1) and its number of records (field 3).
+of three equal records, which give the position of the index chunk. The records
+of the index are protocol buffers: first one with options, then one for every
+chunk with its position (field 1) and its number of records (field 3).
 """
 
 import os
@@ -32,15 +32,15 @@ ONE_BY_ONE = "readahead_buffer_size:0,max_parallelism:0"
 
 
 class FormatError(ValueError):
-  """A file is not an ArrayRecord file, or damaged."""
+  """A file is not an ArrayRecord file, or it is damaged."""
 
 
 def read_index(url: str) -> tuple[np.ndarray, bytes]:
   """Reads the index of an ArrayRecord file, and nothing else.
 
   Returns:
-    int64 (N + 1,), the position of the chunk of each record and the end of the
-    last one; and all bytes of the file behind it.
+    int64 (N + 1,), the position of each record's chunk and the end of the last
+    chunk; and all bytes of the file after that end.
 
   Raises:
     FormatError: there is no index.
@@ -74,17 +74,17 @@ def read_index(url: str) -> tuple[np.ndarray, bytes]:
 def read_part(
   part: bytes, start: int, tail: bytes, tail_start: int, records: range
 ) -> list[bytes | Exception]:
-  """Reads records of which all chunks are in a part of a file.
+  """Reads records whose chunks are all in a part of a file.
 
   Args:
     part: bytes of the file.
-    start: position of the part.
-    tail: the end of the file, from the index on.
-    tail_start: its position.
-    records: numbers in the file.
+    start: position of the part in the file.
+    tail: bytes from the index to the end of the file.
+    tail_start: position of the tail in the file.
+    records: numbers of the records in the file.
 
   Returns:
-    Each record, or what was raised if it is damaged.
+    Each record, or the error if it is damaged.
   """
   from array_record.python.array_record_module import ArrayRecordReader
 
@@ -128,7 +128,7 @@ def _chunk(data: bytes, start: int, position: int) -> tuple[int, bytes]:
 def _without_headers(
   data: bytes, start: int, position: int, size: int
 ) -> tuple[bytes, int]:
-  """The next `size` bytes that are not block headers, and where they end."""
+  """The next `size` bytes without block headers, and their end position."""
   parts = []
   while size:
     if position % BLOCK == 0:
@@ -182,7 +182,7 @@ def _fields(message: bytes) -> dict[int, int]:
 
 
 def _varint(data: Sequence[int], position: int) -> tuple[int, int]:
-  """An integer of 7 bits per byte, and the position behind it."""
+  """A varint (7 bits per byte), and the position after it."""
   value = shift = 0
   while True:
     byte = data[position]

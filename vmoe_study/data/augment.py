@@ -118,18 +118,18 @@ def pad_crop(image: Image, pad: int, *, rng: Rng) -> Image:
 
 
 def flip_lr(image: Image, *, rng: Rng) -> Image:
-  """Flips left and right with probability 1/2."""
+  """Flips horizontally with probability 1/2."""
   if rng.random() < 0.5:
     return cv2.flip(image, 1).reshape(image.shape)
   return image
 
 
 def rgb(image: Image) -> Image:
-  """Repeats a grey image to three channels; RGB stays as it is."""
+  """Repeats a grey image to three channels; RGB images are unchanged."""
   return image if image.shape[-1] == 3 else np.repeat(image, 3, axis=-1)
 
 
 def value_range(images: Image, low: float, high: float) -> np.ndarray:
   """Maps 0..255 linearly to float32 low..high; NumPy or JAX, any shape."""
-  # For whole numbers low and high, only the division rounds.
+  # For integers low and high, only the division rounds.
   return (images.astype(np.float32) * (high - low) + 255 * low) / 255

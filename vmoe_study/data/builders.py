@@ -1,7 +1,7 @@
 """TFDS builders by name: building a data set, and opening a prepared one.
 
-A prepared data set is read from its files alone. Building one needs code: the
-modules of `datasets/` for `OWN_DATASETS`, TFDS's own for all others.
+Reading a prepared data set needs only its files. Building one needs code: the
+modules of `datasets/` for `OWN_DATASETS`, those of TFDS for all others.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class MissingDataError(FileNotFoundError):
 def make_builder(
   name: str, data_dir: str | None = None
 ) -> tfds.core.DatasetBuilder:
-  """Returns the builder with the code of data set `name`.
+  """Returns the builder that can build data set `name`.
 
   Args:
     name: a TFDS name, optionally with "/config" and ":version".
@@ -69,7 +69,7 @@ def make_builder(
 
 
 def _is_known(name: str) -> bool:
-  """Whether there is a builder; True for all sets of a TFDS community."""
+  """Whether there is a builder; always True for TFDS community data sets."""
   base = _base(name)
   return ":" in base or base in _names()
 
@@ -151,7 +151,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _progress(name: str) -> Iterator[None]:
-  """Shows TFDS's bars on a terminal, and elsewhere lines instead of them."""
+  """Shows TFDS's progress bars on a terminal, log lines elsewhere."""
   if sys.stderr.isatty():
     yield
     return
@@ -164,7 +164,7 @@ def _progress(name: str) -> Iterator[None]:
 
 
 def _check_local(name: str, data_dir: str | None) -> None:
-  """Raises ValueError for a store, where ArrayRecord files cannot grow."""
+  """Raises ValueError for object stores, where ArrayRecord cannot append."""
   where = str(data_dir or tfds.core.constants.DATA_DIR)
   if "://" in where:
     raise ValueError(
@@ -205,14 +205,15 @@ def open_prepared(
 ) -> tfds.core.DatasetBuilder:
   """Returns a read-only builder from the files of a prepared data set.
 
-  Never downloads, and builds only `digits`, on first use: scikit-learn has its
-  images, and it takes a fraction of a second.
+  Never downloads. Builds only `digits`, on first use, from the images of
+  scikit-learn, in a fraction of a second.
 
   Raises:
-    MissingDataError: the data set is not prepared; names the command.
+    MissingDataError: the data set is not prepared; the message has the command.
     OSError: the remote store cannot be read.
     ValueError: the metadata cannot be read.
-    ForeignClassError: they name a class that is neither TFDS's nor imported.
+    ForeignClassError: the metadata name a class that is neither TFDS's nor
+      imported.
   """
   where = str(data_dir or tfds.core.constants.DATA_DIR)
   check_reachable(where)

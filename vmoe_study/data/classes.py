@@ -1,9 +1,9 @@
 """Classes by name: one numbering for all data sets that share a head.
 
-A data set numbers its classes by itself; an image folder by the names of the
-folders that it happens to have. The numbers of a run are those of its training
-data. Every other data set is mapped to them by name. A class without a name is
-called by its number.
+Every data set numbers its own classes; an image folder does so by the names of
+its subfolders. A run uses the numbers of its training data, and every other
+data set is mapped to them by name. A class without a name is called by its
+number.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,15 +24,15 @@ class Declared(Protocol):
 
   @property
   def class_names(self) -> ClassNames:
-    """By number; empty if the classes have only numbers."""
+    """Names by class number; empty if the classes have only numbers."""
 
   @property
   def empty_folders(self) -> Sequence[str]:
-    """Paths of class folders without images, which are not among the names."""
+    """Paths of class folders without images; their names are not classes."""
 
 
 def check_folders(data: Declared) -> None:
-  """Raises ValueError for class folders without images, to be trained on."""
+  """Raises ValueError for class folders without images in training data."""
   if data.empty_folders:
     raise ValueError(
       f"{', '.join(data.empty_folders)}: no .jpg or other image file in this "
@@ -47,11 +47,11 @@ def training_classes(
   """The classes of a new run: those of its data sets, in order.
 
   Args:
-    data_sets: the main one first; the others may add classes.
+    data_sets: the data sets, the main one first; the others may add classes.
     num_classes: size of the head.
 
   Raises:
-    ValueError: there are more than the head has.
+    ValueError: there are more classes than the head has.
   """
   names = (name for data in data_sets for name in data.class_names)
   merged = tuple(dict.fromkeys(names))
@@ -65,7 +65,7 @@ def training_classes(
 
 
 def check_several(names: ClassNames) -> None:
-  """Raises ValueError for a single class, on which any model is right."""
+  """Raises ValueError for a single class, for which any model is correct."""
   if len(names) == 1:
     raise ValueError(
       f"training data: {_classes(names)} is the only one, so there is nothing "
@@ -84,8 +84,8 @@ def number_classes(
     num_classes: size of the head.
 
   Returns:
-    The number in the run of every class of the data set, int64 (N,); None if
-    they are the same. And notes for the user.
+    The run's number of every class of the data set, int64 (N,), or None if the
+    numbers are equal; and notes for the user.
 
   Raises:
     ValueError: names the classes that the run does not have.

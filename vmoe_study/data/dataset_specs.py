@@ -1,4 +1,4 @@
-"""Common vision data sets, by TFDS name: splits, classes and labels.
+"""Splits, classes and labels of common vision data sets, by TFDS name.
 
 For a data set without a validation split, the last part of its training split
 is held out.
@@ -30,7 +30,7 @@ class DatasetSpec:
 
 
 def _held_out(percent: int, test: str = "test") -> dict[str, str]:
-  """Holds out the last `percent` of the training split for validation."""
+  """Splits that hold out the last `percent` of training for validation."""
   keep = 100 - percent
   return {"train": f"train[:{keep}%]", "val": f"train[{keep}%:]", "test": test}
 
@@ -120,5 +120,5 @@ def split_version(name: str) -> tuple[str, str]:
 
 
 def find_spec(name: str) -> DatasetSpec | None:
-  """The spec of a data set of any version; None if it is not listed here."""
+  """The spec of a data set, in any version; None if it is not listed here."""
   return DATASETS.get(split_version(name)[0])

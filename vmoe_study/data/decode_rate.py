@@ -1,4 +1,4 @@
-"""How many images of a data set one core decodes per second."""
+"""Measures how many images of a data set one core decodes per second."""
 
 import copy
 import time
@@ -13,7 +13,7 @@ IMAGES = 16
 
 
 def decode_rate(reader: ExampleReader) -> float:
-  """Decodes and augments a few images of a data set, which are read before.
+  """Decodes and augments a few images of a data set, which are read beforehand.
 
   Returns:
     Images per second, for one thread of this process.
@@ -34,7 +34,7 @@ def decode_rate(reader: ExampleReader) -> float:
 
 
 def describe_rate(rate: float, num_workers: int) -> str:
-  """One line on what the workers of this host can decode."""
+  """One line on the decoding rate of this host's workers."""
   core = f"a core decodes {rate:,.0f} images/s of the training data"
   if not num_workers:
     return f"{core}; threads of this process do it"

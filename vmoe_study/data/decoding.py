@@ -1,4 +1,4 @@
-"""Decodes image files as a viewer shows them: upright and without alpha."""
+"""Decodes image files as viewers show them: upright and without alpha."""
 
 import contextlib
 import io
@@ -33,12 +33,12 @@ def decode(
   """Decodes a JPEG, PNG, WebP, GIF, BMP or TIFF file, or returns an array.
 
   The EXIF orientation is applied, and transparent pixels are laid on white.
-  TensorFlow's decoder does neither. Of 16 bits, the upper 8 are kept.
+  TensorFlow's decoder does neither. Of 16-bit values the upper 8 bits are kept.
 
   Args:
     data: the file's bytes.
     channels: 3 for RGB, 1 for grey; other images are converted.
-    max_pixels: checked before memory is allocated.
+    max_pixels: maximum number of pixels, checked before memory is allocated.
 
   Returns:
     uint8 (H, W, channels).
@@ -88,7 +88,7 @@ def _read(data: bytes, header: ImageHeader, channels: int) -> Image:
 
 
 def _imdecode(data: bytes, flags: int) -> Image:
-  cv2.utils.logging.setLogLevel(0)  # It would also print what it raises.
+  cv2.utils.logging.setLogLevel(0)  # OpenCV would also print what it raises.
   try:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   except cv2.error as error:
@@ -99,7 +99,7 @@ def _imdecode(data: bytes, flags: int) -> Image:
 
 
 def _read_plain_cmyk(data: bytes, channels: int) -> Image:
-  """Converts CMYK as TensorFlow does: multiplies colour by black, as light.
+  """Converts CMYK as TensorFlow does: multiplies colours by black, as light.
 
   Uses Pillow, as OpenCV does not return the four channels. Pillow assumes that
   they are inverted, so it returns 255 minus the ink here: the light.
@@ -113,8 +113,8 @@ def _read_plain_cmyk(data: bytes, channels: int) -> Image:
 def _read_tiff(data: bytes, channels: int) -> Image:
   """The first page of a TIFF, upright and on the background.
 
-  Uses Pillow, as OpenCV loses the transparency of grey images, and multiplies
-  colours by it.
+  Uses Pillow, because OpenCV loses the transparency of grey images and
+  multiplies colours by it.
   """
   import PIL.ImageOps
 
@@ -174,7 +174,7 @@ def _lay_on_background(image: Image) -> Image:
 
 
 def _scaled(value: int, bit_depth: int) -> int:
-  """A grey value in the range to which OpenCV expands fewer than 8 bits."""
+  """Scales a grey value of fewer than 8 bits as OpenCV does."""
   return value * 255 // (2**bit_depth - 1) if bit_depth < 8 else value
 
 
@@ -191,7 +191,7 @@ def _upright(image: Image, orientation: int) -> Image:
   """Undoes the orientation of the camera."""
   if orientation >= 5:
     image = image.swapaxes(0, 1)
-  # Now the rows, the columns or both may run backwards.
+  # Now the rows, the columns or both may be reversed.
   rows = -1 if orientation in (3, 4, 7, 8) else 1
   columns = -1 if orientation in (2, 3, 6, 7) else 1
   return image[::rows, ::columns]

@@ -1,11 +1,11 @@
-"""The end of preprocessing, on whole batches, on the devices.
+"""The last part of preprocessing, on the devices, for whole batches.
 
-A batch travels to the devices and waits there as bytes: images are uint8, and
-labels are class numbers. The operations of a config up to the last one on uint8
-images run on the host (`ops.Ops.steps`); those that compute in float run here,
-at the beginning of a compiled step. Mixup follows them.
+A batch is transferred to the devices and waits there as bytes: images are
+uint8, and labels are class numbers. The operations of a config up to the last
+one on uint8 images run on the host (`ops.Ops.steps`); those that compute in
+float run here, at the beginning of a compiled step. Mixup follows them.
 
-Everything takes NumPy arrays as well as JAX arrays.
+All functions take NumPy arrays as well as JAX arrays.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class DeviceOps:
   """Turns a batch of bytes into float32 images and label vectors.
 
   Attributes:
-    value_range: of the images.
+    value_range: value range of the float32 images.
     num_classes: width of the label vectors.
     label_smoothing: share s of the label mass spread over all classes: a vector
       v becomes (1 - s) v + s / num_classes.
@@ -38,7 +38,7 @@ class DeviceOps:
 
   @classmethod
   def of(cls, spec: DataSpec) -> "DeviceOps":
-    """Those of a data set."""
+    """The operations of a data set."""
     limits = parse_ops(spec.ops).value_range
     return cls(limits, spec.num_classes, spec.label_smoothing)
 
@@ -48,7 +48,7 @@ class DeviceOps:
     Args:
       batch: "image" uint8 (B, H, W, C); "label" either int32 (B,), one class
         per image or `NO_LABEL`, or uint8 (B, ceil(classes / 8)), a bit for
-        every class (`numpy.packbits`); other entries stay.
+        every class (`numpy.packbits`); other entries are kept.
 
     Returns:
       "image" float32 (B, H, W, C), "label" float32 (B, classes), one-hot or

@@ -1,11 +1,11 @@
-"""The 16 distortions of RandAugment (arXiv:1909.13719), in Pillow's arithmetic.
+"""The 16 distortions of RandAugment (arXiv:1909.13719) in Pillow's arithmetic.
 
-Their ranges are the usual ones for Vision Transformers: the strength is a share
-of a fixed range, may exceed 1, and signs are random. Lengths are given for
-224-pixel images and scale with the smaller side. Pixels from outside the image
-are grey (128). The arithmetic of `ImageOps` and `ImageEnhance` is computed with
-OpenCV and 256-entry tables. Every distortion keeps shape and dtype: uint8
-(H, W, C), C = 1 or 3.
+Their ranges are the usual ones for Vision Transformers: the strength is a
+fraction of a fixed range and may exceed 1, and signs are random. Lengths are
+given for 224-pixel images and scale with the smaller side. Pixels from outside
+the image are grey (128). The arithmetic of `ImageOps` and `ImageEnhance` is
+computed with OpenCV and 256-entry tables. Every distortion keeps shape and
+dtype: uint8 (H, W, C), C = 1 or 3.
 """
 
 from collections.abc import Callable
@@ -168,7 +168,7 @@ def cutout(image: Image, half_side: int, rng: Rng) -> Image:
 
 
 def fill_square(image: Image, half_side: int, y: int, x: int) -> Image:
-  """Fills rows y - half_side to y + half_side - 1, and such columns."""
+  """Fills rows y - half_side to y + half_side - 1, and columns likewise."""
   image = image.copy()
   rows = slice(max(0, y - half_side), y + half_side)
   image[rows, max(0, x - half_side) : x + half_side] = GREY
@@ -186,7 +186,7 @@ def enhancement(strength: float) -> float:
 
 
 def _scaled(image: Image, pixels: float) -> float:
-  """A length at the reference side, in pixels of this image."""
+  """Converts a length at the reference side to pixels of this image."""
   return pixels * min(image.shape[:2]) / REFERENCE_SIDE
 
 

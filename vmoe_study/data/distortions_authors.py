@@ -1,15 +1,16 @@
-"""The distortions of RandAugment as the public V-MoE recipes ran them.
+"""The distortions of RandAugment as used by the public V-MoE recipes.
 
 They are those of `autoaugment.py` of github.com/tensorflow/tpu, which
-github.com/google-research/big_vision ported as `pp/autoaugment.py`. Levels are
-the same: float32 arithmetic in the same order, and casts that truncate. What
-differs from `data.distortions` is here, and more than rounding differs:
+github.com/google-research/big_vision ported as `pp/autoaugment.py`. Pixel
+values are equal to theirs: float32 arithmetic in the same order, and casts that
+truncate. This module holds what differs from `data.distortions`, which is more
+than rounding:
 
 - `contrast` blends with a constant, the number of pixels / 256, not the mean;
-- the threshold of `solarize` is taken modulo 256, so that 256 inverts all;
+- the threshold of `solarize` is taken modulo 256, so 256 inverts all levels;
 - `posterize` keeps at least one bit;
-- lengths are in pixels, whatever the size of the image;
-- geometry takes the nearest pixel, halves rounded away from zero.
+- lengths are in pixels and do not scale with the image;
+- geometric operations take the nearest pixel; halves round away from zero.
 """
 
 import math
@@ -107,7 +108,7 @@ def _blend(base: Image, image: Image, factor: float) -> Image:
 
 
 def _grey(image: Image) -> Image:
-  """Luma in every channel, by way of floats from 0 to 1."""
+  """Luma in every channel, computed with floats from 0 to 1."""
   if image.shape[-1] == 1:
     return image
   parts = np.float32(image) * np.float32(1 / 255) * _LUMA
@@ -118,8 +119,8 @@ def _grey(image: Image) -> Image:
 def _smooth(image: Image) -> Image:
   """3x3 means of the inner pixels, by fused multiply-adds in float32.
 
-  Without rounding of the products, a constant image stays at most levels as it
-  is, as in the original.
+  Because products are not rounded, constant images of most levels are
+  unchanged, as in the original.
   """
   height, width, channels = image.shape
   kernel = np.ones((3, 3), np.float32)
@@ -133,7 +134,7 @@ def _smooth(image: Image) -> Image:
 
 
 def _warp(image: Image, *rows: tuple[float, float, float]) -> Image:
-  """Pixel (x, y) of the result is the one nearest to `rows` @ (x, y, 1)."""
+  """Pixel (x, y) of the result is the pixel nearest to `rows` @ (x, y, 1)."""
   height, width = image.shape[:2]
   y, x = np.indices((height, width), np.float32)
   x, y = (

@@ -1,4 +1,4 @@
-"""Single examples: reading, decoding and augmenting them."""
+"""Reads, decodes and augments single examples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ Example = dict[str, Any]
 
 MAX_REPLACEMENTS = 16
 SKIP = "`doctor` finds others, and says how to skip them."
-# Decoded images of a data set that takes no more than this stay in memory. Tiny
+# Decoded images stay in memory if the data set takes no more than this. Tiny
 # images cost more to find and decode than to augment.
 MAX_KEPT_BYTES = 256 * 2**20
 
@@ -30,7 +30,7 @@ class LabelError(ValueError):
 
 
 def check_labels(label: int | Sequence[int], num_classes: int) -> np.ndarray:
-  """Returns the label or labels of one example as int64 (n,).
+  """Returns the labels of one example as int64 (n,).
 
   Raises:
     LabelError: a label is not in [0, num_classes).
@@ -64,14 +64,14 @@ class ExampleReader:
   """Reads, decodes and augments single examples of a data set.
 
   An example is a dict of "image" (uint8, H W C), "labels" (int64, n), "mask"
-  (float) and "skipped" (int): how many damaged examples it replaces.
+  (float) and "skipped" (int): the number of damaged examples that it replaces.
 
   Attributes:
-    spec: of the data set.
+    spec: spec of the data set.
     source: the undecoded examples.
     ops: the operations of the spec.
-    class_names: of the labels.
-    notes: what the user should know of this data set.
+    class_names: names of the labels.
+    notes: messages for the user about this data set.
     image_shape: (H, W, C) of every image after the operations.
   """
 
@@ -84,15 +84,15 @@ class ExampleReader:
     """Opens the data set and reads one example to find the image shape.
 
     Args:
-      spec: of the data set.
-      class_names: of the run, whose numbers the labels become; None to keep
-        those of the data set.
-      source: of the spec, if it is open already.
+      spec: spec of the data set.
+      class_names: class names of the run, whose numbers the labels become; None
+        to keep the data set's own.
+      source: source of the spec, if it is open already.
 
     Raises:
       MissingDataError: the data set is not prepared; names the command.
-      ValueError: there is no such split or label feature, or it is empty, or
-        the run does not have one of its classes.
+      ValueError: there is no such split or label feature, the split is empty,
+        or the run lacks one of its classes.
       RecordError: the first example cannot be used.
     """
     self.spec = spec
@@ -129,7 +129,7 @@ class ExampleReader:
     return {"image": image, "labels": labels, "mask": 1.0, "skipped": 0}
 
   def _handle(self, error: RecordError) -> None:
-    """Raises the error, or names it once, as the spec's `on_error` says."""
+    """Raises the error or logs it once, depending on the spec's `on_error`."""
     if self.spec.on_error == "raise":
       raise RecordError(f"{error} {SKIP}") from error
     if str(error) not in self._named:
@@ -137,20 +137,20 @@ class ExampleReader:
       logging.warning("skipped: %s", error)
 
   def _decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image before the operations, and its class numbers."""
+    """Decodes an image, without the operations; returns it and its classes."""
     example, channels = self.source[index], self.source.channels
     image = decode(example["image"], channels, self.spec.max_pixels)
     labels = self._number(example["label"])
     total = self._kept_bytes + image.nbytes
     if len(self.source) * image.nbytes <= MAX_KEPT_BYTES >= total:
-      image = np.array(image)  # Not a view of something larger.
+      image = np.array(image)  # Not a view of a larger array.
       image.flags.writeable = False
       self._kept[index] = image, labels
       self._kept_bytes = total
     return image, labels
 
   def _number(self, label: int | Sequence[int]) -> np.ndarray:
-    """The class numbers of an example in the run."""
+    """Maps the class numbers of an example to those of the run."""
     if self._numbers is None:
       return check_labels(label, self.spec.num_classes)
     return self._numbers[check_labels(label, len(self._numbers))]
@@ -164,10 +164,10 @@ class ExampleReader:
       )
 
   def read_or_next(self, index: int, rng: np.random.Generator) -> Example:
-    """Like `read`; if on_error is "skip", takes the next intact example.
+    """Like `read`, but takes the next intact example if on_error is "skip".
 
     Raises:
-      RecordError: as `read`, or `MAX_REPLACEMENTS` examples in a row are
+      RecordError: see `read`; or `MAX_REPLACEMENTS` consecutive examples are
         damaged.
     """
     for skipped in range(MAX_REPLACEMENTS):
@@ -182,10 +182,10 @@ class ExampleReader:
     )
 
   def read_or_mask(self, index: int) -> Example:
-    """Like `read`; "mask" is 0 beyond the end of the data set.
+    """Like `read`, but "mask" is 0 beyond the end of the data set.
 
-    It is also 0 for examples without a label, as there is nothing to compare
-    with, and for damaged examples if on_error is "skip".
+    It is also 0 for examples without a label, because there is nothing to
+    compare with, and for damaged examples if on_error is "skip".
     """
     skipped = 0
     if index < len(self.source):

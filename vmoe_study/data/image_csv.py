@@ -1,4 +1,4 @@
-"""`image_csv`: image files that a CSV file lists with their labels.
+"""`image_csv`: image files listed, with their labels, in a CSV file.
 
 DATA_DIR/SPLIT.csv, in UTF-8, with commas between its columns and a header:
 
@@ -7,9 +7,9 @@ DATA_DIR/SPLIT.csv, in UTF-8, with commas between its columns and a header:
   /photos/7.png,dog       gs://bucket/7.png,
 
 `image` is a path relative to the CSV file, an absolute path, or a URL. `label`
-is one class; `labels` are any number of classes with "|" between them. Another
-column is one class, too, if `label_key` names it. Columns that are not named
-are ignored. The classes of a file are the labels in it, sorted.
+is one class; `labels` are any number of classes with "|" between them. If
+`label_key` names another column, that column holds one class. Other columns are
+ignored. The classes are the sorted labels of the file.
 """
 
 import csv
@@ -38,13 +38,13 @@ class _Row(NamedTuple):
 
 
 class ImageCsvSource:
-  """The images of DATA_DIR/SPLIT.csv, in its order.
+  """The images of DATA_DIR/SPLIT.csv, in the order of its lines.
 
   Implements `sources.Source`.
 
   Attributes:
     num_classes: number of classes in the file.
-    class_names: sorted.
+    class_names: names of the classes, sorted.
     many_labels: whether an image may have several labels, or none.
     is_remote: whether the file or an image is behind a URL.
     channels: 3, as grey images are converted to RGB.
@@ -61,8 +61,8 @@ class ImageCsvSource:
 
     Raises:
       ValueError: there is no such file, a line of it is wrong, or an image is
-        missing; names the line.
-      OSError: it cannot be read.
+        missing; the message names the line.
+      OSError: the file cannot be read.
     """
     folder = os.path.expanduser(data_dir).rstrip("/")
     self._file = f"{folder}/{split}.csv"
@@ -117,7 +117,7 @@ class ImageCsvSource:
 
 
 def _read_rows(file: str, label_key: str | None) -> tuple[list[_Row], str]:
-  """The rows of a file, with whole paths, and the name of the label column."""
+  """The rows of a file, with full paths, and the name of the label column."""
   reader = csv.reader(
     io.StringIO(_read_text(file), newline=""),
     strict=True,
@@ -205,7 +205,7 @@ def _parse_row(
 def _check_files(file: str, rows: Sequence[_Row]) -> None:
   """Raises ValueError for local images that do not exist.
 
-  Lists every folder once, which is faster than to ask for every file.
+  Lists every folder once, which is faster than checking every file.
   """
   if missing := list(_missing(rows)):
     shown = ", ".join(f"line {r.line} ({r.path})" for r in missing[:MAX_SHOWN])

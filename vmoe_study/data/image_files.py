@@ -27,9 +27,9 @@ class ImageBatch:
   """Images after the operations of a model.
 
   Attributes:
-    names: of the images that could be read.
-    image: uint8 (B, H, W, C): those images, then black ones as padding.
-    errors: of the other images; each message begins with the name.
+    names: names of the images that could be read.
+    image: uint8 (B, H, W, C), these images, padded with black ones.
+    errors: error messages of the other images; each begins with the name.
   """
 
   names: Sequence[str]
@@ -38,13 +38,14 @@ class ImageBatch:
 
 
 def name_images(images: Iterable[ImageLike]) -> list[tuple[str, ImageLike]]:
-  """Lists images with their names, folders file by file.
+  """Lists images with their names; folders are listed file by file.
 
-  The name of a file is its path or URL, of other images the place in `images`.
+  The name of a file is its path or URL; the name of any other image is its
+  index in `images`.
 
   Raises:
-    ValueError: there are none, a path or URL is invalid, or a folder has no
-      image files.
+    ValueError: there are no images, a path or URL is invalid, or a folder has
+      no image files.
     OSError: the store behind a URL does not answer.
   """
   named: list[tuple[str, ImageLike]] = []
@@ -61,9 +62,9 @@ def name_images(images: Iterable[ImageLike]) -> list[tuple[str, ImageLike]]:
 def list_files(path: str | os.PathLike[str]) -> list[str]:
   """The image files that a path or URL stands for.
 
-  A folder stands for the files with one of `SUFFIXES` in it and in folders
-  inside it, sorted; names that begin with a dot are ignored. All else, such as
-  an address of the web, stands for itself.
+  A folder stands for all files with one of `SUFFIXES` below it, sorted; names
+  that begin with a dot are ignored. Anything else, such as a web address,
+  stands for itself.
 
   Raises:
     ValueError: the path or URL is invalid, or the folder has no image files.
@@ -101,11 +102,11 @@ def image_batches(
   """Reads images in order, `batch_size` at a time.
 
   Args:
-    named: of `name_images`.
-    ops: applied to each image.
+    named: images from `name_images`.
+    ops: operations applied to each image.
     shape: (H, W, C) that images must have after the operations.
-    batch_size: of every batch.
-    max_pixels: larger images are errors.
+    batch_size: size of every batch.
+    max_pixels: maximum number of pixels; larger images are errors.
   """
   read = functools.partial(_read, ops, shape, max_pixels)
   with ThreadPoolExecutor(READ_THREADS) as pool:
@@ -146,7 +147,7 @@ def _read_file(name: str) -> bytes:
   try:
     fs, path = _locate(name)
     return fs.cat_file(path)
-  except Exception as error:  # Every file system raises its own.
+  except Exception as error:  # Every file system raises its own errors.
     reason = getattr(error, "strerror", None) or repr(error)
     raise ImageError(f"cannot be read: {reason}.") from error
 

@@ -1,9 +1,9 @@
 """`image_folder`: image files in one folder per class, read in place.
 
-DATA_DIR/SPLIT/CLASS/*.jpg. Folders inside class folders are passed over and
-named: they may be classes (animals/cat) or parts of one (cat/2024), and nothing
-tells which. With label_key="path" they are classes: every folder with images is
-one, called by its path below SPLIT.
+The layout is DATA_DIR/SPLIT/CLASS/*.jpg. Folders inside class folders are
+skipped and reported: they may be classes (animals/cat) or parts of a class
+(cat/2024), which cannot be told apart. With label_key="path" they are classes:
+every folder with images is a class, named by its path below SPLIT.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class ImageFolderSource:
     num_classes: number of class folders with images.
     class_names: names of these folders, sorted.
     empty_folders: paths of the class folders without images.
-    notes: what was passed over.
+    notes: messages about skipped files and folders.
     many_labels: False.
     is_remote: False, as it reads local folders only.
     channels: 3, as grey images are converted to RGB.
@@ -46,12 +46,12 @@ class ImageFolderSource:
 
     Args:
       data_dir: local folder.
-      split: of a folder in it.
+      split: name of a folder in it.
       label_key: `BY_PATH` if folders inside class folders are classes, too.
 
     Raises:
       ValueError: the folder does not exist, cannot be listed, or has no class
-        folder with images; or `label_key` is something else.
+        folder with images; or `label_key` is invalid.
     """
     if label_key not in (None, BY_PATH):
       raise ValueError(
@@ -119,8 +119,8 @@ class _ClassFolder:
     name: path of the folder below the split.
     images: names of the images in it.
     others: names of the other files.
-    folders: names of the folders in it that are passed over.
-    is_empty: whether it has no images, and no class folders either.
+    folders: names of the folders in it that are skipped.
+    is_empty: whether it contains neither images nor class folders.
   """
 
   name: str
@@ -135,7 +135,7 @@ def _class_folders(
 ) -> Iterator[_ClassFolder]:
   """The folders in a folder; if nested, also those inside them.
 
-  Not those behind links, which may lead back.
+  Links are not followed, because they may form cycles.
   """
   for name in _list(root / parent)[0]:
     name = f"{parent}/{name}" if parent else name
@@ -178,7 +178,7 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
 def _notes(
   root: Path, folders: Sequence[_ClassFolder], beside: Sequence[str]
 ) -> Iterator[str]:
-  """Counts and names what is passed over."""
+  """Describes the files and folders that are skipped."""
   others = [f"{f.name}/{file}" for f in folders for file in f.others]
   if others := [*beside, *others]:
     yield f"files passed over, no images in class folders: {_some(others)}"

@@ -1,7 +1,7 @@
 """Reads the headers of image files, before they are decoded.
 
-For the size of the image, for truncated files, and for what OpenCV ignores or
-gets wrong.
+The headers give the size of the image, reveal truncated files, and hold what
+OpenCV ignores or gets wrong.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ class ImageHeader:
 
   Attributes:
     height, width: as stored, before the orientation is applied.
-    orientation: of EXIF, 1 (upright) to 8.
+    orientation: EXIF orientation, 1 (upright) to 8.
     has_alpha: whether pixels may be transparent.
-    transparent_grey: the value of transparent pixels in a grey PNG.
+    transparent_grey: grey value of transparent pixels in a grey PNG.
     bit_depth: bits per channel of a PNG.
-    is_plain_cmyk: whether it is a JPEG of four channels that are not inverted,
-      unlike Adobe's.
-    is_tiff: whether it is a TIFF; then only its size is given.
+    is_plain_cmyk: whether it is a four-channel JPEG whose channels, unlike
+      Adobe's, are not inverted.
+    is_tiff: whether it is a TIFF; then only its size is read.
   """
 
   height: int = 0
@@ -77,7 +77,7 @@ def read_header(data: bytes) -> ImageHeader:
 
 
 def unreadable(data: bytes) -> ImageError:
-  """The error of a file that is not an image, or is damaged."""
+  """Makes the error for a file that is not an image or is damaged."""
   return ImageError(
     f"{len(data)} bytes that are not a readable JPEG, PNG, WebP, GIF, BMP or "
     "TIFF file. Replace the file."
@@ -85,10 +85,10 @@ def unreadable(data: bytes) -> ImageError:
 
 
 def _read_jpeg(data: bytes) -> ImageHeader:
-  """Walks the markers up to the end of the image; what follows is ignored.
+  """Reads the markers up to the end of the image; the rest is ignored.
 
-  OpenCV fills missing parts with grey and only warns, so an image without its
-  end is refused here.
+  OpenCV fills missing parts with grey and only warns, so a truncated image is
+  refused here.
   """
   header, is_adobe, channels, scanned, position = ImageHeader(), False, 3, 0, 2
   while match := _MARKER.search(data, position):
@@ -180,9 +180,9 @@ def _read_tiff(data: bytes) -> ImageHeader:
 
 
 def _is_intact_png(data: bytes) -> bool:
-  """Whether no chunk that is needed is truncated or fails its checksum.
+  """Whether all required chunks are complete and match their checksums.
 
-  The decoder would say so on stderr, once per file.
+  The decoder would report such errors on stderr, once per file.
   """
   position = len(_PNG)
   while position + 8 <= len(data):
@@ -210,13 +210,13 @@ def _chunks(
     first, second = struct.unpack_from(form, data, position)
     kind, length = (second, first) if checksum else (first, second)
     start = position + 8
-    # Only small chunks matter; images are not copied.
+    # Only small chunks matter; image data are not copied.
     yield kind, data[start : start + min(length, 1 << 16)]
     position = start + length + (checksum or length % 2)
 
 
 def _orientation(exif: bytes) -> int:
-  """The orientation in a block of EXIF; 1 if there is none, or none valid."""
+  """The orientation in EXIF data; 1 if it is missing or invalid."""
   orientation = _tags(exif).get(_ORIENTATION, 1)
   return orientation if 1 <= orientation <= 8 else 1
 

@@ -1,8 +1,8 @@
 """Mixup (arXiv:1710.09412) on the device.
 
-Every image is blended with a partner, x <- w x + (1 - w) x', and its labels
-likewise: w ~ Beta(alpha, alpha), replaced by max(w, 1 - w), so that each image
-contributes at least half to itself.
+Every image is blended with a partner, x <- w x + (1 - w) x', and so are its
+labels. The weight is w ~ Beta(alpha, alpha), replaced by max(w, 1 - w), so that
+each image keeps a weight of at least one half.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,10 +16,10 @@ Batch = Mapping[str, jax.Array]
 def mixup(batch: Batch, key: jax.Array, alpha: float) -> dict[str, jax.Array]:
   """Blends every image with the other one of its pair.
 
-  Images 2i and 2i + 1 are a pair, as their order is random already. The whole
-  batch has one w. The result does not depend on the devices, and needs no
-  communication if their number of images is even. The label mass of every pair
-  is conserved.
+  Images 2i and 2i + 1 form a pair, because their order is already random. The
+  whole batch has one w. The result does not depend on the devices, and no
+  communication is needed if every device has an even number of images. The
+  label mass of every pair is conserved.
 
   Args:
     batch: "image" (B, H, W, C) and "label" (B, classes).
@@ -42,18 +42,18 @@ def rolled_mixup(
 ) -> dict[str, jax.Array]:
   """Blends every image with the next one on its device.
 
-  The last one is blended with the first. Each device has its own w. This is
+  The last image is blended with the first. Each device has its own w. This is
   the mixup of the public V-MoE recipes; its result depends on the number of
   devices.
 
   Args:
-    batch: as for `mixup`, in equal consecutive shares of the devices.
+    batch: see `mixup`; devices have equal, consecutive shares of it.
     key: a PRNG key.
     alpha: parameter of the Beta distribution; larger values blend more.
     num_devices: number of shares.
 
   Returns:
-    As `mixup`.
+    See `mixup`.
 
   Raises:
     ValueError: alpha is not positive, or the devices do not divide B.

@@ -1,9 +1,9 @@
 """Image operations by name: "inception_crop(224)|flip_lr|value_range(-1, 1)".
 
-Arguments may be named: 'randaug(2, 10, variant="authors")'.
-Operations on uint8 images run on the host, one image at a time. `value_range`
-comes last. It is applied to whole batches on the devices (`device_ops`), as
-bytes are four times smaller than floats on the way.
+Arguments may be named: 'randaug(2, 10, variant="authors")'. Operations on uint8
+images run on the host, one image at a time. `value_range` comes last. It is
+applied to whole batches on the devices (`device_ops`), because bytes are four
+times smaller than floats during the transfer.
 """
 
 import ast
@@ -65,7 +65,7 @@ class Ops:
 
   Attributes:
     steps: operations on one image, in order.
-    value_range: range of the float32 images that the model gets.
+    value_range: value range of the float32 input images of the model.
   """
 
   steps: tuple[Op, ...]
@@ -144,7 +144,7 @@ def _check_limits(argument: str, value: Any) -> None:
 
 
 def _call(node: ast.expr) -> tuple[str, list[Any], dict[str, Any]]:
-  """Name, arguments and named arguments."""
+  """Returns name, positional arguments and named arguments."""
   match node:
     case ast.Name(name):
       return name, [], {}
@@ -157,7 +157,7 @@ def _call(node: ast.expr) -> tuple[str, list[Any], dict[str, Any]]:
 
 
 def _form(name: str, form: inspect.Signature) -> str:
-  """As a user writes it: "inception_crop(size, min_area=0.05)"."""
+  """Formats an operation: "inception_crop(size, min_area=0.05)"."""
   shown = [
     parameter.replace(annotation=inspect.Parameter.empty)
     for parameter in form.parameters.values()

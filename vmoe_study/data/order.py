@@ -1,7 +1,7 @@
 """The order in which training reads a data set: position -> example.
 
-An order is an endless sequence. Epoch e is its positions [e N, (e + 1) N), a
-permutation of the N examples that depends on the seed and e alone.
+An order is an infinite sequence. Epoch e consists of positions [e N, (e + 1)
+N), a permutation of the N examples that depends only on the seed and e.
 
 `FullOrder` permutes single examples. From an object store every example is then
 one request.
@@ -10,15 +10,14 @@ one request.
 
 1. The blocks of the data set are permuted, which puts its examples in a row.
 2. The row is cut into one segment per lane. Position p belongs to lane p mod L,
-   so every batch has equally many examples of each lane, and a host or worker
-   that computes some lanes reads no block that another one reads, but for the
-   blocks that a cut divides.
+   so every batch has equally many examples of each lane, and no block is read
+   by two hosts or workers, except for blocks that a cut divides.
 3. A lane shuffles its segment in windows of a few blocks. The lanes are out of
-   step, so that blocks are needed at an even rate.
+   phase, so that blocks are needed at an even rate.
 
 L does not depend on the number of hosts or workers, so neither does the order.
 All lanes together hold `WINDOW_BLOCKS` blocks in memory, which is the size of
-the buffer that examples are shuffled in.
+the shuffle buffer.
 """
 
 import dataclasses
@@ -39,11 +38,11 @@ Run = tuple[int, int]  # Examples [start, stop), read with one request.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Window:
-  """Examples that are shuffled, and so held in memory, together.
+  """Examples that are shuffled together and therefore held in memory together.
 
   Attributes:
-    examples: in their order.
-    runs: the same examples as read.
+    examples: the examples in shuffled order.
+    runs: the same examples as runs of consecutive ones, as they are read.
   """
 
   examples: np.ndarray
@@ -63,27 +62,27 @@ class Window:
     return cls(np.asarray(examples, np.int64), runs)
 
   def runs_from(self, place: int) -> Sequence[Run]:
-    """What has to be read if the examples before a place are not needed."""
+    """The runs to read if the examples before an index are not needed."""
     left = np.sort(self.examples[place:])
     found = np.searchsorted(left, self.runs)
     return [run for run, (a, b) in zip(self.runs, found, strict=True) if a < b]
 
 
 class Order(Protocol):
-  """See the module's docstring; can be pickled for worker processes."""
+  """An order, see the module's docstring; picklable for worker processes."""
 
   def __len__(self) -> int:
-    """sys.maxsize, as there is no end."""
+    """sys.maxsize, because the order is infinite."""
 
   def __getitem__(self, position: int) -> int:
     """The example at a position."""
 
   def window(self, position: int) -> tuple[Window, int]:
-    """The window of the example at a position, and its place in it."""
+    """The window of the example at a position, and its index in the window."""
 
 
 class FullOrder:
-  """Every example may follow any other."""
+  """An order that permutes single examples."""
 
   def __init__(self, num_examples: int, seed: int):
     """Takes the number of examples, and a seed in [0, 2**32)."""
@@ -102,7 +101,7 @@ class FullOrder:
 
 
 class BlockOrder:
-  """Blocks in random order, and the examples of a few blocks among each other.
+  """An order that permutes blocks, and shuffles the examples of a few blocks.
 
   Attributes:
     examples: the order as a Grain data set.
@@ -152,11 +151,11 @@ class BlockOrder:
     return begin + (lane - begin) % self._lanes
 
   def _shift(self, lane: int) -> int:
-    """Blocks that the first window of a lane lacks, to be out of step."""
+    """Blocks missing from a lane's first window, to put lanes out of phase."""
     return lane * self._window_blocks // self._lanes
 
   def _row(self, epoch: int) -> "_Row":
-    """The permuted blocks of an epoch; the last two are kept."""
+    """The permuted blocks of an epoch; the last two epochs are cached."""
     rows = self.__dict__.setdefault("_cached_rows", {})
     if epoch not in rows:
       while len(rows) > 1:
@@ -177,7 +176,7 @@ class BlockOrder:
   def _window(
     self, epoch: int, lane: int, base: int, number: int
   ) -> tuple[Window, int]:
-    """A window of a lane's segment, and where it begins in the row."""
+    """A window of a lane's segment, and its start in the row."""
     windows = self.__dict__.setdefault("_cached_windows", {})
     key = epoch, lane, number
     if key not in windows:
@@ -215,8 +214,8 @@ class _Row:
 
   Attributes:
     blocks: numbers of the blocks.
-    ends: where each of them ends in the row.
-    segments: where the segment of each lane begins, and N.
+    ends: end of each block in the row.
+    segments: start of each lane's segment in the row, and N.
   """
 
   blocks: np.ndarray
@@ -225,11 +224,13 @@ class _Row:
 
 
 def num_lanes(batch_size: int, num_blocks: int) -> int:
-  """A power of two that divides the batch, so that lanes have some blocks each.
+  """The number of lanes: a power of two that divides the batch size.
+
+  It is limited so that each lane has several blocks.
 
   Args:
     batch_size: global batch size.
-    num_blocks: of the data set.
+    num_blocks: number of blocks of the data set.
   """
   most = min(WINDOW_BLOCKS, max(1, num_blocks // LANE_BLOCKS))
   return math.gcd(batch_size, 2 ** int(math.log2(most)))

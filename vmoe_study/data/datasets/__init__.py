@@ -11,9 +11,10 @@ import tensorflow_datasets as tfds
 
 @contextlib.contextmanager
 def unregistered() -> Iterator[None]:
-  """Builder classes defined in the block are not registered with TFDS.
+  """Keeps builder classes defined in the block out of TFDS's registry.
 
-  `builders.make_builder` finds them, so they may have the name of a TFDS set.
+  `builders.make_builder` finds them, so they may have the name of a TFDS data
+  set.
   """
   with tfds.core.registered.skip_registration():
     yield

@@ -1,7 +1,7 @@
 """`emoji`: 3,655 colour emoji in 99 subgroups, for few-shot evaluation.
 
-Images come from the Noto colour font, subgroups from Unicode's list: the Debian
-packages fonts-noto-color-emoji and unicode-data.
+Images come from the Noto colour font and subgroups from Unicode's list, that
+is, from the Debian packages fonts-noto-color-emoji and unicode-data.
 """
 
 import re

@@ -26,8 +26,8 @@ class Design:
 
   Attributes:
     package: the Debian package that installs it.
-    file: below the folder of fonts.
-    face: its number in a font collection.
+    file: path below the folder of fonts.
+    face: number of the face in a font collection.
   """
 
   package: str
@@ -45,7 +45,7 @@ Designs = Mapping[str, tuple[Design, ...]]  # By split.
 
 
 def _table(lines: str) -> tuple[Design, ...]:
-  """Designs from lines of: package, folder, then file or file:face,face."""
+  """Designs from lines of package, folder, and file or file:face,face."""
   found = []
   for line in lines.strip().splitlines():
     package, folder, *files = line.split()

@@ -1,8 +1,8 @@
 """`glyph_scenes/N`: one to four Han characters on clutter, with several labels.
 
-Stands in for the form of JFT: N classes with frequencies proportional to
-1 / rank, one to four labels per image, and content that is uneven over the
-image. Characters and designs, also their split, are those of `glyphs/N`.
+A stand-in for JFT: N classes with frequencies proportional to 1 / rank, one to
+four labels per image, and content that is unevenly distributed over the image.
+Characters, designs and their split are those of `glyphs/N`.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class Scene:
 
   Attributes:
     image: float32 (SIZE, SIZE, 3).
-    boxes: of the glyphs so far.
+    boxes: boxes of the glyphs so far.
   """
 
   def __init__(self, rng: np.random.Generator):
@@ -57,7 +57,7 @@ class Scene:
     """Puts a random affine copy of a uint8 (H, W, 1) glyph on the image.
 
     Returns:
-      Whether it found room beside the others in a few tries.
+      Whether a few tries found room for it next to the others.
     """
     alpha = self._transform(glyph)
     rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
@@ -91,7 +91,7 @@ class Scene:
     return cv2.warpAffine(glyph, affine, (SIZE, SIZE))
 
   def _colour(self, background: float) -> np.ndarray:
-    """A random colour whose mean is far from that of the background."""
+    """A random colour whose mean differs clearly from the background's."""
     while True:
       colour = self._rng.uniform(0, 255, 3)
       if abs(colour.mean() - background) >= MIN_CONTRAST:

@@ -36,14 +36,14 @@ TO_HIRAGANA = ord("あ") - ord("ア")
 
 
 def code_rows(encoding: str, rows: range) -> set[str]:
-  """All letters of a two-byte code whose first byte is in `rows`."""
+  """All letters of a two-byte encoding whose first byte is in `rows`."""
   codes = [bytes((a, b)) for a in rows for b in range(0x40, 0xFF)]
   decoded = (code.decode(encoding, errors="replace") for code in codes)
   return {text for text in decoded if len(text) == 1 and text.isalpha()}
 
 
 def han(count: int | None = None) -> list[str]:
-  """`count` characters of level 1 in GB 2312 and Big5 that JIS X 0208 has too.
+  """`count` characters of level 1 in GB 2312 and Big5 that are in JIS X 0208.
 
   Their forms differ little between China, Taiwan and Japan. A smaller set is
   part of every larger one.
@@ -59,7 +59,7 @@ def hangul() -> list[str]:
 
 
 def kana() -> list[str]:
-  """46 hiragana and 45 katakana: the two forms of "he" are the same."""
+  """46 hiragana and 45 katakana; "he" looks the same in both."""
   hiragana = [chr(ord(kana) + TO_HIRAGANA) for kana in BASE_KANA]
   return [*hiragana, *BASE_KANA.replace("ヘ", "")]
 

@@ -1,6 +1,6 @@
 """`jft_like/N`: N synthetic JPEGs with long-tailed multiple labels.
 
-For load tests, as JFT is not public: 18,291 classes with frequencies
+For load tests, because JFT is not public: 18,291 classes with frequencies
 proportional to 1 / rank, one or a few labels per image, JPEGs of various sizes.
 """
 
@@ -24,7 +24,7 @@ SEED = 0
 def synthetic_image(rng: np.random.Generator) -> np.ndarray:
   """Returns uint8 (H, W, 3): coarse colour clouds and fine noise.
 
-  Mean sizes are those of ImageNet: 180,000 pixels and 108 kB per file.
+  Mean sizes match ImageNet: 180,000 pixels and 108 kB per file.
   """
   height, width = rng.integers(MIN_SIDE, MAX_SIDE + 1, size=2)
   image = np.zeros((height, width, 3), np.float32)
