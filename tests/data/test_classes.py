@@ -173,7 +173,7 @@ def test_what_is_passed_over_is_counted_and_named(make):
   assert len(source) == 6 and source.class_names == ("ant", "bee")
   files, empty, nested = source.notes
   assert files.endswith(": 3 (beside0.png, readme.md, bee/notes.txt)")
-  assert empty == "folders passed over, without images: 1 (empty)"
+  assert empty == "folders skipped, without images: 1 (empty)"
   assert ": 1 (ant/old), with 3 files. " in nested and "move" in nested
 
 
@@ -189,8 +189,8 @@ def test_folders_inside_folders_are_classes_if_asked_for(make):
   assert source.labels().tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
   assert source.where(8) == str(root / "pets/cat/big/2.png")
   assert [n[:45] for n in source.notes] == [
-    "folders passed over, without images: 1 (pets/",
-    "folders passed over, inside class folders: 2 ",
+    "folders skipped, without images: 1 (pets/",
+    "folders skipped, inside class folders: 2 ",
   ]
   assert source.empty_folders == [str(root / "pets" / "loop")]
   (root / "pets" / "loop").unlink()

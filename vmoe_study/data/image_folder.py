@@ -181,14 +181,14 @@ def _notes(
   """Describes the files and folders that are skipped."""
   others = [f"{f.name}/{file}" for f in folders for file in f.others]
   if others := [*beside, *others]:
-    yield f"files passed over, no images in class folders: {_some(others)}"
+    yield f"files skipped, no images in class folders: {_some(others)}"
   if empty := [folder.name for folder in folders if folder.is_empty]:
-    yield f"folders passed over, without images: {_some(empty)}"
+    yield f"folders skipped, without images: {_some(empty)}"
   nested = [f"{f.name}/{name}" for f in folders for name in f.folders]
   if nested:
     count = sum(_count_files(root / path) for path in nested)
     yield (
-      f"folders passed over, inside class folders: {_some(nested)}, with "
+      f"folders skipped, inside class folders: {_some(nested)}, with "
       f"{count:,} files. To read them, set label_key={BY_PATH!r} if they are "
       "classes, and move the files up if they are not"
     )

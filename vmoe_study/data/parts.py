@@ -1,8 +1,8 @@
-"""What a worker computes: the same part of every batch.
+"""The work of a worker: the same part of every batch.
 
 A global batch is a row of positions. Each host takes a contiguous part of the
-row, and each of its workers a contiguous part of that. Which examples stand at
-the positions does not depend on either number.
+row, and each of its workers a contiguous part of that. The example at a
+position depends neither on the number of hosts nor on that of workers.
 """
 
 import copy
@@ -19,8 +19,8 @@ from vmoe_study.data.examples import Batch, Example, ExampleReader, collate
 from vmoe_study.data.order import BlockOrder, Order, Run, Window
 from vmoe_study.data.read_ahead import ReadAhead
 
-# Examples of a part that are being read while earlier ones are decoded: about a
-# second of work, enough for a request that has to be repeated.
+# Number of examples of a part that are read while earlier ones are decoded:
+# about a second of work, enough to retry a request.
 EXAMPLES_AHEAD = 512
 
 
@@ -45,15 +45,15 @@ class HostRows:
 
 @dataclasses.dataclass(frozen=True)
 class TrainParts:
-  """Training batches; `order` says how batches and positions relate.
+  """Training batches; see `order` for batches and positions.
 
   Attributes:
-    readers: of the mixed data sets.
-    orders: of their examples.
-    weights: of the data sets.
-    rows: of this host.
-    lanes: of the orders.
-    read_threads: of every part.
+    readers: readers of the mixed data sets.
+    orders: orders of their examples.
+    weights: weights of the data sets.
+    rows: rows of this host.
+    lanes: number of lanes of the orders.
+    read_threads: number of threads that read for each part.
   """
 
   readers: Sequence[ExampleReader]
@@ -69,7 +69,7 @@ class TrainParts:
 
   @functools.cached_property
   def _mixed(self) -> grain.MapDataset:
-    """(data set, position in it) for every place in a lane."""
+    """(data set, position in its order) for every position in a lane."""
     places = [
       grain.MapDataset.source(range(len(order))).map(
         functools.partial(_numbered, number)
@@ -81,10 +81,10 @@ class TrainParts:
     return grain.MapDataset.mix(places, self.weights)
 
   def position(self, step: int, row: int) -> tuple[int, int]:
-    """The data set, and the position in its order, in a row of a batch.
+    """The data set, and the position in its order, of a row of a batch.
 
-    The rows of a lane follow each other in the batch, and its examples follow
-    each other in the rows.
+    The rows of a lane are contiguous in the batch, and consecutive rows have
+    consecutive examples of the lane.
     """
     size = self.rows.batch_size // self.lanes  # Of a lane, in one batch.
     lane, place = divmod(row, size)
@@ -92,7 +92,7 @@ class TrainParts:
     return number, position * self.lanes + lane
 
   def examples(self, step: int) -> list[tuple[int, int]]:
-    """(data set, example) in every row of a global batch."""
+    """(data set, example) of every row of a global batch."""
     rows = range(self.rows.batch_size)
     places = [self.position(step, row) for row in rows]
     return [(number, self.orders[number][p]) for number, p in places]
@@ -102,7 +102,7 @@ class TrainParts:
   ) -> "_Part":
     """See `workers.Parts`; reads the next examples in the background.
 
-    Without examples ahead, it reads only those of a batch, one by one.
+    If `examples_ahead` is 0, it reads only those of a batch, one by one.
     """
     rows = self.rows.of(number, count)
     readers = [
@@ -114,7 +114,7 @@ class TrainParts:
       for order, reader in zip(self.orders, readers, strict=True)
     ]
 
-    # What precedes the first step in its windows is not read.
+    # Examples before the first step in its windows are not read.
     needed: MutableMapping[Window, Sequence[Run]] = weakref.WeakKeyDictionary()
 
     def runs(step: int) -> Iterator[tuple[int, Sequence[Run]]]:
@@ -141,10 +141,10 @@ class EvalParts:
   """Evaluation batches: examples in a given order.
 
   Attributes:
-    reader: of the data set.
-    indices: the examples; one beyond the end of the data set is padding.
-    rows: of this host.
-    read_threads: of every part.
+    reader: reader of the data set.
+    indices: indices of the examples; an index beyond the end is padding.
+    rows: rows of this host.
+    read_threads: number of threads that read for each part.
   """
 
   reader: ExampleReader
@@ -183,7 +183,7 @@ class EvalParts:
 
 
 class _Part:
-  """Computes a part of every batch, and reads for the next ones meanwhile."""
+  """Computes a part of every batch while reading for the next ones."""
 
   def __init__(
     self,
@@ -192,7 +192,7 @@ class _Part:
     compute: Callable[[int], Iterator[Example]],
     steps_ahead: int,
   ):
-    """Takes functions of the step: what will be read, and the examples."""
+    """Takes functions of the step: the runs to read, and the examples."""
     self._sources = [reader.source for reader in readers]
     self._runs, self._compute = runs, compute
     self._steps_ahead = steps_ahead
@@ -206,7 +206,7 @@ class _Part:
     return batch | {"reading": self._counted - before}
 
   def _expect(self, steps: range) -> None:
-    """Has what these steps need read, that of the first step first."""
+    """Starts to read what these steps need, in the order of the steps."""
     if not any(isinstance(source, ReadAhead) for source in self._sources):
       return
     known, self._expected = self._expected, {}
@@ -237,7 +237,7 @@ class _Part:
 def _ahead(
   reader: ExampleReader, threads: int, in_blocks: bool = False
 ) -> ExampleReader:
-  """A reader that reads ahead, if that makes a difference."""
+  """A reader that reads ahead, if that is useful."""
   if not (in_blocks or reader.source.is_remote):
     return reader
   reader = copy.copy(reader)
@@ -250,7 +250,7 @@ def _numbered(number: int, position: int) -> tuple[int, int]:
 
 
 def join(parts: Sequence[Batch]) -> Batch:
-  """Puts the parts of a batch together."""
+  """Joins the parts of a batch."""
   batch = {
     name: np.concatenate([part[name] for part in parts]) for name in parts[0]
   }

@@ -8,7 +8,7 @@ h-th contiguous slice of every global batch. So there is no state to save.
 
 Evaluation: every example once, in order; the last batch is padded and masked.
 
-Batches are bytes, which `device_ops` turns into what the model gets.
+Batches are bytes, which `device_ops` converts to model inputs.
 """
 
 import contextlib
@@ -38,14 +38,14 @@ class _Input:
   Attributes:
     num_examples: examples in all data sets together, over all hosts.
     image_shape: (H, W, C).
-    device_ops: turns a batch into float32 images and label vectors.
-    class_names: by class number; empty if the classes have only numbers.
+    device_ops: converts a batch to float32 images and label vectors.
+    class_names: names by class number; empty if the classes have only numbers.
     many_labels: whether an image may have several labels, or none.
-    notes: what the user should know of the data sets.
-    skipped: damaged examples skipped or masked so far, on this host.
-    parts: what the workers compute.
-    reading: requests to stores, bytes read, and seconds in which the workers
-      waited for them so far, on this host.
+    notes: messages for the user about the data sets.
+    skipped: number of damaged examples skipped or masked so far, on this host.
+    parts: the parts of batches that workers compute.
+    reading: requests to object stores, bytes read, and seconds that workers
+      have waited for them so far, on this host.
   """
 
   def __init__(
@@ -82,7 +82,7 @@ class _Input:
       yield from map(self._finish, map(join, parts))
 
   def _finish(self, batch: Batch) -> Batch:
-    """Turns a collated batch into the form that travels to the devices."""
+    """Converts a collated batch to the form that is sent to the devices."""
     self.skipped += int(batch["skipped"].sum())
     self.reading += batch["reading"]
     labels = batch["labels"], batch["owner"], len(batch["image"])
@@ -139,7 +139,7 @@ class TrainInput(_Input):
   def iterate(self, start_step: int = 0) -> Iterator[Batch]:
     """Yields the batches of `start_step` and all later steps.
 
-    Close the iterator (or let it be collected) to end the work for it.
+    Close the iterator (or let it be garbage-collected) to stop its work.
     """
     return self._iterate(itertools.count(start_step))
 
@@ -152,7 +152,7 @@ class EvalInput(_Input):
     return len(self.parts)
 
   def decode_first(self) -> None:
-    """Decodes this host's part of the first batch, and drops it.
+    """Decodes this host's part of the first batch and discards it.
 
     Raises:
       RecordError: an example cannot be used.
@@ -182,24 +182,24 @@ def train_input(
   """Opens the training input.
 
   Args:
-    spec: a data set, or several with weights: examples are drawn from each in
+    spec: a data set, or several with weights; each contributes examples in
       proportion to its weight.
     batch_size: global batch size.
-    seed: determines order and augmentation; in [0, 2**32).
-    class_names: of the run, which number its classes; None for those of the
-      data sets, in order.
+    seed: seed of order and augmentation, in [0, 2**32).
+    class_names: class names of the run, which number its classes; None for
+      those of the data sets, in order.
     shuffle: "full", "blocks" (see `order`), or "auto", which is "blocks" for
       data sets in an object store.
     process_index: number of this host.
     process_count: number of hosts.
-    num_workers: worker processes, which all inputs with this number share; 0
-      uses threads of this process.
-    read_threads: requests to an object store that a worker has open at a time.
+    num_workers: number of worker processes, shared by all inputs with the same
+      number; 0 uses threads of this process.
+    read_threads: number of concurrent requests to an object store per worker.
 
   Raises:
     MissingDataError: a data set is not prepared; names the command.
-    ValueError: batch size, seed or mixture are invalid, a class folder has no
-      images, or the head or the run does not have one of the classes.
+    ValueError: the batch size, the seed or the mixture is invalid, a class
+      folder has no images, or the head or the run lacks one of the classes.
   """
   mixture = [(spec, 1.0)] if isinstance(spec, DataSpec) else list(spec)
   _check_weights(mixture)
@@ -262,7 +262,7 @@ def _check_weights(mixture: Mixture) -> None:
 
 
 def _check_agreement(readers: Sequence[ExampleReader]) -> None:
-  """Raises ValueError unless examples of all readers fit into one batch."""
+  """Raises ValueError unless examples of all readers can share a batch."""
   properties: dict[str, list[Any]] = {
     "num_classes": [reader.spec.num_classes for reader in readers],
     "label_smoothing": [reader.spec.label_smoothing for reader in readers],
@@ -293,19 +293,19 @@ def eval_input(
   Args:
     spec: the data set; its operations must not be random.
     batch_size: global batch size.
-    class_names: of the run, whose numbers the labels become; None to keep those
-      of the data set.
+    class_names: class names of the run, whose numbers the labels become; None
+      to keep the data set's own.
     process_index: number of this host.
     process_count: number of hosts.
-    indices: the examples to take, in this order; all of them when None.
-    num_workers: worker processes, which all inputs with this number share; 0
-      uses threads of this process.
-    read_threads: requests to an object store that a worker has open at a time.
+    indices: indices of the examples to use, in this order; None for all.
+    num_workers: number of worker processes, shared by all inputs with the same
+      number; 0 uses threads of this process.
+    read_threads: number of concurrent requests to an object store per worker.
 
   Raises:
     MissingDataError: the data set is not prepared; names the command.
-    ValueError: operations are random, the batch size is invalid, or the run
-      does not have one of the classes.
+    ValueError: the operations are random, the batch size is invalid, or the run
+      lacks one of the classes.
   """
   if parse_ops(spec.ops).is_random:
     raise ValueError(

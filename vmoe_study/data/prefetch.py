@@ -1,4 +1,4 @@
-"""Prepares batches ahead of the training loop, in a thread."""
+"""Prepares batches in a thread, ahead of the training loop."""
 
 import queue
 import threading
@@ -13,8 +13,8 @@ _END = object()
 class Prefetcher(Iterator[T], Generic[T]):
   """An iterator that a thread runs ahead of its consumer.
 
-  With host batches as items, and their transfer to the devices as `put`, it is
-  the `BatchStream` of the training loop.
+  With host batches as items and the transfer to the devices as `put`, it is the
+  `BatchStream` of the training loop.
 
   Attributes:
     wait_seconds: total time that the consumer has waited for items.
@@ -26,9 +26,9 @@ class Prefetcher(Iterator[T], Generic[T]):
     """Starts the thread.
 
     Args:
-      iterator: of host batches. Its exceptions are raised by `next`.
-      put: applied to an item when the consumer asks for it, so that the items
-        that wait here take no memory of the devices.
+      iterator: iterator of host batches. `next` raises its exceptions.
+      put: function applied to an item when the consumer asks for it, so that
+        waiting items take no device memory.
       size: number of items that may wait; 2 is double buffering.
     """
     self.wait_seconds = 0.0

@@ -24,10 +24,9 @@ WIDTH, HEIGHT = CELL + MARGIN, CELL + MARGIN + LINE * LINES  # With the text.
 
 
 def training_sheet(data: TrainInput) -> np.ndarray:
-  """Draws the first training images, augmented as for the model.
+  """Draws the first training images, augmented as in training.
 
-  As the model gets them, but without the operations in float: value range,
-  label smoothing and mixup.
+  The float operations are left out: value range, label smoothing and mixup.
 
   Returns:
     uint8 (H, W, 3), RGB.
@@ -72,7 +71,7 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
 
 
 def _draw_texts(texts: Sequence[str], num_rows: int) -> np.ndarray:
-  """A white sheet with the texts of all cells; a point is a pixel."""
+  """A white sheet with the texts of all cells, at one pixel per point."""
   shape = num_rows * HEIGHT, COLUMNS * WIDTH
   figure = Figure(figsize=(shape[1] / 72, shape[0] / 72), dpi=72)
   for number, text in enumerate(texts):
@@ -86,7 +85,7 @@ def _draw_texts(texts: Sequence[str], num_rows: int) -> np.ndarray:
 
 
 def _lines(text: str) -> list[str]:
-  """Breaks a text into the lines that fit."""
+  """Wraps a text into lines that fit."""
   rest = " ".join(text.split())
   lines: list[str] = []
   while rest and len(lines) < LINES:

@@ -1,4 +1,4 @@
-"""Reads a sample of a data set, as a run would, and describes it."""
+"""Reads a sample of a data set as a run would, and describes it."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ THREADS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """A data set, by a sample of its examples.
+  """A description of a data set, from a sample of its examples.
 
   Attributes:
     num_examples: size of the whole split.
@@ -30,9 +30,9 @@ class Probe:
     label_range: smallest and largest label of the sample; None if it has none.
     num_labels_seen: number of different labels in the sample.
     most_labels: largest number of labels of an image.
-    class_names: by number; empty if the classes have only numbers.
+    class_names: names by class number; empty if the classes have only numbers.
     empty_folders: paths of class folders without images.
-    notes: what was passed over.
+    notes: messages about skipped files and folders.
   """
 
   num_examples: int
@@ -51,14 +51,14 @@ class Probe:
 def probe(spec: DataSpec) -> Probe:
   """Reads up to `EXAMPLES` examples, evenly spaced, and the end of every file.
 
-  The end shows whether a file is truncated.
+  The end of a file shows whether it is truncated.
 
   Raises:
     MissingDataError: the data set is not prepared; names the command.
-    ValueError: it cannot be opened, or no example can be used.
+    ValueError: the data set cannot be opened, or no example can be used.
   """
   source = open_source(spec)
-  # Classes with names are numbered by the run, which is not known here.
+  # Named classes are numbered by the run, which is not known here.
   num_classes = max(spec.num_classes, len(source.class_names))
   reader = ExampleReader(
     dataclasses.replace(spec, on_error="skip", num_classes=num_classes),

@@ -7,7 +7,7 @@ import numpy as np
 from vmoe_study.data import distortions, distortions_authors
 from vmoe_study.data.distortions import Distortion, Image, Rng
 
-FULL_MAGNITUDE = 10  # The magnitude of strength 1.
+FULL_MAGNITUDE = 10  # The magnitude that corresponds to strength 1.
 VARIANTS: dict[str, dict[str, Distortion]] = {
   "pillow": distortions.DISTORTIONS,
   "authors": distortions_authors.DISTORTIONS,
@@ -26,11 +26,11 @@ def randaug(
 
   Args:
     image: uint8 (H, W, C), C = 1 or 3.
-    num_layers: how many distortions.
+    num_layers: number of distortions.
     magnitude: 10 is the full range of each distortion.
-    variant: "pillow", see `data.distortions`; or "authors", as the public V-MoE
-      recipes ran, see `data.distortions_authors`.
-    rng: of this example.
+    variant: "pillow", see `data.distortions`; or "authors", as in the public
+      V-MoE recipes, see `data.distortions_authors`.
+    rng: random generator of this example.
   """
   table = list(VARIANTS[variant].values())
   image = np.ascontiguousarray(image)

@@ -16,22 +16,22 @@ Found = dict[str, Any] | RecordError
 
 
 class ReadAhead:
-  """A source that reads in the background what it is told to expect.
+  """A source that reads expected examples in the background.
 
-  It holds the examples of the expected runs, and nothing else. All other
-  examples can be read as well, but have to be waited for.
+  It holds only the examples of the expected runs. All other examples can be
+  read too, but without reading ahead.
 
   Attributes:
-    traffic: what was read.
+    traffic: counts of requests and bytes.
     wait_seconds: total time in which `[]` has waited for reads.
   """
 
   def __init__(self, source: Source, threads: int = READ_THREADS):
-    """Takes a source, whose attributes are also those of this one.
+    """Wraps a source; its attributes are available here too.
 
     Args:
-      source: any.
-      threads: number of reads at a time.
+      source: any source.
+      threads: number of concurrent reads.
     """
     self.traffic = Traffic()
     self.wait_seconds = 0.0
@@ -49,7 +49,7 @@ class ReadAhead:
     return len(self._source)
 
   def expect(self, runs: Iterable[Run]) -> None:
-    """Starts to read runs, in this order; forgets all others."""
+    """Starts to read runs, in this order; drops all others."""
     expected = dict.fromkeys(runs)
     for run in [run for run in self._runs if run not in expected]:
       self._runs.pop(run).cancel()
@@ -62,7 +62,7 @@ class ReadAhead:
         self._run_of.update(dict.fromkeys(range(*run), run))
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """Returns an example, as the source does.
+    """Returns an example, like the source.
 
     Raises:
       RecordError: it is damaged.

@@ -1,12 +1,13 @@
-"""Where each record of a data file begins.
+"""Indices of data files: where each record begins.
 
-An index is the int64 array of the starts of a file's records, and the end of
+An index is an int64 array with the starts of a file's records and the end of
 the last one. Records that are compressed together have the same start.
 
 ArrayRecord files end with an index of their own. TFRecord files have none: they
 are read once, in sequence. The index of a remote file is stored in a folder
-`.offsets` beside it, or elsewhere if that is read-only, so that one host makes
-it for all. Every host has a copy of the indices it uses in its cache folder.
+`.offsets` next to the file, or elsewhere if that is read-only, so that one host
+makes it for all. Every host keeps copies of the indices that it uses in its
+cache folder.
 """
 
 import contextlib
@@ -64,11 +65,11 @@ Fetch = Callable[[int, int], bytes]
 
 
 def scan_tfrecords(url: str) -> np.ndarray:
-  """Reads the headers of a TFRecord file; a remote file is read once, whole.
+  """Scans the headers of a TFRecord file; a remote file is read completely.
 
   Returns:
     int64 (N + 1,): the start of each complete record, and the end of the last
-    one. A record that the end of the file truncates is left out.
+    one. A record truncated by the end of the file is left out.
 
   Raises:
     RecordError: a header's checksum is wrong.
@@ -93,7 +94,7 @@ def scan_tfrecords(url: str) -> np.ndarray:
 
 
 def _in_sequence(url: str, size: int) -> Fetch:
-  """Small reads at growing positions, from one pass in large pieces."""
+  """Serves small reads at growing positions from one pass in large pieces."""
   pieces: dict[int, bytes] = {}
 
   def piece(number: int) -> bytes:
@@ -124,7 +125,7 @@ def digest(text: str) -> str:
 
 
 def file_key(url: str) -> str:
-  """A digest of a file's name, size and times; changes with the file."""
+  """A digest of a file's name, size and times, which changes with the file."""
   filesystem, path = locate(url)
   return digest(f"{url} {filesystem.ukey(path)}")
 
@@ -132,8 +133,9 @@ def file_key(url: str) -> str:
 def tfrecord_index(url: str, elsewhere: str | None = None) -> Path:
   """Returns this host's copy of the index of a TFRecord file.
 
-  It comes from the cache folder, from the folder beside a remote file, from
-  `elsewhere`, or from a scan, whose result is then stored in both places.
+  It comes from the cache folder, from the folder next to a remote file, from
+  `elsewhere`, or from a scan, whose result is then stored in the cache and in
+  one of the other places.
 
   Args:
     url: the data file.
@@ -170,15 +172,15 @@ def _store(places: Sequence[str], content: bytes) -> None:
     try:
       write_atomically(place, content)
       return
-    except Exception as error:  # Every store has its own types.
+    except Exception as error:  # Every store has its own types of errors.
       logging.info("%s: cannot be written: %s", place, error)
 
 
 def array_record_index(url: str) -> Path:
   """Returns this host's copy of the index of an ArrayRecord file.
 
-  The file with the suffix `.tail` beside it has the bytes of the data file from
-  the index on.
+  A file next to the copy, with the suffix `.tail`, has the bytes of the data
+  file from the index to the end.
   """
   target = cache_dir() / "array_records" / f"{file_key(url)}.i64"
   if not target.exists():
@@ -189,6 +191,6 @@ def array_record_index(url: str) -> Path:
 
 
 def all_indices(make: Callable[[str], Path], urls: Sequence[str]) -> list[Path]:
-  """Indices of several files, made in several threads."""
+  """Makes the indices of several files in several threads."""
   with ThreadPoolExecutor(FILE_THREADS) as pool:
     return list(pool.map(make, urls))

@@ -1,12 +1,12 @@
-"""The records of TFRecord and ArrayRecord files, as one sequence of bytes.
+"""The records of TFRecord and ArrayRecord files as one sequence.
 
 A TFRecord file is a sequence of records, each of
     length (uint64), masked crc32c of length (uint32),
     data (`length` bytes), masked crc32c of data (uint32),
 all little-endian. `record_index` says where each record begins.
 
-`Records.read` is the only way to data: it takes the numbers of any records, and
-reads neighbours with one request.
+All data are read by `Records.read`, which takes the numbers of any records and
+reads neighbouring ones with one request.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 def intact(found: T | RecordError) -> T:
-  """Returns what was read; raises the error if it is damaged."""
+  """Returns what was read, or raises it if it is an error."""
   if isinstance(found, RecordError):
     raise found
   return found
@@ -67,10 +67,10 @@ class Records:
   """
 
   def __init__(self, spans: Sequence[FileSpan], indices: Sequence[Path] = ()):
-    """Takes spans in order, as `FileSpan` or with the same attributes.
+    """Takes file spans in order.
 
     Args:
-      spans: of the files.
+      spans: the spans, `FileSpan` or objects with the same attributes.
       indices: the index of each file, for `blocks`.
     """
     self._spans = list(spans)
@@ -88,14 +88,14 @@ class Records:
     return shard, record
 
   def where(self, index: int) -> str:
-    """File and number of record `index`, for error messages."""
+    """The file and number of record `index`, for error messages."""
     return self._where(*self.locate(index))
 
   def _where(self, shard: int, record: int) -> str:
     return f"{self._spans[shard].filename}, record {record}"
 
   def file_ends(self) -> np.ndarray:
-    """Indices of the last record of each span; lost if a file is truncated."""
+    """Indices of the last record of each span, which truncation would lose."""
     return self._starts[1:] - 1
 
   def key(self) -> str:
@@ -122,10 +122,10 @@ class Records:
     return np.append(np.concatenate(starts), len(self)).astype(np.int64)
 
   def read(self, indices: Sequence[int]) -> list[bytes | RecordError]:
-    """Reads records; neighbours in a file, in this order, with one request.
+    """Reads records; consecutive ones in a file with one request.
 
     Returns:
-      The data of each record, or the error of one that is damaged.
+      The data of each record, or an error if it is damaged.
 
     Raises:
       OSError: a file cannot be read.
@@ -160,7 +160,7 @@ class Records:
 
 
 def _runs(places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, range]]:
-  """Joins (shard, record) pairs that follow each other."""
+  """Groups consecutive (shard, record) pairs."""
   enumerated = enumerate(places)
   for (shard, _), group in itertools.groupby(
     enumerated, lambda item: (item[1][0], item[1][1] - item[0])
@@ -176,7 +176,7 @@ class TfRecords(Records):
   """
 
   def __init__(self, spans: Sequence[FileSpan]):
-    """Opens the index of every file, or writes it."""
+    """Opens the index of every file, or makes it."""
     urls = [str(span.filename) for span in spans]
     super().__init__(spans, all_indices(tfrecord_index, urls))
     logging.info("offset index ready for %d record files", len(spans))
@@ -203,7 +203,7 @@ class TfRecords(Records):
 
 
 def _checked(raw: bytes, where: str) -> bytes | RecordError:
-  """The data of a TFRecord, or what is wrong with it."""
+  """The data of a TFRecord, or an error if it is damaged."""
   try:
     length = record_length(raw[:HEADER_BYTES], where)
   except RecordError as error:
@@ -221,7 +221,7 @@ class RemoteArrayRecords(Records):
   """Records of ArrayRecord files on any file system that fsspec knows."""
 
   def __init__(self, spans: Sequence[FileSpan]):
-    """Opens the index of every file, which its end has."""
+    """Opens the index of every file, which is at its end."""
     urls = [str(span.filename) for span in spans]
     super().__init__(spans, all_indices(array_record_index, urls))
 
@@ -229,7 +229,7 @@ class RemoteArrayRecords(Records):
     span, index = self._spans[shard], self._indices[shard]
     offsets = np.fromfile(index, np.int64)
     first = int(offsets[numbers.start])
-    # The end of the chunk of the last record, which others may share.
+    # The end of the last record's chunk, which other records may share.
     last = offsets[numbers.stop - 1]
     stop = int(offsets[np.searchsorted(offsets, last, side="right")])
     tail = index.with_suffix(".tail").read_bytes()
@@ -254,12 +254,12 @@ ENOUGH_FILES = 16_384  # For several data sets at once.
 
 
 def allow_open_files(count: int) -> None:
-  """Raises the limit of open files of this process as far as allowed.
+  """Raises this process's limit of open files, as far as allowed and needed.
 
   Worker processes inherit it.
 
   Raises:
-    OSError: even so, `count` files are too many.
+    OSError: the limit cannot be raised enough for `count` files.
   """
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   unlimited = resource.RLIM_INFINITY
@@ -280,7 +280,7 @@ class LocalArrayRecords(Records):
   """Records of ArrayRecord files on local disks, which are kept open."""
 
   def __init__(self, spans: Sequence[FileSpan]):
-    """Opens the files, of which many may be needed at once."""
+    """Opens all files and keeps them open."""
     super().__init__(spans)
     allow_open_files(len(spans))
     from grain.sources import ArrayRecordDataSource  # Slow to import.
@@ -309,6 +309,6 @@ class LocalArrayRecords(Records):
 
 
 def open_array_records(spans: Sequence[FileSpan]) -> Records:
-  """Records of ArrayRecord files, which are all local or all remote."""
+  """Opens ArrayRecord files, which must be all local or all remote."""
   remote = any(is_remote(span.filename) for span in spans)
   return (RemoteArrayRecords if remote else LocalArrayRecords)(spans)

@@ -1,9 +1,9 @@
-"""Writes a prepared data set anew, in a form that suits object stores.
+"""Rewrites a prepared data set in a form that suits object stores.
 
-The examples are shuffled once, as training would shuffle them, and stored as
-ArrayRecord files of some 256 MB, so that any block of neighbours is a mixture.
-File k has positions [k M, (k + 1) M) of that order: a rewrite that was stopped
-goes on with the first file that is missing. The metadata are written last.
+The examples are shuffled once, as in training, and stored in ArrayRecord files
+of about 256 MB, so that every block of neighbouring examples is well mixed.
+File k has positions [k M, (k + 1) M) of the shuffled order: an interrupted
+rewrite continues with the first missing file. The metadata are written last.
 """
 
 import json
@@ -26,7 +26,7 @@ from vmoe_study.files.atomic import open_atomically, write_atomically
 from vmoe_study.files.location import locate
 
 FILE_BYTES = 2**28  # 64 blocks.
-OPTIONS = "group_size:1,uncompressed"  # Images are compressed already.
+OPTIONS = "group_size:1,uncompressed"  # Images are already compressed.
 POSITIONS_AHEAD = 256
 COPIED_BYTES = 2**24
 METADATA = "dataset_info.json"
@@ -40,10 +40,10 @@ def rewrite(
 
   Args:
     name: a TFDS name.
-    data_dir: the TFDS folder that has it; TFDS's default when None.
+    data_dir: the TFDS folder of the data set; None for TFDS's default.
     to: the other TFDS folder, a path or a URL of any kind that fsspec knows.
     log: called with progress messages, like `logging.info`.
-    seed: of the shuffle.
+    seed: seed of the shuffle.
 
   Returns:
     The folder of the new data set.
@@ -80,7 +80,7 @@ def rewrite(
 
 
 def _parts(size: int, count: int) -> list[range]:
-  """`size` positions in `count` parts, all but the last equally long."""
+  """Splits `size` positions into `count` parts, equal but for the last."""
   length = math.ceil(size / count)
   return [range(k, min(k + length, size)) for k in range(0, size, length)]
 
@@ -122,7 +122,7 @@ def _in_order(
 
 
 def _write_file(records: Iterator[bytes], url: str) -> int:
-  """Writes a file, as a whole or not at all; returns its size."""
+  """Writes a file atomically; returns its size."""
   from array_record.python.array_record_module import ArrayRecordWriter
 
   with tempfile.TemporaryDirectory() as folder:

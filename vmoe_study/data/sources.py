@@ -1,4 +1,4 @@
-"""Prepared data sets by random access: example i, undecoded."""
+"""Prepared data sets with random access to undecoded examples."""
 
 import os
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from vmoe_study.data.records import RecordError
 from vmoe_study.data.spec import DataSpec
 from vmoe_study.files.ranges import is_remote
 
-# Sets of image files that are read in place; all other names are TFDS's.
+# Data sets of image files, read in place; all other names are TFDS names.
 IMAGE_FILES = {"image_folder": ImageFolderSource, "image_csv": ImageCsvSource}
 
 
 class Source(Protocol):
-  """Random access to N examples; can be pickled for worker processes."""
+  """Random access to N examples; picklable for worker processes."""
 
   @property
   def num_classes(self) -> int:
@@ -30,11 +30,11 @@ class Source(Protocol):
 
   @property
   def empty_folders(self) -> Sequence[str]:
-    """Paths of class folders without images, which are not among the names."""
+    """Paths of class folders without images; their names are not classes."""
 
   @property
   def notes(self) -> Sequence[str]:
-    """What was passed over, for the user."""
+    """Messages for the user about skipped files and folders."""
 
   @property
   def many_labels(self) -> bool:
@@ -42,7 +42,7 @@ class Source(Protocol):
 
   @property
   def channels(self) -> int:
-    """Of the images: 1 (grey) or 3 (RGB)."""
+    """Number of image channels: 1 (grey) or 3 (RGB)."""
 
   def __len__(self) -> int: ...
 
@@ -54,11 +54,11 @@ class Source(Protocol):
     """
 
   def read(self, indices: Sequence[int]) -> list[dict[str, Any] | RecordError]:
-    """Reads examples, neighbours among them with one request.
+    """Reads examples; neighbouring ones with one request.
 
     Returns:
       For each example {"image": bytes or uint8 (H, W, C), "label": int or
-      ints}, or the error of an example that is damaged.
+      ints}, or an error if it is damaged.
     """
 
   @property
@@ -66,16 +66,16 @@ class Source(Protocol):
     """Whether every read takes a request to a store."""
 
   def blocks(self) -> np.ndarray:
-    """Returns int64 (M + 1,): where blocks for large reads begin, and N."""
+    """Returns int64 (M + 1,): the starts of blocks for large reads, and N."""
 
   def labels(self) -> np.ndarray:
     """Returns int64 (N,): every label; decodes no image."""
 
   def where(self, index: int) -> str:
-    """File and record of example `index`, for error messages."""
+    """The file and record of example `index`, for error messages."""
 
   def file_ends(self) -> np.ndarray:
-    """Indices of the last example of each file; lost if it is truncated."""
+    """Indices of the last example of each file, which truncation would lose."""
 
 
 def make_indices(
@@ -83,8 +83,9 @@ def make_indices(
 ) -> None:
   """Makes the indices of one host's share of the files of a data set.
 
-  Without this, opening the data set makes those that are missing. Does nothing
-  for local data sets. Arguments are those of `tfds_source.make_indices`.
+  Otherwise every host would make the missing ones when it opens the data set.
+  Does nothing for local data sets. Arguments are those of
+  `tfds_source.make_indices`.
   """
   data_dir = spec.data_dir or os.environ.get("TFDS_DATA_DIR", "")
   if spec.name not in IMAGE_FILES and is_remote(data_dir):
@@ -94,7 +95,7 @@ def make_indices(
 
 
 def open_source(spec: DataSpec) -> Source:
-  """Opens the data set of a spec, whose operations are not applied.
+  """Opens the data set of a spec, without its image operations.
 
   Raises:
     MissingDataError: the data set is not prepared; names the command.
@@ -121,12 +122,12 @@ def open_split(
     split: a TFDS split expression, "train" or "train[:99%]"; for image_folder,
       the sub-folder of this name; for image_csv, the file of this name.
     data_dir: the TFDS folder (a path or URL); TFDS's default when None.
-    label_key: what holds the label, see `DataSpec`.
-    num_classes: for labels that are integers without a number of classes.
+    label_key: the feature or column of the label, see `DataSpec`.
+    num_classes: number of classes, if the labels are integers without one.
 
   Raises:
     MissingDataError: the data set is not prepared; names the command.
-    ValueError: as `open_source`, or image files without `data_dir`.
+    ValueError: see `open_source`; or image files without `data_dir`.
   """
   if name in IMAGE_FILES:
     if data_dir is None:

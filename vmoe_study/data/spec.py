@@ -1,4 +1,4 @@
-"""What a config says about a data set. Imports no package that reads data."""
+"""The sections of a config on data sets. Imports no package that reads data."""
 
 import dataclasses
 
@@ -16,14 +16,15 @@ class DataSpec:
       and of a file, without ".csv", for image_csv.
     ops: image operations (`ops.OPS`), "inception_crop(224)|flip_lr|...".
     num_classes: width of the label vectors.
-    data_dir: the TFDS folder; TFDS's default when None.
-    label_key: feature that holds the label; by default the one given in
-      `dataset_specs`, else "label". The column of an image_csv; by default
-      "label", or "labels" for several per image. "path" for an image_folder
-      with folders inside folders, where a class is named by its path.
-    label_smoothing: share of the label mass spread over all classes.
-    on_error: "raise" for damaged examples, or "skip": training takes the next
-      example instead, evaluation masks it. Both count skipped examples.
+    data_dir: the TFDS folder; None for TFDS's default.
+    label_key: for TFDS, the feature that holds the label; by default that of
+      `dataset_specs`, else "label". For image_csv, the column of the label; by
+      default "label", or "labels" for several per image. For image_folder,
+      "path" makes a class of every nested folder, named by its path.
+    label_smoothing: fraction of the label mass spread over all classes.
+    on_error: "raise" raises on a damaged example; with "skip", training takes
+      the next example instead and evaluation masks it. Both count skipped
+      examples.
     max_pixels: larger images are treated as damaged; 2**27, 134 million, by
       default.
   """
@@ -74,7 +75,7 @@ class MixtureSpec:
 
   Attributes:
     data: the data set and its preprocessing.
-    weight: examples of it per example of the main data set.
+    weight: number of its examples per example of the main data set.
   """
 
   data: DataSpec

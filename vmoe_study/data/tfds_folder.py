@@ -1,4 +1,4 @@
-"""What a TFDS folder holds, for messages about what it does not hold."""
+"""Contents of a TFDS folder, for messages about missing data sets."""
 
 import re
 
@@ -12,10 +12,10 @@ _MAX_SHOWN = 10
 
 
 def explain_missing(data_dir: str, name: str) -> str:
-  """Why data set `name` is not found although its folder exists.
+  """Explains why data set `name` is not found although its folder exists.
 
   Returns:
-    One or two sentences with a remedy; empty if there is nothing of this name.
+    One or two sentences with a remedy; empty if nothing has this name.
   """
   base = re.split(r"[/:]", name)[0]
   folders = _version_folders(epath.Path(data_dir) / base)
@@ -36,7 +36,7 @@ def explain_missing(data_dir: str, name: str) -> str:
 
 
 def stored_names(data_dir: str) -> list[str]:
-  """Names of the data sets in a TFDS folder, as far as it can be read."""
+  """Names of the data sets in a TFDS folder, as far as it is readable."""
   try:
     return sorted(
       path.name for path in epath.Path(data_dir).iterdir() if path.is_dir()
@@ -63,7 +63,7 @@ def _version_folders(folder: epath.Path) -> list[epath.Path]:
 
 
 def _name(base: str, folder: epath.Path) -> str:
-  """The name with which TFDS opens a folder: "base/config:1.0.0"."""
+  """The name by which TFDS opens a folder: "base/config:1.0.0"."""
   config = "" if folder.parent.name == base else f"/{folder.parent.name}"
   return f"{base}{config}:{folder.name}"
 

@@ -1,8 +1,9 @@
-"""Reads the metadata of prepared TFDS data sets, which are data and not code.
+"""Reads the metadata of prepared TFDS data sets as data, never as code.
 
-TFDS imports the module of any feature class that `features.json` names, and
-`dataset_info.json` may name record files anywhere. Here the classes are those
-of TFDS, or imported already, and the files are those in the data set's folder.
+TFDS would import the module of any feature class that `features.json` names,
+and `dataset_info.json` may name record files anywhere. Here only classes of
+TFDS or of modules imported already are accepted, and only files in the data
+set's folder.
 """
 
 import contextlib
@@ -24,11 +25,11 @@ class ForeignClassError(ValueError):
 
 
 def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-  """Like TFDS's `builder_from_files`, but imports no modules of others.
+  """Like TFDS's `builder_from_files`, but imports no foreign modules.
 
   Raises:
     tfds.core.DatasetNotFoundError: there is no such data set.
-    ForeignClassError: a feature has a class that is not known.
+    ForeignClassError: a feature has an unknown class.
   """
   with _no_foreign_imports(name):
     return builder_from_files(name, data_dir=data_dir)

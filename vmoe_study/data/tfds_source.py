@@ -1,4 +1,4 @@
-"""Prepared TFDS data sets by random access, without TensorFlow."""
+"""Prepared TFDS data sets with random access, without TensorFlow."""
 
 import dataclasses
 import functools
@@ -65,7 +65,7 @@ class TfdsSource:
   def class_names(self) -> ClassNames:
     label = _single_label(self.features[self.label_key])
     names = tuple(getattr(label, "names", None) or ())
-    # TFDS names classes by their numbers if they have no names.
+    # TFDS uses the numbers of classes as names if they have none.
     is_named = any(name != str(i) for i, name in enumerate(names))
     return names if is_named else ()
 
@@ -103,7 +103,7 @@ class TfdsSource:
   def _parse(
     self, index: int, record: bytes | RecordError
   ) -> dict[str, Any] | RecordError:
-    """Decodes an example; its image stays encoded."""
+    """Parses an example; its image stays encoded."""
     if isinstance(record, RecordError):
       return record
     is_file = isinstance(self.features["image"], tfds.features.Image)
@@ -152,7 +152,7 @@ def make_indices(
   """Makes the indices of one host's share of a data set's TFRecord files.
 
   Args:
-    spec: of a data set in an object store.
+    spec: spec of a data set in an object store.
     process_index: number of this host.
     process_count: number of hosts.
     elsewhere: folder for the indices of read-only data.
@@ -213,7 +213,7 @@ def open_records(
 def _spans(
   builder: tfds.core.DatasetBuilder, name: str, split: str
 ) -> Sequence[Any]:
-  """The parts of files that a split consists of."""
+  """The file spans that make up a split."""
   info = builder.info
   try:
     spans = info.splits[split].file_instructions
@@ -233,7 +233,7 @@ def _spans(
 def _single_label(
   label: tfds.features.FeatureConnector,
 ) -> tfds.features.FeatureConnector:
-  """The feature of one label, whether or not an example has several."""
+  """The feature of a single label, even if examples have several labels."""
   is_sequence = isinstance(label, tfds.features.Sequence)
   return label.feature if is_sequence else label
 

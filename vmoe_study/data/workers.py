@@ -1,9 +1,9 @@
 """Worker processes that compute the batches of all inputs of a run.
 
 Every batch is cut into one part per worker. A worker always computes the same
-part, so it knows what it will read next, and no batch waits in a worker while
-the others work on the next ones. Parts return through memory without a file
-system (`memfd_create`), so the size of /dev/shm does not matter.
+part, so it knows what it will read next, and no worker holds a finished batch
+while the others work on later ones. Parts are returned in anonymous shared
+memory (`memfd_create`), so the size of /dev/shm does not matter.
 """
 
 import atexit
@@ -36,29 +36,29 @@ ComputePart = Callable[[int], Part]
 
 
 class Parts(Protocol):
-  """Batches to be computed in parts; is pickled for the workers."""
+  """Batches to be computed in parts; pickled for the workers."""
 
   @property
   def size(self) -> int:
-    """Images of a batch on this host."""
+    """Number of images of a batch on this host."""
 
   def open(self, number: int, count: int) -> ComputePart:
-    """A function of the step that computes part `number` of `count`."""
+    """Returns a function of the step that computes part `number` of `count`."""
 
 
 class WorkerError(OSError):
-  """A worker process has ended before its work."""
+  """A worker process ended before it finished its work."""
 
 
 class Workers:
-  """Computes batches in processes, which start with the first one and stay.
+  """Computes batches in processes that start with the first batch and stay.
 
   Attributes:
-    count: number of worker processes; 0 if threads do their work.
+    count: number of worker processes; 0 if threads do the work instead.
   """
 
   def __init__(self, count: int = 0):
-    """Starts nothing yet."""
+    """Does not start any process yet."""
     self.count = count
     self._workers: list[_Process] | list[_Thread] = []
     self._numbers = itertools.count()
@@ -68,7 +68,7 @@ class Workers:
     """Yields all parts of the batches of `steps`, in order.
 
     Several iterations may run at the same time, in several threads. Close the
-    iterator (or let it be collected) to end its part of the work.
+    iterator (or let it be garbage-collected) to stop its work.
 
     Raises:
       Exception: a part could not be computed.
@@ -101,7 +101,7 @@ class Workers:
       return self._workers
 
   def close(self) -> None:
-    """Ends all workers. Further iterations start new ones."""
+    """Ends all workers; a later iteration starts new ones."""
     with self._lock:
       workers, self._workers = self._workers, []
     for worker in workers:
@@ -109,9 +109,10 @@ class Workers:
 
 
 def num_cores() -> int:
-  """Processor cores that this process may use.
+  """Number of processor cores that this process may use.
 
-  Those of its affinity, or fewer if its control group has less time on them.
+  That is the number in its CPU affinity, or less if its control group has a
+  smaller CPU quota.
   """
   cores = len(os.sched_getaffinity(0))
   with contextlib.suppress(OSError, ValueError):
@@ -124,12 +125,12 @@ _SHARED: dict[int, Workers] = {}
 
 
 def shared_workers(count: int) -> Workers:
-  """The workers that all inputs of this process with this number share."""
+  """The workers shared by all inputs of this process with this `count`."""
   return _SHARED.setdefault(count, Workers(count))
 
 
 def close_workers() -> None:
-  """Ends all shared workers; what uses them next starts new ones."""
+  """Ends all shared workers; the next use starts new ones."""
   for workers in _SHARED.values():
     workers.close()
 
@@ -155,7 +156,7 @@ class _Thread:
 
 
 class _Process:
-  """A worker process, seen from this one."""
+  """A worker process, as seen from this process."""
 
   def __init__(self, number: int) -> None:
     spawn = multiprocessing.get_context("spawn")
@@ -164,7 +165,7 @@ class _Process:
       target=_serve, args=(theirs,), name=f"input-{number}", daemon=True
     )
     self._process.start()
-    # Python would ask it to stop, which it is not to hear, and then wait.
+    # At exit Python would ask it to stop, which it ignores, and then wait.
     atexit.register(self._process.kill)
     theirs.close()  # So that reading ends with the process.
     self._lock, self._sending = threading.Lock(), threading.Lock()
@@ -230,8 +231,8 @@ def _describe_end(exit_code: int | None) -> str:
 def _serve(requests: connection.Connection) -> None:
   """The main function of a worker process.
 
-  A request is (number of an iteration, step, None) for a part, or (number,
-  None, what to open), or (number, None, None) to forget it.
+  A request is (number of an iteration, step, None) for a part, (number, None,
+  what to open) to begin an iteration, or (number, None, None) to drop it.
   """
   cv2.setNumThreads(1)  # The workers share the cores.
   threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -261,7 +262,7 @@ def _answer(
 
 
 def _portable(error: Exception) -> Exception:
-  """The error with its traceback as a note, or a simpler one."""
+  """A picklable error with the traceback as a note, or a simpler error."""
   error.add_note("".join(traceback.format_exception(error)))
   try:
     pickle.loads(pickle.dumps(error))
@@ -305,7 +306,7 @@ def _requests_blocked() -> Iterator[None]:
   """Processes that start in this context do not receive requests to stop.
 
   Ctrl-C, for example, goes to all processes of a terminal. The main process
-  handles it and still needs its workers to do so.
+  handles it, and needs its workers to do so.
   """
   requests = {signal.SIGINT, signal.SIGTERM}
   before = signal.pthread_sigmask(signal.SIG_BLOCK, requests)
