@@ -1,1 +1,1 @@
-"""What routers of a trained model do: statistics, charts, pictures, page."""
+"""Inspection of trained routers: statistics, charts, pictures, a page."""

@@ -20,7 +20,7 @@ MAX_LABELS = 40  # A matrix with more rows shows no row labels.
 
 
 def expert_charts(layer: LayerStatistics) -> Figure:
-  """Load, combine weight, experts per token and accuracy drop of a layer."""
+  """Charts of load, combine weight, experts per token and accuracy drop."""
   figure = Figure(figsize=(11, 6), layout="constrained")
   axes = figure.subplots(2, 2)
   _bars(axes[0, 0], layer.load, "load (tokens / mean over experts)")
@@ -42,7 +42,7 @@ def _bars(axes: Axes, values: Sequence[float], label: str, **options) -> None:
 
 
 def expert_ticks(num_experts: int) -> range:
-  """Evenly spaced experts to number on an axis: all, if there is room."""
+  """Evenly spaced experts to label on an axis: all, if there is room."""
   return range(0, num_experts, -(-num_experts // 32))
 
 
@@ -100,7 +100,7 @@ def _write_numbers(axes: Axes, values: Float[Array, "T E"]) -> None:
 def training_chart(
   rows: Sequence[Mapping[str, float]], layers: Sequence[str]
 ) -> Figure | None:
-  """Load and unprocessed tokens over training; None without such metrics.
+  """Load and unprocessed tokens over training; None without routing metrics.
 
   Args:
     rows: rows of the run's metrics file.

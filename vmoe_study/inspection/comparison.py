@@ -24,13 +24,13 @@ def compare(
 ) -> Figure:
   """Draws the same images once per run, with patches coloured by expert.
 
-  Shows the last routed layer of each run. Every run has experts of its own:
-  equal colours in two rows do not mean the same expert.
+  Shows the last routed layer of each run. Every run has its own experts: equal
+  colours in two rows do not mean the same expert.
 
   Args:
-    checkpoints: of `open_checkpoint`, or workdirs of runs, by the label of
-      their row if it is not to be the router. All must be routed and evaluated
-      on the same images.
+    checkpoints: opened checkpoints or workdirs of runs; a mapping gives the
+      labels of the rows, which are otherwise the names of the routers. All
+      models must be routed and evaluated on the same images.
     num_images: number of images in the figure.
 
   Raises:

@@ -1,4 +1,4 @@
-"""Effects on accuracy: of single experts, and of capacity at test time."""
+"""Effects of single experts and of the test-time capacity on accuracy."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -36,15 +36,15 @@ def scale_experts(params: Any, factors: Mapping[str, Float[Array, "E"]]) -> Any:
 
 
 def measure_correct(module: VisionTransformer) -> Measure:
-  """A compiled measure of whether each image is classified correctly."""
+  """Compiled measure: whether each image is classified correctly."""
   return jax.jit(lambda variables, batch: is_correct(module, variables, batch))
 
 
 def measure_ablation(module: VisionTransformer) -> Measure:
   """A measure of correctness without each expert.
 
-  The output of an expert is set to zero; routing and combine weights stay as
-  they are.
+  The output of the expert is set to zero; routing and combine weights are
+  unchanged.
 
   Returns:
     A measure that gives, by layer name, (B, E + 1) of 1 for correct, else 0:
@@ -54,7 +54,7 @@ def measure_ablation(module: VisionTransformer) -> Measure:
   if not layers:
     return lambda variables, batch: {}
   num_experts = module.moe.options["num_experts"]
-  # A row per column of the result: the factors of the experts' outputs.
+  # One row of factors for the experts' outputs per column of the result.
   factors_XE = 1 - np.eye(num_experts + 1, num_experts, dtype=np.float32)
   factors_XE[-1] = 0
 

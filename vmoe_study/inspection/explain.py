@@ -1,4 +1,4 @@
-"""Pictures of a user's images: which expert processes which patch."""
+"""Pictures of a user's images that show which expert processes which patch."""
 
 import pathlib
 import re
@@ -21,7 +21,7 @@ class Explainer:
   """Writes a picture of each image: its patches, coloured by expert."""
 
   def __init__(self, model: Model, variables: Any, folder: epath.PathLike):
-    """Makes the folder.
+    """Creates the folder.
 
     Raises:
       ValueError: the model has no routed layer.
@@ -42,7 +42,7 @@ class Explainer:
 
     Args:
       images: whole groups, float32 (B, H, W, C), on the devices.
-      names: paths or URLs of the images; the rest is padding.
+      names: paths or URLs of the images; further images are padding.
     """
     routing = self._measure(self._variables, images)
     titles = [_title(name) for name in names]

@@ -1,4 +1,4 @@
-"""Images with their routing, for pictures."""
+"""Images with their routing, as the input of pictures."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ class Gallery:
     return np.broadcast_to(image, (*image.shape[:2], 3))
 
   def only(self, number: int) -> "Gallery":
-    """The gallery of one of the images; it keeps the tensors of the group."""
+    """A gallery of one of the images, with the tensors of its group."""
     one = slice(number, number + 1)
     layers = {
       name: layer._replace(tokens=TokenRouting(*(x[one] for x in layer.tokens)))
@@ -67,7 +67,7 @@ class Gallery:
   def on_grid(
     self, tokens: Float[Array, "B L E"], number: int
   ) -> Float[Array, "height width E"]:
-    """One image's tokens on the grid of patches, without the class token."""
+    """Arranges one image's tokens on the patch grid, without class token."""
     height, width = self.grid
     return tokens[number, -height * width :].reshape(height, width, -1)
 
@@ -105,13 +105,13 @@ def gallery_of(
   images: jax.Array,
   titles: Sequence[str],
 ) -> Gallery:
-  """The gallery of images whose routing was measured.
+  """Makes the gallery of images whose routing was measured.
 
   Args:
     model: the model.
-    routing: of `measure_layer_routing`, of all images.
+    routing: result of `measure_layer_routing` for all images.
     images: whole groups (B, H, W, channels), on the devices.
-    titles: of the images to show, the first ones.
+    titles: titles of the images to show, which are the first ones.
   """
   return Gallery(
     images=jax.device_get(images),

@@ -1,4 +1,4 @@
-"""The images that an inspection looks at."""
+"""The images of an inspection."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,9 +32,9 @@ class EvaluationImages:
     """Opens the data set.
 
     Args:
-      model: of the checkpoint.
-      unconfirmed: of the checkpoint; the folders that must not be read.
-      class_names: of the checkpoint; None if they are not known.
+      model: model of the checkpoint.
+      unconfirmed: data folders of the checkpoint that must not be read.
+      class_names: class names of the checkpoint; None if they are not known.
 
     Raises:
       ValueError: the config evaluates nothing, or the folder is unconfirmed.
@@ -85,6 +85,6 @@ class EvaluationImages:
     )
 
   def to_devices(self, batch: Batch) -> Any:
-    """Places a batch on the model's devices, as the model takes it."""
+    """Sends a batch to the model's devices, in the form of model inputs."""
     device_ops = DeviceOps.of(self._spec.data)
     return to_devices(self._model.mesh, device_ops, batch)

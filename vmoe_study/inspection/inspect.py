@@ -1,4 +1,4 @@
-"""Inspects a checkpoint: what its routers do, on images of its evaluation."""
+"""Inspects the routers of a checkpoint, on images of its evaluation."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -52,7 +52,7 @@ def inspect(
   over it. Runs in one process, on all of its devices.
 
   Args:
-    checkpoint: of `open_checkpoint`, or the workdir of a run.
+    checkpoint: an opened checkpoint, or the workdir of a run.
     num_images: number of images to measure, rounded up to whole groups; all if
       the data set has fewer.
     num_shown: number of images in the figures.
@@ -62,7 +62,7 @@ def inspect(
       None for no files.
 
   Returns:
-    The numbers; `figures()` draws them.
+    The measurements; the method `figures` draws them.
 
   Raises:
     ValueError: the config evaluates nothing, the data set has fewer images than
@@ -119,7 +119,7 @@ def _measure(
   num_images: int,
   models_at_capacities: Mapping[float, Model],
 ) -> dict[str, Any]:
-  """Everything that is measured per image, in one pass over the data."""
+  """Measures everything per image, in one pass over the data."""
   module = model.evaluation_module
   measures = {
     "label": lambda variables, batch: batch["label"],

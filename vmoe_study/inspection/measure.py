@@ -1,8 +1,8 @@
 """Measures what the routers of a trained model do with each image.
 
 A routing plan is a function of the router's logits (see `nn.router`), so it
-suffices to capture the logits during a forward pass. Layers are named as in the
-parameters, "encoderblock_1".
+suffices to capture the logits during a forward pass. Layers have the names of
+the parameters, such as "encoderblock_1".
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -107,11 +107,11 @@ def capture_routing(
 def token_routing(
   plan: RoutingPlan, logits: RouterLogits, num_images: int
 ) -> TokenRouting:
-  """Sums weights over slots and regroups tokens (G S) by image (B L)."""
+  """Sums weights over slots; regroups tokens from (G, S) to images (B, L)."""
   shape_BLE = num_images, -1, plan.tokens_per_expert().shape[1]
   logits_GSX = logits.clean.reshape(*logits.clean.shape[:2], -1)
   probabilities = jax.nn.softmax(logits_GSX)
-  # Once compiled, the sums do not store the routing tensors.
+  # When compiled, the sums do not store the routing tensors.
   return TokenRouting(
     plan.dispatch_tensor().sum(axis=3).reshape(shape_BLE),
     plan.combine_tensor().sum(axis=3).reshape(shape_BLE),
@@ -134,7 +134,7 @@ def image_routing(tokens: TokenRouting) -> ImageRouting:
 
 
 def measure_image_routing(module: VisionTransformer) -> Measure:
-  """A compiled measure of the `ImageRouting` of every layer, by name."""
+  """Compiled measure: the `ImageRouting` of every layer, by name."""
 
   @jax.jit
   def measure(variables, batch):
@@ -152,7 +152,7 @@ def measure_image_routing(module: VisionTransformer) -> Measure:
 def measure_layer_routing(
   module: VisionTransformer,
 ) -> Callable[[Any, Array], dict[str, LayerRouting]]:
-  """Compiled: (variables, images) to the `LayerRouting` of every layer."""
+  """Compiled (variables, images) -> `LayerRouting` of every layer."""
 
   @jax.jit
   def measure(variables, images):
@@ -173,7 +173,7 @@ def measure_layer_routing(
 def is_correct(
   module: VisionTransformer, variables: Any, batch: Batch
 ) -> Float[Array, "B"]:
-  """1 if the class with the largest logit is among an image's, else 0."""
+  """1 if the class with the largest logit is a label of the image, else 0."""
   logits, _ = module.apply(variables, batch["image"])
   best = jnp.argmax(logits, axis=-1)[:, None]
   correct = jnp.take_along_axis(batch["label"], best, axis=-1)[:, 0] > 0
@@ -190,7 +190,7 @@ def measure_images(
 
   Args:
     measures: measures by name.
-    variables: of the model.
+    variables: variables of the model.
     batches: batches with `image`, `label` (B, classes) and `mask` (B,), which
       is 0 for padding.
     to_devices: places a batch on the devices.

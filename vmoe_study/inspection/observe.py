@@ -1,4 +1,4 @@
-"""What routers do, shown while a run trains: pictures and distributions."""
+"""Pictures and distributions of the routing while a run trains."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from vmoe_study.training.metrics import MetricsWriter
 
 
 class RoutingPictures:
-  """Draws the same images at every evaluation, their patches by expert.
+  """Draws the same images, with patches by expert, at every evaluation.
 
   An observer of `run.train.train`.
   """
@@ -25,11 +25,11 @@ class RoutingPictures:
   def __init__(
     self, model: Model, class_names: ClassNames | None, num_images: int = 4
   ):
-    """Reads the images, those of the first evaluation.
+    """Reads images of the first evaluation.
 
     Args:
-      model: of the run.
-      class_names: of the run.
+      model: model of the run.
+      class_names: class names of the run.
       num_images: number of images to draw.
 
     Raises:
@@ -49,7 +49,7 @@ class RoutingPictures:
   def observe(self, step: int, variables: Any, writer: MetricsWriter) -> None:
     """Writes "routing/patches", and "routing/LAYER/combine_weights".
 
-    The weights are those of the tokens in these images, without zeros.
+    The weights are the nonzero ones of the tokens in these images.
     """
     routing = self._measure(variables, self._images)
     gallery = gallery_of(self._model, routing, self._images, self._titles)

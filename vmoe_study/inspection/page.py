@@ -18,8 +18,8 @@ def render_page(inspection: Inspection, pictures: Mapping[str, bytes]) -> str:
   """Renders the page.
 
   Args:
-    inspection: the numbers.
-    pictures: PNG files by name, those of `Inspection.figures`.
+    inspection: the measurements.
+    pictures: PNG files of `Inspection.figures`, by name.
   """
   return _template().render(inspection=inspection, pictures=pictures)
 

@@ -1,4 +1,4 @@
-"""Pictures of routing: the patches of each expert, and the routing tensors."""
+"""Pictures of the patches of each expert, and of the routing tensors."""
 
 from collections.abc import Sequence
 
@@ -19,13 +19,13 @@ from vmoe_study.inspection.charts import expert_ticks
 from vmoe_study.inspection.gallery import Gallery
 from vmoe_study.inspection.measure import LayerRouting, TokenRouting
 
-# In pictures of single experts, patches fade to this grey, from which both
-# black and white patches stand out; patches without combine weight keep the
+# In pictures of single experts, patches fade to this grey, against which both
+# black and white patches stand out. Patches without combine weight keep the
 # minimum contrast.
 GREY, MIN_CONTRAST = 0.6, 0.15
 OUTLINE = "tab:orange"  # Of the patches that an expert takes.
 OPACITY = 0.55  # Of an expert's colour on its patches.
-MAX_NUMBERED = 8  # With more patches along a side, they are not numbered.
+MAX_NUMBERED = 8  # With more patches along a side they are not numbered.
 TOP_EXPERTS = 8
 TITLE_WIDTH = 20  # Letters; an image is 1.3 inches wide.
 
@@ -135,7 +135,7 @@ def _color_patches(
 
 
 def experts_picture(gallery: Gallery, layer: str) -> Figure:
-  """Images x experts of a layer: the patches of an expert stand out from grey.
+  """Images x experts of a layer; the patches of an expert stand out from grey.
 
   Shows the experts with the largest combine weight on these images. The
   contrast of a patch is its combine weight, relative to the largest one in the

@@ -1,4 +1,4 @@
-"""The result of an inspection: its numbers and figures."""
+"""The result of an inspection: measurements and figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-  """What the routers of a checkpoint do, measured on images.
+  """Measurements of the routers of a checkpoint on images.
 
   Attributes:
     name: name of the run.
@@ -62,7 +62,7 @@ class Inspection:
   metrics: Sequence[Mapping[str, float]] = dataclasses.field(repr=False)
 
   def to_dict(self) -> dict[str, Any]:
-    """The numbers as JSON-able dictionary; NaN becomes None."""
+    """The measurements as a JSON-able dictionary; NaN becomes None."""
     names = [field.name for field in dataclasses.fields(self)]
     numbers = [n for n in names if n not in ("gallery", "metrics")]
     return {name: jsonable(getattr(self, name)) for name in numbers}

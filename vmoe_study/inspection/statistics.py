@@ -1,4 +1,4 @@
-"""Statistics of routing, from what was measured on each image."""
+"""Statistics of routing, from the measurements on each image."""
 
 import dataclasses
 import math
@@ -33,13 +33,13 @@ class LayerStatistics:
     slot_use: share of each expert's slots that hold a token; for Soft MoE their
       dispatch weight, which is 1.
     class_by_expert: shares of a class's combine weight by expert; NaN for a
-      class without combine weight. Dispatch would show nothing where every
-      expert takes equally many tokens of every image: in Soft MoE, and in
-      expert choice with groups of one image.
+      class without combine weight. The dispatch weights would show nothing
+      where every expert takes equally many tokens of every image: in Soft MoE,
+      and in expert choice with groups of one image.
     mutual_information: mutual information of class and expert under the
       combine weights.
-    shuffled_information: the same with the classes of images permuted at
-      random, mean over `SHUFFLES` permutations: the value under chance.
+    shuffled_information: the same with the classes of the images permuted at
+      random, averaged over `SHUFFLES` permutations: the chance level.
     accuracy_drop: drop in accuracy without each expert, with its 95% interval
       over images; negative if accuracy rises.
     accuracy_drop_all: drop in accuracy without any expert.

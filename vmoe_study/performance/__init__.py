@@ -1,1 +1,1 @@
-"""Speed and memory: resource estimates for TPUs, rooflines, benchmarks."""
+"""Speed and memory: resource estimates, rooflines, benchmarks."""

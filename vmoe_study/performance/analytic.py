@@ -1,11 +1,11 @@
-"""A resource estimate without a compiler: the matrix products of a step.
+"""A resource estimate without a compiler, from the matrix products of a step.
 
-For accelerators whose compiler is not at hand, and to choose what to compile.
-The training step is traced, not compiled. Only matrix products and kernels are
-counted: their FLOPs, and one transfer of their operands and results to and from
-HBM, as if everything else were fused with them. Saved for the backward pass are
-the results of the products of the forward pass. The communication is that of
-the exchange of tokens, of gradients, and of sharded parameters. All of it is
+It serves accelerators whose compiler is not available, and selects what to
+compile. The training step is traced, not compiled. Only matrix products and
+kernels are counted: their FLOPs, and one transfer of their operands and results
+to and from HBM, as if everything else were fused with them. The results of the
+products of the forward pass count as saved for the backward pass. Communication
+is the exchange of tokens, gradients and sharded parameters. All figures are
 approximate.
 """
 
@@ -47,10 +47,10 @@ class Products:
   """Matrix products of a training step; bytes and FLOPs over all devices.
 
   Attributes:
-    flops: of forward and backward pass.
-    moved: bytes of all operands and results, each time that they are used.
-    saved: bytes of what the backward pass uses.
-    exchanged: bytes of every all-to-all, one entry for each.
+    flops: FLOPs of forward and backward pass.
+    moved: bytes of all operands and results, counted at each use.
+    saved: bytes of the results that the backward pass uses.
+    exchanged: bytes of each all-to-all.
   """
 
   flops: float
@@ -144,7 +144,7 @@ def _size(aval: Any) -> float:
 
 
 def _saved(model: Model, forward: list[_Product]) -> float:
-  """Bytes that the backward pass uses, by the model's `remat`."""
+  """Bytes that the backward pass uses, according to the model's `remat`."""
   module, config = model.module, model.config
   results = [p for p in forward if not p.is_exchange]
   whole = sum(p.result for p in results)
@@ -169,8 +169,9 @@ def memory(
 
   Args:
     training: model and optimizer.
-    products: of a step.
-    train: its accumulation and batches ahead count, not those of `training`.
+    products: matrix products of a step.
+    train: the spec whose accumulation and batches ahead apply, instead of those
+      of `training`.
   """
   kept = kept_bytes(training)
   saved = products.saved / training.model.mesh.size / train.accumulation
@@ -187,7 +188,7 @@ def step_seconds(
   accumulation: int,
   wiring: Wiring | NodeWiring,
 ) -> dict[str, float]:
-  """As `roofline.step_seconds`; nothing overlaps with communication."""
+  """Like `roofline.step_seconds`, but nothing overlaps with communication."""
   devices = training.model.mesh.size
   kept = kept_bytes(training)
   # Moments, moving average and parameters are read and written; the gradient is
@@ -240,11 +241,11 @@ def estimate_gpus(
 def _collectives(
   training: Training, products: Products
 ) -> Iterator[hlo.Collective]:
-  """The exchanges, and what keeps parameters and gradients in step.
+  """The exchanges of tokens, and the collectives of parameters and gradients.
 
   The gradient of an array is reduced over the mesh axes that it is not sharded
-  over. An array that is sharded, but not as experts are, is gathered for the
-  forward and for the backward pass, and its gradient is scattered.
+  over. An array that is sharded, but not like experts, is all-gathered for the
+  forward and for the backward pass, and its gradient is reduce-scattered.
   """
   mesh = training.model.mesh
   names = mesh.axis_names

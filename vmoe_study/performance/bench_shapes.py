@@ -1,4 +1,4 @@
-"""Sizes of what the benchmarks measure; the command line offers their fields.
+"""Sizes for the benchmarks; their fields are options of the command line.
 
 Imports no JAX, so that `--help` is fast.
 """
@@ -29,7 +29,7 @@ class LayerShape:
 
 @dataclasses.dataclass(frozen=True)
 class SolverShape:
-  """Sizes of the random router logits that the transport solvers get.
+  """Sizes of the random router logits for the transport solvers.
 
   Attributes:
     groups: G, groups solved at once.

@@ -1,4 +1,4 @@
-"""TPU chips, slices and GPUs: published figures, and names as "v5e:4x4"."""
+"""TPU chips, slices and GPUs: published figures, and names like "v5e:4x4"."""
 
 import dataclasses
 import re
@@ -17,15 +17,15 @@ class Chip:
     hbm_bandwidth: bytes/s.
     ici_bandwidth: outgoing bytes/s over all links of the chip: half of the
       bidirectional figure in newer documents.
-    network_bandwidth: bytes/s of the chip's share of the network between
-      slices; 0 if it is not published.
+    network_bandwidth: the chip's share of the network between slices, in
+      bytes/s; 0 if it is not published.
     torus_multiple: an axis of a slice wraps around (its last chip is linked to
       its first) if its length is a multiple of this; in three dimensions only
       if that holds for all axes.
     slices: published slice shapes, in chips; for three dimensions only the most
       common ones.
     source: where the figures are published.
-    options: options with which libtpu describes a slice.
+    options: options with which libtpu is asked for a slice.
     devices: JAX devices per chip, which share the chip's resources.
   """
 
@@ -99,16 +99,16 @@ CHIPS = {
   ),
 }
 
-_NVIDIA = "https://www.nvidia.com/en-us/data-center/"
+_NVIDIA = "https://www.nvidia.com/en-us/data-centre/"
 
 
 def _gpu(flops, hbm_bytes, hbm_bandwidth, nvlink, page):
-  """A GPU in nodes of 8, with a network adapter of 400 Gbit/s each."""
+  """A GPU in nodes of 8, each GPU with a network adapter of 400 Gbit/s."""
   source = _NVIDIA + page
   return Chip(flops, hbm_bytes, hbm_bandwidth, nvlink, 50e9, 0, (), source)
 
 
-# Dense bfloat16 FLOP/s; NVLink in one direction, which is half of the figure.
+# Dense bfloat16 FLOP/s; NVLink in one direction, half of the published figure.
 GPUS = {
   "h100": _gpu(989e12, 80e9, 3350e9, 450e9, "h100/"),
   "h200": _gpu(989e12, 141e9, 4800e9, 450e9, "h200/"),

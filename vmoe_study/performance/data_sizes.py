@@ -1,4 +1,4 @@
-"""Image shapes and number of examples of a config, without reading the data."""
+"""Image shape and number of examples of a config, without reading data."""
 
 from vmoe_study.config import Config
 from vmoe_study.data import builders
@@ -13,7 +13,7 @@ def image_shape(data: DataSpec) -> tuple[int, int, int]:
   """Height, width and channels, from the operations or the data set's builder.
 
   Raises:
-    ValueError: neither of them gives the size.
+    ValueError: neither gives the size.
   """
   try:
     info = builders.make_builder(data.name, data.data_dir).info
@@ -31,7 +31,7 @@ def image_shape(data: DataSpec) -> tuple[int, int, int]:
 
 
 def image_side(ops: str) -> int | None:
-  """Height and width that operations give to all images, if they do."""
+  """Height and width of all images after the operations, if they are fixed."""
   sizes = [s.args[0] for s in parse_ops(ops).steps if s.name in _SIZING_OPS]
   return sizes[-1] if sizes else None
 
@@ -40,7 +40,7 @@ def num_examples(config: Config) -> int:
   """Number of training images; 0 if the config counts steps.
 
   Raises:
-    ValueError: it is needed, but the data set is not prepared.
+    ValueError: the number is needed, but the data set is not prepared.
   """
   if config.train.num_steps:
     return 0

@@ -1,8 +1,8 @@
-"""Resource estimate of a run on TPU slices: its compiled step, analysed.
+"""Resource estimates of a run on TPU slices, from its compiled step.
 
 The real training step of a config is compiled ahead of time by libtpu. Memory
-of the program and FLOPs are the compiler's figures; to the memory come the
-batches that wait on the devices. Traffic is read from the program
+of the program and FLOPs are the compiler's figures; the batches that wait on
+the devices are added to the memory. Traffic is read from the program
 (`performance.hlo`), and times follow from it (`performance.roofline`).
 """
 
@@ -35,35 +35,36 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class ResourceEstimate:
-  """What a training step needs on slices of TPUs, and how long it may take.
+  """The resources that a training step needs on TPU slices or GPUs.
 
-  Bytes and FLOPs are per device and step. If XLA finds no room for the step, it
-  has no compiled program, and the fields that need one are None.
+  Bytes and FLOPs are per device and step. If XLA finds no room for the step,
+  there is no compiled program, and the fields that need one are None.
 
   Attributes:
     config: name of the config.
     topology: name of the slice, such as "v5e:4x4".
     slices: number of slices.
     devices: number of JAX devices: one per chip, two on tpu7x.
-    compiler: what compiled the step, with its version.
+    compiler: the compiler of the step, with its version.
     mesh: mesh axes and their sizes.
     fsdp: whether all parameters are sharded.
-    remat: what is computed again in the backward pass.
-    accumulation: parts of a batch that are computed in sequence.
-    moment_dtype: of the optimizer's first moment; empty for the default.
-    batches_ahead: batches that may wait on the devices.
+    remat: what the backward pass recomputes.
+    accumulation: number of parts of a batch that are computed in sequence.
+    moment_dtype: dtype of the optimizer's first moment; empty for the default.
+    batches_ahead: number of batches that may wait on the devices.
     plan_form: "index" or "dense" for a sparse router, else None.
-    capacity_factor: in effect, after rounding the slots; None without a router.
+    capacity_factor: actual capacity factor, after rounding the slots; None
+      without a router.
     batch_size: images per step, over all chips.
     parameters: number of parameters.
-    active_parameters: number of parameters that one token passes.
+    active_parameters: number of parameters that are active for a token.
     model_flops_per_chip: FLOPs of the matrix products that define the model.
-    fits: whether all that is counted in `hbm_bytes` fits. Evaluations are not
+    fits: whether everything counted in `hbm_bytes` fits. Evaluations are not
       counted.
-    hbm_bytes: use of HBM by part, their "total", and the "capacity" that
-      programs can use.
+    hbm_bytes: HBM use by part, the "total", and the "capacity" that programs
+      can use.
     host_bytes: memory of all hosts together: "checkpoint", the copy that is
-      being written, and "batches", those that wait to be sent.
+      being written, and "batches", the batches that wait to be sent.
     flops_per_chip: FLOPs of the compiled step.
     hbm_traffic_bytes: bytes read from and written to HBM, with the padding of
       tiles.
@@ -72,7 +73,8 @@ class ResourceEstimate:
     bottleneck: "compute", "hbm" or "exposed" communication.
     images_per_second: over all devices, if a step takes
       step_seconds["step"].
-    days: of the whole run at this speed, without evaluations and checkpoints.
+    days: duration of the whole run at this speed, without evaluations and
+      checkpoints.
   """
 
   config: str
@@ -104,7 +106,7 @@ class ResourceEstimate:
   days: float | None = None
 
   def to_dict(self) -> dict[str, Any]:
-    """As JSON-able dictionary."""
+    """The estimate as a JSON-able dictionary."""
     return dataclasses.asdict(self)
 
 
@@ -117,7 +119,7 @@ def estimate_resources(
   """Compiles the training step for slices and analyses it.
 
   Args:
-    config: of the run.
+    config: config of the run.
     target: the slices.
     image_shape: height, width and channels.
     num_examples: number of training images; used if the config counts epochs.
@@ -155,7 +157,7 @@ def estimate_resources(
 
 
 def _speed(compiled: Any, training: Training, target: Target) -> dict[str, Any]:
-  """Work and traffic of a step, and their time."""
+  """FLOPs and traffic of a step, and their times."""
   model, spec = training.model, training.model.config.train
   # XLA counts the body of the accumulation loop once, which is nearly the whole
   # step.
@@ -172,7 +174,7 @@ def _speed(compiled: Any, training: Training, target: Target) -> dict[str, Any]:
 
 
 def speed_of(seconds: dict[str, float], training: Training) -> dict[str, Any]:
-  """The fields of a `ResourceEstimate` that follow from the time of a step."""
+  """The fields of a `ResourceEstimate` that follow from the step time."""
   size = training.model.config.train.batch_size
   return {
     "step_seconds": seconds,
@@ -185,10 +187,10 @@ def speed_of(seconds: dict[str, float], training: Training) -> dict[str, Any]:
 def _memory(
   compiled: Any, kept: dict[str, int], batches_ahead: int, capacity: float
 ) -> dict[str, float]:
-  """Use of HBM by part.
+  """HBM use by part.
 
   "padding" is that of parameters and optimizer state to tiles; batches include
-  theirs. "activations" are all temporaries, including gradients.
+  their padding. "activations" are all temporaries, including gradients.
   """
   memory = compiled.memory_analysis()
   arguments = hlo.argument_bytes(compiled.as_text())
@@ -225,7 +227,7 @@ def _memory_of_failed(
 def _needed_bytes(
   error: jax.errors.JaxRuntimeError, kept: dict[str, int]
 ) -> float:
-  """HBM that the step needs, from the compiler's error message.
+  """The HBM that the step needs, from the compiler's error message.
 
   Re-raises the error if it is not about memory.
   """

@@ -6,8 +6,8 @@ iteration, and an array counts only if it is in HBM, with the padding to the
 tiles of its layout. All figures are per chip.
 
 A program is read as a schedule: its operations in the order in which they run.
-Asynchronous operations are pairs of a start and an end, between which others
-run.
+An asynchronous operation is a pair of a start and an end, with other operations
+in between.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ _NO_TRAFFIC = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One communication operation between chips.
+  """A collective operation between chips.
 
   Attributes:
     kind: one of `KINDS`.
@@ -89,7 +89,7 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-  """A part of a schedule that runs several times."""
+  """A part of a schedule that is executed several times."""
 
   body: "Schedule"
   count: int
@@ -104,7 +104,7 @@ class Traffic:
 
   Attributes:
     hbm_bytes: bytes read from and written to HBM, see `Event`.
-    collectives: communication operations, in the order of the schedule.
+    collectives: collective operations, in the order of the schedule.
   """
 
   hbm_bytes: float = 0.0
@@ -121,7 +121,7 @@ class _Instruction:
 
   @property
   def called(self) -> dict[str, list[str]]:
-    """Names of the computations that it calls, by their role."""
+    """Names of the computations that the instruction calls, by role."""
     return {
       use: re.findall(r"[\w.\-]+", one or many)
       for use, one, many in _CALLED.findall(self.attributes)
@@ -129,7 +129,7 @@ class _Instruction:
 
 
 def summary(collectives: Sequence[Collective]) -> dict[str, dict[str, float]]:
-  """Executions and bytes of each kind: {kind: {"count", "bytes"}}."""
+  """Executions and bytes by kind: {kind: {"count", "bytes"}}."""
   totals: dict[str, dict[str, float]] = {}
   for collective in collectives:
     total = totals.setdefault(collective.kind, {"count": 0, "bytes": 0})
@@ -168,12 +168,12 @@ def schedule(text: str) -> Schedule:
 
 
 def argument_bytes(text: str) -> list[float]:
-  """HBM that each argument of a program takes, with the padding of tiles."""
+  """HBM size of each argument of a program, with the padding to tiles."""
   return _Program(text).argument_bytes()
 
 
 class _Program:
-  """The computations of a module by name, and a walk over those that run."""
+  """The computations of a module by name; walks over those that run."""
 
   def __init__(self, text: str):
     self._computations: dict[str, list[_Instruction]] = {}
@@ -262,7 +262,7 @@ class _Program:
   def _event(
     self, instruction: _Instruction, by_name: Mapping[str, _Instruction]
   ) -> Event:
-    """What an instruction itself does, without what it calls."""
+    """The event of an instruction itself, without the computations it calls."""
     op, operands = instruction.op, instruction.operands
     if op == "async-start":
       found = self._inner_collective(instruction)
@@ -300,14 +300,14 @@ class _Program:
     kind = _kind(instruction.op)
     groups = _groups(instruction.attributes, self._num_partitions)
     scale = groups.shape[1] if kind == "reduce-scatter" else 1
-    # What is sent has no padding.
+    # Transfers have no padding.
     return Collective(
       kind, scale * sum(_array_bytes(shape, tiled=False)), groups
     )
 
 
 def _meeting(instruction: _Instruction) -> str:
-  """What names a transfer between slices in its send and its receive."""
+  """The key shared by the send and the receive of a transfer between slices."""
   found = re.search(
     r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes
   )
@@ -333,7 +333,7 @@ def _between_slices(send: _Instruction) -> Collective | None:
 
 
 def _length(numbers: str) -> int:
-  """How many numbers "0:3" or "1,2" lists."""
+  """The number of numbers listed by "0:3" or "1,2"."""
   ranges = [part.split(":") for part in numbers.split(",")]
   return sum(int(part[-1]) - int(part[0]) + 1 for part in ranges)
 
@@ -422,7 +422,7 @@ def _item_bytes(dtype: str) -> float:
 
 
 def _trip_count(loop: _Instruction, condition: Sequence[_Instruction]) -> int:
-  """Known to XLA, or from a condition `i < n`; 1 if it depends on the data."""
+  """From XLA, or from a condition `i < n`; 1 if it depends on the data."""
   known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
   if known:
     return int(known[1])

@@ -1,4 +1,4 @@
-"""Benchmark of the input pipeline: images per second on this machine."""
+"""Benchmark of the input pipeline, in images per second on this machine."""
 
 import dataclasses
 import itertools
@@ -34,9 +34,9 @@ class InputBench:
   "eval" are the pipelines of training and evaluation.
 
   Attributes:
-    name: of the data set.
-    split: of the data set.
-    data_dir: the TFDS folder; TFDS's default when None.
+    name: name of the data set.
+    split: split of the data set.
+    data_dir: the TFDS folder; None for TFDS's default.
     train_ops: image operations of training.
     eval_ops: image operations of evaluation.
     batch_size: images per batch.
@@ -83,9 +83,9 @@ class InputBench:
 
     Returns:
       A row for each pair: median images/s, their ratios to "decode", and the
-      speedup of "train" over the first row; the requests, the kB and the share
-      of the workers' time that "train" waits for them, which are 0 for data
-      that are not read ahead.
+      speedup of "train" over the first row; also the requests and kB of "train"
+      and the share of the workers' time spent waiting for them, which are 0 for
+      data that are not read ahead.
     """
     rows: list[dict[str, Any]] = []
     for workers, threads in itertools.product(num_workers, read_threads):
@@ -95,7 +95,7 @@ class InputBench:
     return rows
 
   def _measure(self, workers: int, threads: int) -> dict[str, Any]:
-    """Times the three pipelines in turn; the others wait with full queues."""
+    """Times the three pipelines in turn; idle ones keep their queues full."""
     train, inputs = self._iterators(workers, threads)
     rounds, reading, seconds = [], np.zeros(3), 0.0
     for _ in range(self.rounds):
@@ -170,7 +170,7 @@ def _num_warmup() -> int:
 
 
 class _DecodeOnly(ExampleReader):
-  """Decodes images, and leaves out everything else."""
+  """Only decodes images."""
 
   def __init__(self, reader: ExampleReader):
     vars(self).update(vars(reader))

@@ -1,4 +1,4 @@
-"""What the input of a run takes: cores to decode, requests to an object store.
+"""Resources of a run's input: cores for decoding, requests to object stores.
 
 Images per second and core are measured on this machine, if the data set can be
 read here.
@@ -26,9 +26,9 @@ class InputEstimate:
 
   Attributes:
     images: number of training images, over all epochs.
-    images_per_core: images/s that a core decodes.
+    images_per_core: images/s decoded by one core.
     image_bytes: mean size of an image as stored.
-    requests: reads of an object store; 0 for local data.
+    requests: number of reads from an object store; 0 for local data.
   """
 
   images: int
@@ -40,7 +40,7 @@ class InputEstimate:
     """Yields lines for the user.
 
     Args:
-      images_per_second: what the devices train; None if that is not known.
+      images_per_second: training speed of the devices; None if not known.
     """
     if images_per_second:
       cores = math.ceil(images_per_second / self.images_per_core)
@@ -60,10 +60,10 @@ class InputEstimate:
 
 
 def estimate_input(config: Config) -> InputEstimate | None:
-  """Reads a few training images; None if there are none to read here.
+  """Measures a few training images; None if the data cannot be read here.
 
   Args:
-    config: of the run. A mixture is taken for its main data set.
+    config: config of the run. Of a mixture, only the main data set counts.
 
   Raises:
     ValueError: the data set cannot be used.

@@ -1,9 +1,9 @@
-"""Benchmark of a MoE layer: its overhead over the matrix products of experts.
+"""Benchmark of an MoE layer: its overhead over the experts' matrix products.
 
 Two lower bounds are timed along with the routers: the experts alone, on inputs
 that are already dispatched, and a dense MLP on the same tokens. The pass
-"forward" is that of evaluation, "forward_backward" that of training, with noise
-and, where training has one of its own, its choice.
+"forward" is that of evaluation; "forward_backward" is that of training, with
+noise and with the choice of training where it differs.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Case:
     name: unique name.
     module: called with (input, deterministic).
     input: its input.
-    row: what identifies its rows in the result; empty for a lower bound.
+    row: fields that identify its rows in the result; empty for a lower bound.
     params: random parameters.
   """
 
@@ -54,7 +54,7 @@ class Case:
   def forward(
     self, params: Any, x: jax.Array, key: jax.Array | None = None
   ) -> jax.Array:
-    """The layer's output without its aux; in training if there is a key."""
+    """The layer's output without its aux; training mode if there is a key."""
     rngs = {} if key is None else {"router": key}
     y = self.module.apply(params, x, key is None, rngs=rngs)
     return y[0] if isinstance(y, tuple) else y
@@ -62,7 +62,7 @@ class Case:
   def forward_backward(
     self, params: Any, x: jax.Array, key: jax.Array
   ) -> tuple[jax.Array, Any]:
-    """A loss in training, and its gradients."""
+    """A loss in training mode, and its gradients."""
 
     def loss(params, x):
       return jnp.mean(self.forward(params, x, key) ** 2)
@@ -145,8 +145,8 @@ def bench_layer(
     group_sizes: images per group.
     capacities: capacity factors.
     routers: names in `ROUTERS`.
-    plan_forms: "index", "dense" or both; Soft MoE has the dense form only, and
-      dropless routing needs none: "grouped".
+    plan_forms: "index", "dense" or both. Soft MoE has only the dense form;
+      dropless routing uses no plan and is listed as "grouped".
     rounds: number of timings of each layer.
     progress: called with messages.
 
@@ -216,10 +216,10 @@ def _median_ms(seconds: Float[np.ndarray, "rounds"]) -> float:
 
 
 def breakdown(case: Case, rounds: int) -> dict[str, float]:
-  """Forward time of each part of a routed layer in ms, timed one by one.
+  """Forward time of each part of a routed layer in ms, timed separately.
 
-  "choice" is the time of routing from logits to plan, in training, less that of
-  the affinity ("solver").
+  "choice" is the time of routing from logits to plan, in training, minus that
+  of the affinity ("solver").
   """
   x, group_images = case.input, case.module.moe.group_images
   tokens = x.reshape(-1, group_images * x.shape[1], x.shape[2])
@@ -253,7 +253,7 @@ def breakdown(case: Case, rounds: int) -> dict[str, float]:
 
 
 def _parts(case: Case, group_size: int) -> dict[str, Callable]:
-  """The compiled parts of a routed layer, in its order."""
+  """The compiled parts of a routed layer, in execution order."""
   layer, params = case.module, case.params["params"]
   router = make_router(layer.moe.router, **layer.moe.options)
   state = case.params.get(names.ROUTER_STATE, {}).get(names.ROUTER, {})

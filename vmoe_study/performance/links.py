@@ -1,9 +1,9 @@
-"""How long communication takes on the links between chips, at least.
+"""Lower bounds of communication time on the links between chips.
 
 A slice is a grid of chips with a link to each neighbour, in either direction.
 On a torus the ends of an axis are linked, too. Slices are connected by the
-network of the data centre. Times are lower bounds: links at their published
-peak, no latency, perfect algorithms.
+data-centre network. Times are lower bounds: links at their published peak, no
+latency, perfect algorithms.
 """
 
 import dataclasses
@@ -80,9 +80,9 @@ class Wiring:
     slice_of: np.ndarray,
     sent: np.ndarray,
   ) -> float:
-    """Bytes over the busiest link, if data travels along one axis at a time.
+    """Bytes over the busiest link with dimension-ordered routing.
 
-    Between opposite places of a ring, half of the data takes either way.
+    Between opposite positions of a ring, half of the data goes each way.
     """
     shape = self.tpu_slice.shape
     position, busiest = start.copy(), 0.0
@@ -109,10 +109,10 @@ class Wiring:
   def _rings(self, collective: Collective) -> tuple[float, float]:
     """Time of an all-gather, reduce-scatter or all-reduce.
 
-    With n devices, each receives a share (n - 1) / n of the array, over its
-    links in the directions in which its group lies. An all-reduce does that
-    twice. Across S slices, all devices of a group that are in one slice share
-    the work: each exchanges its own part of the array with the other slices.
+    With n devices, each receives a fraction (n - 1) / n of the array over its
+    links in the directions of its group. An all-reduce does that twice. Across
+    S slices, the devices of a group that are in one slice share the work: each
+    exchanges its part of the array with the other slices.
     """
     twice = 2 if collective.kind == "all-reduce" else 1
     groups = collective.groups
@@ -132,7 +132,7 @@ class Wiring:
     return received * nearest / (links * self.link_bandwidth), between
 
   def _ways(self, places: np.ndarray) -> tuple[float, float]:
-    """Links into the worst placed device of any group, and their length.
+    """Links into the worst-placed device of any group, and their length.
 
     Args:
       places: (groups, n, axes).
@@ -154,7 +154,7 @@ class Wiring:
         links += (apart > 0).any(axis=2)
         links += (apart < 0).any(axis=2)
       distance += hops
-    # Devices on one chip share its links, and have no way between them.
+    # Devices on one chip share its links and need none between each other.
     sharing = self.chip.devices
     away = np.where(distance > 0, distance, math.inf).min(axis=2)
     nearest = float(np.where(np.isinf(away), 0.0, away).mean())
@@ -169,10 +169,10 @@ class Wiring:
 
 @dataclasses.dataclass(frozen=True)
 class NodeWiring:
-  """GPUs in nodes, in order: a switch in each node, a network between them.
+  """GPUs in nodes, in order: a switch in each node, a network between nodes.
 
   Attributes:
-    chip: the kind of GPU. Its `ici_bandwidth` is that to the switch.
+    chip: the kind of GPU; its `ici_bandwidth` is that to the switch.
     per_node: GPUs in each node.
   """
 
@@ -191,7 +191,7 @@ class NodeWiring:
       between = collective.bytes * (size - inside) / size
       return self._seconds(sent - between, between)
     twice = 2 if collective.kind == "all-reduce" else 1
-    # The GPUs of a node share the array's way over the network.
+    # The GPUs of a node share the transfer over the network.
     between = sent / inside if inside < size else 0.0
     return self._seconds(twice * sent, twice * between)
 

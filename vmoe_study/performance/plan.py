@@ -1,7 +1,7 @@
-"""Resource estimates of a run, on TPU slices without a TPU, and on GPUs.
+"""Resource estimates of a run on TPU slices, without a TPU, and on GPUs.
 
-One config on one mesh (`plan_run`, `plan_gpus`), or a search for the fastest
-way to run it on given slices (`search`).
+`plan_run` and `plan_gpus` estimate one config on one mesh; `search` looks for
+the fastest way to run a config on given slices.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from vmoe_study.training.optimizer import OWN
 
 ImageShape = tuple[int, int, int]
 
-COMPILED = 6  # Candidates that a search compiles, more until one of them fits.
+COMPILED = 6  # Candidates that a search compiles; more if none of them fits.
 MOST_COMPILED = 12
-# The analytic model may be wrong by this factor; what it finds larger is left
-# out.
+# The analytic model may be wrong by this factor; candidates that it finds
+# larger are left out.
 SLACK = 1.3
 REMAT = ("none", "dots", "full")
 ACCUMULATION = (1, 2, 4)
@@ -41,15 +41,15 @@ def plan_run(
 ) -> ResourceEstimate:
   """Estimates what a run needs on TPU slices, and how long a step takes.
 
-  Compiles the training step with libtpu, for slices that need not exist: small
-  models take seconds, large ones minutes. What is modelled, and what is not, is
-  told in `launch/README.md`. From then on JAX computes on the CPU in this
+  Compiles the training step with libtpu, without the slices themselves: small
+  models take seconds, large ones minutes. `launch/README.md` says what is
+  modelled and what is not. From then on JAX computes on the CPU in this
   process.
 
   Args:
-    config: of the run.
+    config: config of the run.
     topology: the slice, such as "v5e:4x4" or "v5p:4x4x4".
-    num_slices: number of such slices, connected by the data centre's network.
+    num_slices: number of such slices, connected by the data-centre network.
     image_shape: height, width and channels; by default from the config's image
       operations or the data set.
     num_examples: number of training images; by default read from the data set
@@ -94,12 +94,12 @@ def search(
   image_shape: ImageShape | None = None,
   num_examples: int | None = None,
 ) -> list[ResourceEstimate]:
-  """Looks for the fastest way to run a config on slices.
+  """Searches for the fastest way to run a config on slices.
 
-  Meshes, plan forms, FSDP, remat, accumulation, the dtype of the moments and
-  the batches ahead vary. The analytic model orders the candidates and leaves
-  out what is far too large; the best few are compiled. Arguments and errors are
-  those of `plan_run`.
+  The search varies mesh, plan form, FSDP, remat, accumulation, the dtype of the
+  moments and the batches ahead. The analytic model ranks the candidates and
+  drops those that are far too large; the best few are compiled. Arguments and
+  errors are those of `plan_run`.
 
   Returns:
     The compiled candidates; `fastest` finds the best.
@@ -107,7 +107,7 @@ def search(
   sizes = _data_sizes(config, image_shape, num_examples)
   target = open_target(topology, num_slices)
   configs = list(variants(config, len(target.devices), num_slices))
-  # If there is no valid mesh, the config's own raises the right error.
+  # If no mesh is valid, the config's own mesh raises the right error.
   order = _by_analytic_time(configs or [config], target, *sizes)
   found: list[ResourceEstimate] = []
   for candidate in order[:MOST_COMPILED]:
@@ -124,7 +124,7 @@ def _data_sizes(
   image_shape: ImageShape | None,
   num_examples: int | None,
 ) -> tuple[ImageShape, int]:
-  """Image shape and number of examples; what is None is looked up."""
+  """Image shape and number of examples; looks up those that are None."""
   if image_shape is None:
     image_shape = data_sizes.image_shape(config.data)
   if num_examples is None:
@@ -135,10 +135,10 @@ def _data_sizes(
 def variants(
   config: Config, num_devices: int, num_slices: int = 1
 ) -> Iterator[Config]:
-  """The ways to run a config on a number of devices that `search` considers.
+  """The variants of a config that `search` considers.
 
-  On each mesh, and in each plan form, the first has the config's own remat,
-  accumulation and moments.
+  On each mesh, and in each plan form, the first variant has the config's own
+  remat, accumulation and moments.
   """
   for mesh in _meshes(config, num_devices, num_slices):
     on_mesh = dataclasses.replace(config, mesh=mesh)
@@ -168,7 +168,7 @@ def _meshes(
 
 
 def _memory_variants(config: Config) -> Iterator[Config]:
-  """Ways to need less memory, the config's own first."""
+  """Variants that need less memory, the config's own first."""
   remat = config.model.fields.get("remat", "none")
   train = config.train
   for kind in dict.fromkeys((remat, *REMAT)):
@@ -195,7 +195,7 @@ def _by_analytic_time(
 ) -> list[Config]:
   """Orders candidates by the analytic model; the best of each mesh come first.
 
-  What is far too large for the HBM is left out, unless everything is.
+  Candidates that are far too large for the HBM are left out, unless all are.
   """
   most_shared = max(configs, key=lambda c: c.mesh.expert)
 
@@ -256,7 +256,7 @@ def _description(config: Config) -> str:
 
 
 def _with_batches_that_fit(estimate: ResourceEstimate) -> ResourceEstimate:
-  """The estimate with fewer batches ahead, if the step fits only then."""
+  """Reduces the batches ahead of an estimate if the step fits only then."""
   memory = estimate.hbm_bytes
   spare = memory["capacity"] - memory["total"] + memory["waiting batches"]
   if estimate.fits or estimate.step_seconds is None or spare < 0:

@@ -1,10 +1,10 @@
-"""The time of a step, with every resource at its published peak.
+"""A model of the time of a step, with every resource at its published peak.
 
-Within a chip, computation and HBM traffic are taken to overlap perfectly.
-Communication adds to their time, except as far as the program's schedule lets
-other operations run between its start and its end. What a real chip does beside
-that is not known here, so the sum is a model and no bound; its parts "compute",
-"interconnect" and "network" are lower bounds.
+Within a chip, computation and HBM traffic are assumed to overlap perfectly.
+Communication adds to their time, except where the program's schedule runs other
+operations between its start and its end. Other effects of a real chip are not
+modelled, so the sum is not a bound; its parts "compute", "interconnect" and
+"network" are lower bounds.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,14 @@ def step_seconds(
 
   Args:
     flops: FLOPs of one chip.
-    schedule: of the program.
-    wiring: of the chips that it runs on.
+    schedule: schedule of the program.
+    wiring: links of the devices that it runs on.
 
   Returns:
-    "compute" and "hbm": time that these are busy; "interconnect" and "network":
-    time that data travels within and between slices; "exposed": the part of
-    that in which a chip does nothing else; "step": the larger of "compute" and
-    "hbm", and "exposed".
+    "compute" and "hbm": busy time of each; "interconnect" and "network":
+    transfer time within and between slices; "exposed": the part of the transfer
+    time in which a chip does nothing else; "step": the larger of "compute" and
+    "hbm", plus "exposed".
   """
   chip = wiring.chip
   total = traffic(schedule)
@@ -61,14 +61,14 @@ def exposed_seconds(
   seconds_per_byte: float,
   wire_seconds: Callable[[Collective], float],
 ) -> float:
-  """Time in which a chip only waits for communication.
+  """The time in which a chip only waits for communication.
 
-  Operations run one after another. Communication that has been started runs
-  beside them, one transfer after another. A loop begins and ends with nothing
-  on the way.
+  Operations run one after another. Started communication runs concurrently with
+  them, one transfer after another. A loop begins and ends with no transfer in
+  flight.
 
   Args:
-    schedule: of the program.
+    schedule: schedule of the program.
     seconds_per_byte: time of an operation, per byte of its HBM traffic.
     wire_seconds: time of a collective alone.
   """
@@ -85,7 +85,7 @@ def exposed_seconds(
     if event.collective:
       free = max(now, free) + wire_seconds(event.collective)
       arrives[event.starts] = free
-    # An operation that starts nothing waits for its own communication.
+    # A synchronous operation waits for its own communication.
     due = _due(event, arrives)
     waited += max(due - now, 0.0)
     now = max(due, now)
@@ -100,5 +100,5 @@ def _due(event: Event, arrives: dict[str, float]) -> float:
 
 
 def bottleneck(seconds: dict[str, float]) -> str:
-  """What takes longest: "compute", "hbm" or "exposed" communication."""
+  """The bottleneck: "compute", "hbm" or "exposed" communication."""
   return max(("compute", "hbm", "exposed"), key=lambda name: seconds[name])

@@ -3,8 +3,8 @@
     python -m vmoe_study.performance.shuffle_quality --examples=1281167 \
       --per-block=38 --batch-size=1024
 
-The data are taken to be sorted by class, the worst case. Files that TFDS wrote
-are shuffled, so that every block is a mixture already.
+The data are assumed to be sorted by class, the worst case. Files that TFDS
+wrote are shuffled, so that every block is already mixed.
 """
 
 import argparse
@@ -22,11 +22,11 @@ class Mixing:
   """How well batches are mixed.
 
   Attributes:
-    distance: mean distance, in the data, of examples that follow each other in
-      the order, as a share of the data set; 1/3 for independent ones.
-    classes: mean share of all classes that a batch has.
-    deviation: of the number of examples per class in a batch, relative to
-      independent draws.
+    distance: mean distance in the data set between consecutive examples of the
+      order, as a fraction of its size; 1/3 for independent examples.
+    classes: mean fraction of all classes that occur in a batch.
+    deviation: standard deviation of the number of examples per class in a
+      batch, relative to that of independent draws.
   """
 
   distance: float
@@ -40,10 +40,10 @@ def mixing(
   """Measures the first `BATCHES` batches of an order.
 
   Args:
-    order: of the examples, which are sorted by class.
-    num_examples: of all classes, which are equally large.
-    batch_size: of the batches.
-    num_classes: of the data set.
+    order: order of the examples, which are sorted by class.
+    num_examples: number of examples of all classes, which are equally large.
+    batch_size: size of the batches.
+    num_classes: number of classes of the data set.
   """
   count = batch_size * BATCHES
   found = np.asarray([order[position] for position in range(count)])
@@ -64,7 +64,7 @@ def mixing(
 def compare(
   num_examples: int, per_block: int, batch_size: int, num_classes: int
 ) -> dict[str, Mixing]:
-  """Both orders of a data set with blocks of `per_block` examples."""
+  """Measures both orders for blocks of `per_block` examples."""
   blocks = np.append(np.arange(0, num_examples, per_block), num_examples)
   orders: dict[str, Order] = {
     "full": FullOrder(num_examples, 0),

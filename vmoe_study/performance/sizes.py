@@ -1,4 +1,4 @@
-"""What is known of a run before anything is compiled: shapes and bytes."""
+"""Shapes and byte counts of a run that are known before compilation."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ def plan_form(config: Config) -> str | None:
 
 
 def with_plan_form(config: Config, form: str | None) -> Config:
-  """The config with another plan form; None changes nothing."""
+  """The config with another plan form; with None, the config itself."""
   if form is None:
     return config
   moe = config.model.moe
@@ -35,7 +35,7 @@ def with_plan_form(config: Config, form: str | None) -> Config:
 
 
 def sizes_of(model: Model) -> dict[str, Any]:
-  """What is known before compilation."""
+  """The fields of a `ResourceEstimate` that are known before compilation."""
   config = model.config
   moe = cost.routing(model.module, model.image_shape)
   total, active = cost.parameter_counts(model.params_shape, moe)
@@ -71,12 +71,12 @@ def batch_template(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def kept_bytes(training: Training) -> dict[str, int]:
-  """HBM of what the training loop keeps on each device, without padding.
+  """HBM of the arrays that the training loop keeps on each device, unpadded.
 
   Returns:
     "parameters", "optimizer", "router state", "moving average" if there is one,
-    "batch", the one that is trained on, and "waiting batches". Beside these
-    there are only scalars and metrics.
+    "batch", the one in use, and "waiting batches". Apart from these there are
+    only scalars and metrics.
   """
   template = training.state_template()
   batch = bytes_per_device(batch_template(training.model))
@@ -93,7 +93,7 @@ def kept_bytes(training: Training) -> dict[str, int]:
 
 
 def host_bytes(training: Training) -> dict[str, int]:
-  """Memory of all hosts together: a checkpoint on its way, and batches."""
+  """Memory of all hosts together: a checkpoint being written, and batches."""
   template = training.state_template()
   batch = _bytes(batch_template(training.model))
   return {"checkpoint": _bytes(template), "batches": HOST_BATCHES * batch}

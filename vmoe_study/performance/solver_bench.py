@@ -2,7 +2,7 @@
 
 All solvers of a problem minimise the same convex function of each group. Their
 error is measured on the marginal that they satisfy only in the limit: the rows
-of sparse transport, the columns of Sinkhorn's.
+for sparse transport, the columns for Sinkhorn.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Problem:
     name: name of the problem.
     data: first argument of the solvers; the second is the iteration count.
     solvers: solvers by name.
-    objective: per token, of a solution; to be minimised.
+    objective: objective per token of a solution, to be minimised.
     marginal: marginal of a solution; its target is 1 everywhere.
     reference: computes a practically optimal solution from the data.
   """
@@ -76,7 +76,7 @@ def sparse_problem(
 
 
 def sinkhorn_problem(logits: Float[Array, "G S E"], name: str) -> Problem:
-  """Entropic transport plan: both forms, and the choice that routers make."""
+  """Entropic transport plan: both forms, and the choice between them."""
   num_tokens, num_experts = logits.shape[1:]
 
   def objective(transport_plan):
@@ -105,8 +105,8 @@ def make_problems(
 ) -> Iterator[Problem]:
   """Sparse transport at each capacity factor, and Sinkhorn's problem.
 
-  Sinkhorn's logits are four times as wide, because 5 iterations would already
-  reach the optimum for logits as wide as the others.
+  The logits of Sinkhorn's problem have four times the standard deviation,
+  because otherwise 5 iterations would already reach the optimum.
   """
   size = shape.groups, shape.tokens, shape.experts
   std = shape.logit_std

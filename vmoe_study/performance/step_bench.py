@@ -1,4 +1,4 @@
-"""Benchmark of the whole training step of a config on this machine."""
+"""Benchmark of a config's whole training step on this machine."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def bench_step(config: Config, rounds: int) -> dict[str, float]:
   """Times the step, its parts, and a matrix product of the same dtype.
 
   Args:
-    config: of the run.
+    config: config of the run.
     rounds: number of timings of each.
 
   Returns:

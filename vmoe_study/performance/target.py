@@ -24,8 +24,8 @@ _LIBTPU_ENVIRONMENT = {
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_STDERR_LOG_LEVEL": "3",
   "TPU_MIN_LOG_LEVEL": "3",
-  # By default only one process at a time may load libtpu, as only one can use
-  # the TPUs. None are used here.
+  # By default only one process at a time may load libtpu, because only one can
+  # use the TPUs. No TPU is used here.
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
@@ -36,8 +36,8 @@ class Target:
 
   Attributes:
     tpu_slice: the kind of slice.
-    num_slices: number of slices, which the data centre's network connects.
-    devices: of all slices.
+    num_slices: number of slices, connected by the data-centre network.
+    devices: devices of all slices.
   """
 
   tpu_slice: Slice
@@ -54,9 +54,9 @@ class Target:
 
   @functools.cached_property
   def hbm_bytes(self) -> float:
-    """HBM of a device that programs can use, as the compiler says.
+    """HBM of a device that programs can use, according to the compiler.
 
-    It says so when a program needs more.
+    The compiler reports it when a program needs more.
     """
     placed = jax.sharding.SingleDeviceSharding(self.devices[0])
     huge = jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32, sharding=placed)
@@ -70,7 +70,7 @@ class Target:
 
 
 def libtpu_version() -> str:
-  """Of the compiler that estimates depend on."""
+  """The version of libtpu, on which estimates depend."""
   return importlib.metadata.version("libtpu")
 
 

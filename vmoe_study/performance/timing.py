@@ -16,7 +16,7 @@ def interleaved_seconds(
   """Times functions in turn, A B C A B C ..., after one warm-up call of each.
 
   Args:
-    calls: functions by name; each returns arrays, which are waited for.
+    calls: functions by name; the timer waits for the arrays that they return.
     rounds: number of timings of each function.
     on_round: called with the round's number after each round.
   """
