@@ -133,7 +133,7 @@ def test_not_fitting_is_an_answer(tmp_path, capsys):
   assert memory["total"] > memory["capacity"]
   answer = capsys.readouterr().out
   assert "| no " in answer
-  assert "What is counted does not fit" in answer
+  assert "The counted memory does not fit" in answer
   assert "--config.mesh.fsdp=true" in answer
 
 

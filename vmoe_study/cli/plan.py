@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 TIMES = {
-  "compute": "compute time, at least",
+  "compute": "compute time, lower bound",
   "hbm": "HBM time",
-  "interconnect": "interconnect time, at least",
-  "network": "network time, at least",
-  "exposed": "communication that nothing overlaps",
+  "interconnect": "interconnect time, lower bound",
+  "network": "network time, lower bound",
+  "exposed": "exposed communication",
   "step": "step",
 }
 LARGER = (
@@ -35,9 +35,9 @@ LARGER = (
   "--config.train.accumulation=2 and --config.train.batches_ahead=1."
 )
 MODEL = (
-  "The time of a step is a model: compute or HBM traffic, whichever takes "
-  "longer at its published peak, and the communication that nothing overlaps. "
-  "Measured steps take longer (launch/README.md)."
+  "The time of a step is a model: the longer of compute and HBM traffic, each "
+  "at its published peak, plus the exposed communication. Measured steps take "
+  "longer (launch/README.md)."
 )
 
 
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=1,
     metavar="N",
-    help="number of slices, connected by the data centre's network",
+    help="number of slices, connected by the data-centre network",
   )
   parser.add_argument(
     "--sweep",
@@ -128,7 +128,7 @@ def _show(estimate: ResourceEstimate) -> dict[str, Any]:
   if estimate.fits:
     print(MODEL)
   else:
-    print(f"What is counted does not fit into the HBM. {LARGER}")
+    print(f"The counted memory does not fit into the HBM. {LARGER}")
   return estimate.to_dict()
 
 
@@ -145,7 +145,7 @@ def estimate_table(estimate: ResourceEstimate) -> str:
     ("images per step", f"{estimate.batch_size:,}"),
     ("parameters", f"{estimate.parameters:,}"),
     ("active per token", f"{estimate.active_parameters:,}"),
-    ("what is counted fits", _yes_no(estimate.fits)),
+    ("counted memory fits", _yes_no(estimate.fits)),
   ]
   memory = estimate.hbm_bytes
   rows += [(f"HBM: {part}", _gib(size)) for part, size in memory.items()]
