@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-# A slice is a set of devices with fast links; the slower data-center network
+# A slice is a set of devices with fast links; the slower data-centre network
 # connects slices. Most runs have one slice.
 AXES = ("slice", "replica", "expert")
 WITHIN_SLICE = ("replica", "expert")
