@@ -1,9 +1,9 @@
 """The contrasts of the study: two sets of cells, compared seed by seed.
 
 Each contrast compares cells that agree in all other settings. The results of
-2401.15969 predict the sign of some contrasts; the others isolate what these
-results may depend on: group size, batch priority, and the gain over a dense
-model.
+2401.15969 predict the sign of some contrasts. The others isolate factors that
+these results may depend on, which are group size, batch priority, and the gain
+over a dense model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,14 +19,14 @@ _SPARSE = tuple(_KINDS)
 
 
 class Contrast(NamedTuple):
-  """A comparison to be made: the first side minus the second.
+  """A comparison of two sides: the first minus the second.
 
   Attributes:
     text: "first against second", in words.
-    first: whether a cell belongs to the first side.
-    second: whether a cell belongs to the second side.
-    match: settings that matched cells must share, in addition to all settings
-      other than routing.
+    first: predicate: whether a cell belongs to the first side.
+    second: predicate: whether a cell belongs to the second side.
+    match: settings of a cell that matched cells must share, in addition to all
+      settings other than routing.
   """
 
   text: str
@@ -36,7 +36,7 @@ class Contrast(NamedTuple):
 
 
 def _side(router: str, **properties: Any) -> Callable[[Cell], bool]:
-  """Selects cells by the end of the router's name and other properties."""
+  """Selects cells by the suffix of the router's name and other properties."""
   wanted = properties.items()
 
   def belongs(cell: Cell) -> bool:
@@ -70,7 +70,7 @@ _DENSE = _side("dense")
 
 
 def contrasts(cells: Sequence[Cell]) -> Iterator[Contrast]:
-  """All contrasts for the group sizes that occur in these cells."""
+  """All contrasts, for the group sizes that occur in these cells."""
   groups = sorted({c.group_images for c in cells if c.router.endswith(_SPARSE)})
   for group in groups:
     yield from _within_group_size(group)
@@ -142,7 +142,7 @@ def _between_group_sizes(low: int, high: int) -> Iterator[Contrast]:
 def paired_values(
   cells: Sequence[Cell], contrast: Contrast, metric: str
 ) -> tuple[list[float], list[float]]:
-  """Mean of each side by seed, for the seeds that all its cells have.
+  """Mean of each side by seed, for the seeds that all of its cells have.
 
   Cells without a match on the other side, or without runs, are left out.
   """
@@ -173,7 +173,7 @@ def paired_values(
 
 
 def _mean_over_keys(side, keys, key, metric: str, seed: int) -> float:
-  """Every key has the same weight, however many cells share it."""
+  """Gives every key the same weight, however many cells share it."""
   total = 0.0
   for wanted in keys:
     values = [c.runs[seed][metric] for c in side if key(c) == wanted]
@@ -185,7 +185,7 @@ class ContrastResult(NamedTuple):
   """A contrast, estimated and tested over seeds.
 
   Attributes:
-    text: of the contrast.
+    text: text of the contrast.
     comparison: the difference in percentage points and its paired test.
     holm_p_value: the p-value after Holm's correction for all contrasts of the
       metric.

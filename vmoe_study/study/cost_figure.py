@@ -37,7 +37,7 @@ WIDTH = 12  # Of the figure, in inches.
 def cost_figure(cells: Sequence[Cell]) -> Figure:
   """Accuracy against the cost of training, in FLOPs and in seconds.
 
-  Points of models that cost the same FLOPs are moved apart.
+  Points of models with equal FLOPs are moved apart.
   """
   cells = by_family(cells)
   colours = zip(cells, cell_colours(cells), strict=True)
@@ -82,7 +82,7 @@ def cost_figure(cells: Sequence[Cell]) -> Figure:
 
 
 def training_tflops(cell: Cell) -> list[float]:
-  """FLOPs of the model over the whole training, in 10^12, for each seed."""
+  """FLOPs of the model over the whole training, in TFLOP, for each seed."""
   batch = cell.config["train"]["batch_size"]
   return [
     run["flops_per_image"] * run["step"] * batch / 1e12
@@ -91,7 +91,7 @@ def training_tflops(cell: Cell) -> list[float]:
 
 
 def move_apart(values: Sequence[float]) -> np.ndarray:
-  """The closest values in the same order that are at least a gap apart.
+  """The closest values, in the same order, that are at least a gap apart.
 
   The gap is `MIN_GAP` of the range of the axis.
 
@@ -124,7 +124,7 @@ def _legend(
 ) -> list[Line2D]:
   """Explains colours (routers), shapes (costs) and fillings (groups).
 
-  If these do not tell a few cells apart, every cell has a line of its own.
+  If these do not distinguish a few cells, every cell has its own entry.
   """
   if have_own_colours(cells):
     pairs = zip(labels(cells), looks, strict=True)

@@ -60,12 +60,12 @@ def accuracy_figure(cells: Sequence[Cell]) -> Figure:
 def _row_panels(
   cells: Sequence[Cell], count: int, more: float
 ) -> tuple[Figure, Sequence[Axes]]:
-  """Panels side by side with a row per cell, labelled from top to bottom.
+  """Panels side by side, with a row per cell, labelled from top to bottom.
 
   Args:
-    cells: in order.
+    cells: cells in order.
     count: number of panels.
-    more: height of what is neither rows nor title and axis, in inches.
+    more: additional height besides rows, title and axis, in inches.
   """
   texts = labels(cells)
   margin = 0.4 + LETTER * max(map(text_width, texts), default=0)
@@ -112,7 +112,7 @@ _ROUTING: dict[str, Callable[[Cell], list[float]]] = {
 def routing_figure(cells: Sequence[Cell]) -> Figure:
   """Unprocessed tokens and expert load at the end of training, and speed.
 
-  What no cell has is left out.
+  Panels without values are left out.
   """
   cells = by_family(cells)
   measures = {

@@ -1,8 +1,8 @@
 """The model of a grid of runs: value = cell + seed + error, by least squares.
 
 One error variance is pooled over all cells, so that a contrast of few seeds has
-many degrees of freedom. A seed has an effect of its own because the runs of a
-seed share initial parameters and the order of images. Runs may be missing.
+many degrees of freedom. Seeds have effects because the runs of a seed share
+initial parameters and the order of images. Runs may be missing.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ class Effect:
   """An estimated difference between cells, in the unit of the values.
 
   Attributes:
-    estimate: of the difference.
-    standard_error: of the estimate; 0 where all residuals are 0.
+    estimate: estimated difference.
+    standard_error: standard error of the estimate; 0 where all residuals are 0.
     degrees: degrees of freedom of the pooled error variance.
   """
 
@@ -37,11 +37,11 @@ class Effect:
 
   @property
   def p_value(self) -> float:
-    """Of the two-sided test that there is no difference."""
+    """The p-value of the two-sided test that there is no difference."""
     return 2 * self._tail(abs(self.estimate))
 
   def equivalence_p_value(self, margin: float) -> float:
-    """Of the test that the difference is at least `margin` in size.
+    """The p-value of the test that the difference is at least `margin` in size.
 
     Two one-sided tests (Schuirmann 1987): below 0.05, the true difference is
     smaller than the margin.
@@ -77,7 +77,7 @@ class GridFit:
       design[i, len(self._cells) + seeds.index(seed)] = 1
     rank = np.linalg.matrix_rank(design) if rows else 0
     self.degrees = len(rows) - int(rank)
-    # One dimension is free: a constant moves between cells and seeds.
+    # One dimension is free: a constant shifts between cells and seeds.
     if self.degrees < 1 or rank < design.shape[1] - 1:
       raise ValueError(
         f"{len(self._cells)} cells with {len(rows)} runs of {len(seeds)} "
@@ -94,7 +94,7 @@ class GridFit:
     """The effect: the sum of cells times weights.
 
     Args:
-      weights: by cell; they add up to 0. Cells that are left out have 0.
+      weights: weights by cell, which add up to 0. Omitted cells have weight 0.
     """
     vector = np.zeros_like(self._effects)
     for cell, weight in weights.items():
@@ -108,13 +108,13 @@ class GridFit:
 def detectable_difference(
   standard_error: float, degrees: int, level: float, power: float
 ) -> float:
-  """Smallest true difference that a two-sided t-test finds this often.
+  """Smallest true difference that a two-sided t-test detects at this power.
 
   Args:
-    standard_error: of the estimated difference.
+    standard_error: standard error of the estimated difference.
     degrees: degrees of freedom of the error variance.
-    level: of the test, such as 0.05.
-    power: probability of finding it, in (level, 1).
+    level: level of the test, such as 0.05.
+    power: probability of detection, in (level, 1).
 
   Returns:
     The difference, in the unit of the standard error.

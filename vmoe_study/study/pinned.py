@@ -1,10 +1,10 @@
-"""Runs a command pinned to CPU cores; it is terminated if its parent dies.
+"""Runs a command pinned to CPU cores, which is terminated if its parent dies.
 
     python -m vmoe_study.study.pinned CORES PARENT COMMAND...
 
 A sweep starts its runs through this program. Setting both properties between
-fork and exec instead is unsafe: the forked process lacks the other threads,
-such as those of JAX, but their locks stay held.
+fork and exec would be unsafe: the forked process lacks the other threads, such
+as those of JAX, but their locks remain held.
 """
 
 import ctypes

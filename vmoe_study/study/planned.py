@@ -1,8 +1,8 @@
-"""Contrasts that were written down before the runs of a study.
+"""Contrasts that were specified before the runs of a study.
 
 They are few, name the rows that they compare, and are tested together: Holm's
 correction is over all contrasts of all end points. The contrasts of
-`contrasts.py` are exploratory beside them.
+`contrasts.py`, by comparison, are exploratory.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ class PlannedContrast:
 
   Attributes:
     text: "first against second", in words.
-    first: names of rows.
-    second: names of rows.
-    margin: percentage points; a smaller difference counts as none. 0 if
-      equivalence is no question.
+    first: names of the rows of the first side.
+    second: names of the rows of the second side.
+    margin: equivalence margin in percentage points: a smaller difference counts
+      as none. 0 for no equivalence test.
   """
 
   text: str
@@ -44,8 +44,9 @@ class Analysis:
   """The planned analysis of a table.
 
   Attributes:
-    end_points: name to metrics; the value of a run is their mean.
-    contrasts: tested for each end point.
+    end_points: metrics by name of the end point; the value of a run is their
+      mean.
+    contrasts: the contrasts, tested for each end point.
   """
 
   end_points: Mapping[str, tuple[str, ...]]
@@ -56,11 +57,11 @@ class PlannedResult(NamedTuple):
   """A planned contrast of one end point, in percentage points.
 
   Attributes:
-    end_point: its name.
-    contrast: as planned.
+    end_point: name of the end point.
+    contrast: the planned contrast.
     effect: the estimated difference.
-    holm_p_value: of the test of no difference, corrected for all contrasts of
-      all end points.
+    holm_p_value: p-value of the test of no difference, corrected for all
+      contrasts of all end points.
   """
 
   end_point: str
@@ -72,9 +73,9 @@ class PlannedResult(NamedTuple):
 def grid_values(
   cells: Sequence[Cell], metrics: Sequence[str]
 ) -> dict[str, dict[int, float]]:
-  """Cell to seed to the mean of some metrics, in percent.
+  """The mean of some metrics by cell and seed, in percent.
 
-  Runs without one of the metrics are left out, and cells without runs.
+  Runs without one of the metrics, and cells without runs, are left out.
   """
   values = {
     cell.name: {

@@ -1,4 +1,4 @@
-"""The report of a study: its tables and figures, written to a folder."""
+"""The report of a study: tables and figures in a folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -126,12 +126,12 @@ def _summary(
 def write_report(
   out: epath.PathLike, cells: Sequence[Cell], analysis: Analysis | None = None
 ) -> None:
-  """Writes tables and figures, and the results from which they are made.
+  """Writes tables, figures and the results from which they are made.
 
   Args:
     out: folder for tables as Markdown, CSV and LaTeX, figures as PNG and SVG,
       and `results.json`, which `results.load` reads.
-    cells: of `results.load`.
+    cells: cells from `results.load`.
     analysis: the contrasts planned before the runs, if there are any.
   """
   # Matplotlib takes a second to import, and `runs_table` does not need it.

@@ -1,7 +1,7 @@
 """Results of runs, grouped by config: a cell has one value per seed.
 
 They are read from workdirs, from the root of a sweep, whose manifest also lists
-the runs that are missing, or from a file that `write` made.
+missing runs, or from a file written by `write`.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _REMEDY = (
   "Give the workdir of a run, the root of a sweep, or the "
   f"{RESULTS_FILE} that `report --out` wrote."
 )
-# Fields of a config that results are made of.
+# Fields of a config that are read for results.
 _READ = {
   "seed": int,
   "model.moe.router": str,
@@ -40,17 +40,17 @@ MAX_RUNS_SHOWN = 5  # In an error message.
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """All runs of one config; they differ in their seeds.
+  """All runs of one config, which differ only in their seeds.
 
   Attributes:
     name: unique within a sweep.
     config: completed config without the seed.
-    seeds: of the runs that exist or that the manifest lists, ascending.
-    runs: seed to the last value of each metric, for finished runs only.
-    expected: metric to the percentage published for this config.
-    source: of the expected numbers.
-    names: seed to the name of its run, where that is not the cell's name; not
-      stored in files of results.
+    seeds: seeds of the runs that exist or that the manifest lists, ascending.
+    runs: last value of each metric by seed, for finished runs only.
+    expected: published percentage of each metric for this config.
+    source: source of the expected numbers.
+    names: name of the run by seed, where it is not the cell's name; not stored
+      in result files.
   """
 
   name: str
@@ -93,7 +93,7 @@ class Cell:
 
   @property
   def capacity_factor(self) -> float:
-    """Slots per chosen expert of a token; 0 for a dense model."""
+    """Slots per choice of a token; 0 for a dense model."""
     return self.options.get("capacity_factor", 0.0)
 
   @property
@@ -115,8 +115,8 @@ class Cell:
 def read_run(workdir: epath.PathLike) -> tuple[dict[str, Any], dict | None]:
   """A run's config and its final metrics; None if it has not finished.
 
-  The final metrics are the last value of each metric, and two more: `seconds`,
-  the time of training with compilation but without evaluation, and
+  The final metrics are the last value of each metric and two additional ones:
+  `seconds`, the training time with compilation but without evaluation, and
   `images_per_second` over that time.
 
   Raises:
@@ -141,7 +141,7 @@ def read_run(workdir: epath.PathLike) -> tuple[dict[str, Any], dict | None]:
 
 
 def _check(path: epath.Path, config: Mapping[str, Any]) -> None:
-  """Raises ValueError for a config without what a `Cell` reads."""
+  """Raises ValueError for a config without the fields that a `Cell` reads."""
   for field, kind in _READ.items():
     value: Any = config
     for name in field.split("."):
@@ -171,11 +171,11 @@ def _no_run(folder: epath.Path) -> str:
 
 
 def load(paths: Sequence[epath.PathLike]) -> list[Cell]:
-  """Reads results from workdirs, roots of sweeps, and files of results.
+  """Reads results from workdirs, roots of sweeps, and result files.
 
   Args:
-    paths: of any of these; a folder that holds a `results.json` is one, too.
-      Workdirs whose configs differ only in the seed make one cell, and so do
+    paths: paths of any of these, or of a folder that holds a `results.json`.
+      Workdirs whose configs differ only in the seed form one cell, and so do
       parts of a sweep that were run in several places.
 
   Raises:
@@ -196,7 +196,7 @@ def load(paths: Sequence[epath.PathLike]) -> list[Cell]:
 
 
 def _joined(cells: Sequence[Cell]) -> list[Cell]:
-  """Joins cells of equal names and configs that have no run of a seed twice."""
+  """Joins cells with equal names and configs that share no seed."""
   joined: list[Cell] = []
   for cell in cells:
     for i, other in enumerate(joined):
@@ -221,7 +221,7 @@ def _is_same(cell: Cell, other: Cell) -> bool:
 
 
 def completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
-  """The config of a cell, with defaults for fields newer than its results."""
+  """The config of a cell, with defaults for fields added after its results."""
   from vmoe_study.config import parse  # Takes JAX, which reports do without.
 
   try:
@@ -252,7 +252,7 @@ def _from_workdirs(workdirs: Sequence[epath.Path]) -> Iterator[Cell]:
     seed, copy = config.pop("seed"), 0
     key = json.dumps(config, sort_keys=True)
     while seed in groups.setdefault((key, copy), {}):
-      copy += 1  # A repeated run goes to a cell of its own.
+      copy += 1  # A repeated run gets its own cell.
     groups[key, copy][seed] = name, config, final
   for group in groups.values():
     seeds = tuple(sorted(group))

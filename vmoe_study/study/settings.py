@@ -22,13 +22,13 @@ _SHOWN = {
 
 
 class Settings(NamedTuple):
-  """What tells the rows of a table apart.
+  """The columns that distinguish the rows of a table.
 
   Attributes:
     names: headers of the columns.
     rows: texts of each cell, in the order of the cells.
-    common: what the routing columns would say that are left out, because they
-      say the same in every row that they apply to.
+    common: contents of the routing columns that are left out because they are
+      the same in every row to which they apply.
   """
 
   names: list[str]
@@ -39,7 +39,7 @@ class Settings(NamedTuple):
 def settings(cells: Sequence[Cell]) -> Settings:
   """The router, and the settings in which cells differ.
 
-  If these do not tell all rows apart, the first column is the name of the run.
+  If these do not distinguish all rows, the first column is the name of the run.
   """
   fields = differing_fields(cells)
   values = [
@@ -65,7 +65,7 @@ def settings(cells: Sequence[Cell]) -> Settings:
 
 
 def _texts(values: Sequence[Mapping[str, str]], name: str) -> set[str]:
-  """What a column says, where it says anything."""
+  """The distinct nonempty texts of a column."""
   return {value[name] for value in values} - {""}
 
 
@@ -84,7 +84,7 @@ def _routing(cell: Cell) -> dict[str, str]:
 
 
 def differing_fields(cells: Sequence[Cell]) -> list[str]:
-  """Fields of the config, besides those of the routing, in which cells differ.
+  """Fields of the config, other than routing fields, in which cells differ.
 
   Every router has its own options. An option is listed if it differs between
   cells of the same router.
@@ -107,7 +107,7 @@ def field_text(cell: Cell, name: str) -> str:
   """The value of a config field as text; "" where the field does not exist.
 
   Args:
-    cell: of the results.
+    cell: a cell of the results.
     name: path of the field, such as "train.batch_size".
   """
   value: Any = cell.config

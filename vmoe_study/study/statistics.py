@@ -47,7 +47,8 @@ class Comparison:
 
   Attributes:
     difference: mean of first minus second over the pairs.
-    p_value: of the two-sided paired t-test; NaN for fewer than two pairs.
+    p_value: p-value of the two-sided paired t-test; NaN for fewer than two
+      pairs.
   """
 
   difference: Estimate

@@ -1,4 +1,4 @@
-"""How figures of the study show cells: labels, colours, shapes, intervals."""
+"""Styles of cells in the figures: labels, colours, shapes, intervals."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ COLOURS = {
   "sparsity_constrained_expert_choice": "#CC79A7",
   "soft": "#009E73",
 }
-# Of other routers, in alphabetical order; from the muted palette of Paul Tol.
+# Other routers, in alphabetical order; from the muted palette of Paul Tol.
 OTHER_COLOURS = (
   "#8C564B",
   "#332288",
@@ -40,7 +40,7 @@ LABEL_WIDTH, VALUE_WIDTH = 80, 24  # Letters of a label, and of a value in it.
 def labels(cells: Sequence[Cell]) -> list[str]:
   """Describes each cell: "softmax token choice, K=2, 8 im., priority".
 
-  A run that its settings do not tell apart is called by its name, too.
+  The label of a run that its settings do not distinguish includes its name.
 
   Args:
     cells: all cells of the figure; what they have in common is left out.
@@ -68,7 +68,7 @@ def _label(texts: dict[str, str]) -> str:
 
 
 def cell_colours(cells: Sequence[Cell]) -> list[str]:
-  """The colour of every cell: that of its router, or one of its own."""
+  """The colour of every cell: that of its router, or its own."""
   if have_own_colours(cells):
     return list(COLOURS.values())[: len(cells)]
   colours = router_colours(cells)
@@ -76,10 +76,10 @@ def cell_colours(cells: Sequence[Cell]) -> list[str]:
 
 
 def have_own_colours(cells: Sequence[Cell]) -> bool:
-  """Whether there are few cells, and their looks do not tell them apart.
+  """Whether there are few cells that styles by router do not distinguish.
 
-  Looks are the colour of the router, the shape of the cost and the filling of
-  the groups.
+  Such a style is the colour of the router, the shape of the cost and the
+  filling of the group size.
   """
   smallest = min(groups(cells), default=1)
   looks = {(c.router, c.cost, c.group_images <= smallest) for c in cells}
@@ -112,7 +112,7 @@ def look(cell: Cell, cells: Sequence[Cell], colour: str) -> dict[str, str]:
 
 
 def shapes(cells: Sequence[Cell]) -> list[Line2D]:
-  """What the shapes mean, for a legend, if there are several."""
+  """Legend entries for the shapes, if there are several."""
   costs = sorted({cell.cost for cell in cells if cell.cost})
   return [
     handle(
@@ -123,7 +123,7 @@ def shapes(cells: Sequence[Cell]) -> list[Line2D]:
 
 
 def handle(text: str, **style: str) -> Line2D:
-  """A line of a legend."""
+  """A legend entry."""
   return Line2D([], [], ls="", label=text, **style)
 
 

@@ -1,4 +1,4 @@
-"""The manifest of a sweep: the runs that its root folder should hold.
+"""The manifest of a sweep: the runs that its root folder should contain.
 
 `sweep.json` in the root lists the seeds and, by name, the cells. A cell is a
 row of a table: the words of its command line, its completed config without the
@@ -24,8 +24,8 @@ class SweepManifest(NamedTuple):
   """The contents of `sweep.json`.
 
   Attributes:
-    seeds: of the runs of each cell, ascending.
-    cells: name to "words", "config", "expected" and "source".
+    seeds: seeds of the runs of each cell, ascending.
+    cells: by name, "words", "config", "expected" and "source".
   """
 
   seeds: list[int]
@@ -70,7 +70,7 @@ def write(root: epath.PathLike, manifest: SweepManifest) -> None:
 def run_folder(root: epath.PathLike, name: str, seed: int) -> epath.Path:
   """The workdir of one run of a sweep.
 
-  A name that is too long for a folder is cut and ends in a hash of all of it.
+  A name that is too long for a folder is cut, and a hash of the whole is added.
 
   >>> str(run_folder("root", "soft", 0))
   'root/soft/seed0'

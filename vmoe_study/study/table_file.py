@@ -1,4 +1,4 @@
-"""Tables of configs in a Python file, and how their results are analysed."""
+"""Tables of configs in a Python file, and the analyses of their results."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -13,10 +13,10 @@ class Row(Protocol):
   Attributes:
     name: unique in the table.
     config: "FILE.py:ARGUMENTS".
-    overrides: "FIELD=VALUE", changes of single fields of the config.
-    expected: metric to percentage, as published.
-    source: of the expected numbers.
-    note: on how the numbers compare.
+    overrides: changes of single fields of the config, "FIELD=VALUE".
+    expected: published percentage by metric.
+    source: source of the expected numbers.
+    note: remark on the comparability of the numbers.
   """
 
   name: str
@@ -43,7 +43,7 @@ def load_analysis(table: str) -> Analysis:
   """Reads the planned analysis of a table, its attribute `analysis`.
 
   Args:
-    table: as of `load_table`.
+    table: see `load_table`.
 
   Raises:
     ValueError: there is no such table, it has no analysis, or a contrast names

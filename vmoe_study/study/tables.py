@@ -1,6 +1,6 @@
 """The tables of the study: accuracy, cost, and contrasts.
 
-Accuracies are percentages: means over seeds, "±" the half-width of their 95%
+Accuracies are percentages: means over seeds "±" the half-width of their 95%
 Student t interval.
 """
 
@@ -33,7 +33,7 @@ class Table(NamedTuple):
   signed: bool = False
 
   def without_empty_columns(self) -> "Table":
-    """A copy of the columns that say something, such as p of several seeds."""
+    """A copy without empty columns, such as p-values of a single seed."""
     columns = zip(*self.rows, strict=True)
     kept = [n for n, column in enumerate(columns) if any(column)]
     header, *rows = (
@@ -78,7 +78,7 @@ def _number(value: float) -> str:
 
 
 def describe_seeds(cells: Sequence[Cell]) -> str:
-  """What the values are: "Mean over 2 to 5 seeds with 95% interval"."""
+  """Describes the values: "Mean over 2 to 5 seeds with 95% interval"."""
   counts = [len(cell.runs) for cell in cells if cell.runs] or [0]
   fewest, most = min(counts), max(counts)
   if most < 2:
@@ -95,7 +95,7 @@ def accuracy_metrics(cells: Sequence[Cell]) -> list[str]:
 
 
 def accuracy_table(cells: Sequence[Cell]) -> Table:
-  """Accuracy by cell, beside the published numbers if there are any."""
+  """Accuracy by cell, next to the published numbers if there are any."""
   metrics = accuracy_metrics(cells)
   published = list(dict.fromkeys(name for c in cells for name in c.expected))
   names, settings_of_rows, _ = settings(cells)
@@ -129,10 +129,10 @@ class _Column(NamedTuple):
   """A column of the cost table.
 
   Attributes:
-    name: of the column.
-    values: of a cell, one per seed.
-    summary: of the values.
-    form: the format of the summary.
+    name: name of the column.
+    values: function from a cell to its values, one per seed.
+    summary: function that summarises the values.
+    form: format of the summary.
   """
 
   name: str
@@ -142,7 +142,7 @@ class _Column(NamedTuple):
 
 
 _MEAN, _MEDIAN = statistics.fmean, statistics.median
-# Times are medians: other work on the machine slows single runs down.
+# Times are medians, because other work on the machine slows single runs.
 _COST = (
   _Column(
     "actual capacity",
@@ -181,7 +181,7 @@ _COST = (
 def cost_table(cells: Sequence[Cell]) -> Table:
   """Cost of each cell, and routing metrics at the end of training.
 
-  Columns that no cell has are left out.
+  Columns without values are left out.
   """
   columns = [c for c in _COST if any(map(c.values, cells))]
   names, settings_of_rows, _ = settings(cells)
@@ -200,7 +200,7 @@ def routing_metric(cell: Cell, name: str) -> list[float]:
   """A routing metric averaged over layers, one value per seed.
 
   Args:
-    cell: of the results.
+    cell: a cell of the results.
     name: "unprocessed", "max_load" or "min_load".
   """
   values = []
@@ -216,7 +216,7 @@ def routing_metric(cell: Cell, name: str) -> list[float]:
 
 
 def contrast_table(cells: Sequence[Cell]) -> Table:
-  """Paired differences over seeds, tested; Holm's correction is per metric."""
+  """Paired differences over seeds, with tests; Holm's correction per metric."""
   header = ["metric", "first against second", "seeds"]
   header += ["difference", "p", "Holm"]
   rows: list[list[str | Estimate]] = []

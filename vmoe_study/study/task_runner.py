@@ -1,7 +1,7 @@
 """Runs training commands in parallel, each on its share of the CPU cores.
 
-The commands share a folder of compiled programs, so that a program is compiled
-once for all seeds.
+The commands share a compilation cache, so that a program is compiled once for
+all seeds.
 """
 
 import collections
@@ -29,9 +29,9 @@ from vmoe_study.training.stop_signals import handled_by, pass_on
 
 LOG_FILE = "train.log"
 POLL_SECONDS = 0.2
-SHOW_SECONDS = 5.0  # Between looks at how far the runs have come.
+SHOW_SECONDS = 5.0  # Between updates of the progress of the runs.
 LINE_SECONDS = 60.0
-# If as many runs have failed and none has succeeded, the runner gives up.
+# If this many runs have failed and none has succeeded, the runner gives up.
 MAX_FAILURES = 3
 
 
@@ -40,10 +40,10 @@ class Task:
   """One run of a sweep.
 
   Attributes:
-    name: of its cell.
-    seed: of the run.
-    workdir: of the run; the output of the command is appended to `train.log` in
-      it.
+    name: name of its cell.
+    seed: seed of the run.
+    workdir: workdir of the run; the output of the command is appended to its
+      `train.log`.
     words: options of the `train` command, apart from seed and workdir.
   """
 
@@ -66,12 +66,12 @@ class Task:
 
 
 class Outcome(NamedTuple):
-  """How the tasks ended.
+  """The outcome of the tasks.
 
   Attributes:
     failed: tasks whose command failed.
     stopped: whether a signal stopped the runner before all tasks had ended.
-    given_up: number of tasks that were not started, as the first ones failed.
+    given_up: number of tasks not started because the first ones failed.
   """
 
   failed: tuple[Task, ...]
@@ -81,13 +81,13 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Running:
-  """A task that has been started.
+  """A running task.
 
   Attributes:
-    task: what was started.
+    task: the task.
     cores: its CPU cores.
-    start: time of its start.
-    before: its fraction of the run that had been trained by then.
+    start: start time.
+    before: fraction of the run that had been trained before the start.
   """
 
   task: Task
@@ -106,7 +106,7 @@ class _Running:
 
 
 def _steps(workdir: Path) -> tuple[int, int]:
-  """The last step with metrics, and the length of the run; 0 if unknown."""
+  """The last step with metrics and the length of the run; 0 if unknown."""
   rows = list(read_metrics(workdir))
   step = int(rows[-1]["step"]) if rows else 0
   return step, last_step(rows) or 0
@@ -126,8 +126,8 @@ class TaskRunner:
     Args:
       tasks: run in this order.
       jobs: number of tasks at a time.
-      root: compiled programs are kept in it, unless the environment names a
-        folder for them.
+      root: holds the compilation cache, unless the environment names a folder
+        for it.
 
     Raises:
       ValueError: there are fewer CPU cores than jobs.
@@ -139,8 +139,8 @@ class TaskRunner:
     self._failed: list[Task] = []
     self._count = len(tasks)
     self._done = 0
-    # Of training, in runs: what is to be done here, and what has been done by
-    # tasks that have ended.
+    # Training work, in runs: the total of these tasks, and that done by tasks
+    # that have ended.
     self._all_work = sum(1.0 - _fraction(task.workdir) for task in tasks)
     self._work = 0.0
     self._start = time.monotonic()
@@ -149,11 +149,12 @@ class TaskRunner:
   def run(self) -> Outcome:
     """Runs all tasks; on SIGTERM or SIGINT, lets running ones save and stop.
 
-    A second SIGINT kills them and goes to the handler that was there before.
+    A second SIGINT kills them and goes to the previous handler.
     """
     handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._stop)
     what = f"sweep of {self._count} runs"
-    # Without a total, as the runs' own steps say more about the time to go.
+    # Without a total, because the runs' steps give a better estimate of the
+    # remaining time.
     progress = Progress(what, None, "runs", every=LINE_SECONDS)
     with handled_by(handlers) as self._handlers_before, progress:
       shown = time.monotonic()
@@ -172,12 +173,12 @@ class TaskRunner:
     return Outcome(tuple(self._failed), self._stopping, given_up)
 
   def _now(self) -> str:
-    """What runs now, and when all will be done."""
+    """The running tasks and the estimated remaining time."""
     running = ", ".join(map(str, self._running.values()))
     return f"ETA {self._eta()}" + f", now {running}" * bool(running)
 
   def _eta(self) -> str:
-    """The time to go, by the part of all runs that has been trained so far."""
+    """The remaining time, from the fraction of all runs trained so far."""
     work = self._work + sum(r.work() for r in self._running.values())
     if not work:
       return "unknown"
@@ -206,7 +207,7 @@ class TaskRunner:
       process.terminate()
 
   def _environment(self, num_cores: int) -> dict[str, str]:
-    """Of the commands: where they find programs, and leave theirs."""
+    """The environment of the commands, with the compilation cache."""
     folder = programs.folder(self._root, "cpu", num_cores)
     options = {
       "JAX_COMPILATION_CACHE_DIR": str(folder),
