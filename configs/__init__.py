@@ -1,1 +1,1 @@
-"""Recipes: one file each, a lab record of what it reproduces."""
+"""Recipes: one file each, written as a lab record of what it reproduces."""

@@ -1,4 +1,4 @@
-"""What the recipes share: common arguments, and the MoE blocks."""
+"""Shared by all recipes: common arguments, and the MoE blocks."""
 
 import dataclasses
 import typing
@@ -12,8 +12,8 @@ from vmoe_study.nn.zoo import ROUTERS, RouterSpec
 from vmoe_study.run.config_file import with_placeholders
 
 # Token choice that trains with importance and load losses at weight 0.005 each
-# (softmax: 2106.05974). The others are balanced in another way, or not at all:
-# Sinkhorn token choice has no such loss in the public V-MoE code.
+# (softmax: 2106.05974). Other routers are balanced in another way or not at
+# all: Sinkhorn token choice has no such loss in the public V-MoE code.
 BALANCED_BY_LOSSES = (
   "softmax_token_choice",
   "column_sparse_token_choice",
@@ -31,12 +31,12 @@ class Arguments:
   Attributes:
     router: a key of `nn.zoo.ROUTERS`, or "dense".
     capacity: capacity factor.
-    k: experts per token, under token choice; 0 for the default of the router.
-    group: images routed together.
-    batch_priority: batch priority, under token choice.
-    balance: weight of the importance and of the load loss, under token choice;
-      by default 0.005 for `BALANCED_BY_LOSSES`, 0 for the others.
-    seed: of the run.
+    k: experts per token, under token choice; 0 for the router's default.
+    group: number of images routed together.
+    batch_priority: whether token choice uses batch priority.
+    balance: weight of the importance loss and of the load loss, under token
+      choice; by default 0.005 for `BALANCED_BY_LOSSES`, 0 for other routers.
+    seed: seed of the run.
   """
 
   router: str = "softmax_expert_choice"
@@ -75,7 +75,7 @@ def parse_arguments(text: str, kind: type[A] = Arguments) -> A:
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-  """Raises ValueError unless an argument's value is one of these."""
+  """Raises ValueError unless an argument's value is one of the choices."""
   if value not in choices:
     raise ValueError(
       f"config argument {name}={value!r}: must be one of {list(choices)}."
@@ -83,7 +83,7 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
 
 
 def tokens_choose(router: str) -> bool:
-  """Whether it is a router with K experts per token, its argument `k`."""
+  """Whether a router has K experts per token, set by the argument `k`."""
   spec = ROUTERS.get(router)
   return spec is not None and "num_selected_experts" in spec.options()
 
@@ -96,14 +96,14 @@ def moe(
   capacity: Mapping[str, Any] | None = None,
   **others: Any,
 ) -> dict[str, Any]:
-  """The `model.moe` of a config.
+  """Makes the section `model.moe` of a config.
 
   There is no load loss if the router has no noise.
 
   Args:
-    args: of the config.
+    args: arguments of the config.
     num_experts: E.
-    blocks: which are routed.
+    blocks: which blocks are routed.
     capacity: options of the router that set its capacity; by default the
       capacity factor of the arguments. Routers without such options take none.
     **others: further fields of `MoeOptions`.
@@ -118,8 +118,8 @@ def moe(
     elif args.k > 1 or args.batch_priority or args.balance:
       raise ValueError(
         f"config arguments k={args.k}, batch_priority={args.batch_priority}, "
-        f"balance={args.balance}: only for token choice, and "
-        f"router={args.router!r} is none. Leave them out."
+        f"balance={args.balance}: only for token choice, but "
+        f"router={args.router!r} is not. Leave them out."
       )
   return {
     "router": args.router,
@@ -131,7 +131,7 @@ def moe(
 
 
 def _token_choice(args: Arguments, spec: RouterSpec) -> dict[str, Any]:
-  """K, batch priority and losses."""
+  """Options of token choice: K, batch priority and losses."""
   made: dict[str, Any] = {}
   if args.batch_priority:
     made["batch_priority"] = True

@@ -20,8 +20,8 @@ class Upstream:
   Attributes:
     train: TFDS name and split.
     evaluations: TFDS names and splits, by the name of the evaluation.
-    num_classes: of the labels, which may be many per image.
-    image_size: pixels, after the operations.
+    num_classes: number of classes; an image may have several labels.
+    image_size: side of the images in pixels, after the operations.
     train_ops: image operations of training, without the value range.
     test_ops: image operations of evaluation, without the value range.
     num_epochs: passes over the data; 0 where the recipe counts steps.
@@ -55,9 +55,9 @@ class Upstream:
 
 
 # JFT is not public: `jft_like`, noise with JFT-300M's number of classes, stands
-# in for it. Splits, RandAugment, mixup and epochs of the ImageNets are those of
-# the public V-MoE configs (ImageNet-1k: of its V-MoE-S/32), their RandAugment
-# is the authors'.
+# in for it. Splits, RandAugment, mixup and epochs of both ImageNets are those
+# of the public V-MoE configs (for ImageNet-1k, of V-MoE-S/32); RandAugment is
+# the variant "authors".
 _JFT_LIKE = {
   "train": ("jft_like/5000", "train"),
   "evaluations": {"test": ("jft_like/5000", "test")},
@@ -132,7 +132,7 @@ def fewshot(suite: str) -> dict[str, tuple[dict, dict]]:
   }
 
 
-# Further test sets of the public V-MoE configs, with the labels of the data.
+# Further test sets of the public V-MoE configs, by training data.
 _MORE_TESTS = {
   "imagenet2012": {
     "real": "imagenet2012_real",

@@ -1,7 +1,7 @@
 """scikit-learn's 1,797 handwritten digits: every router in a minute or two.
 
-Not an experiment of the study, but the smallest run on real images that uses
-all of the project: training, evaluation and few-shot transfer.
+This is not an experiment of the study, but the smallest run on real images that
+uses the whole project: training, evaluation and few-shot transfer.
 
   python -m vmoe_study train --config=configs/digits.py --workdir=DIR
   python -m vmoe_study train --workdir=DIR \\
@@ -11,8 +11,8 @@ Arguments: router (a key of `nn.zoo.ROUTERS`, or "dense"), capacity (the
 factor), k (experts per token, for token choice), group (images per routing
 group), batch_priority (for token choice), seed.
 Hardware: two CPU cores. Expected: at least 96% test accuracy for every router.
-One seed each gave (percent of 359 test images, so one image is 0.28 points;
-seconds of training on one core, two runs at a time on a busy machine):
+Results with one seed (percent of 359 test images, so one image is 0.28 points;
+seconds of training on one core, with two runs at a time on a busy machine):
 
   router                              test   10-shot  seconds
   dense                               98.33    97.77       84
@@ -43,16 +43,17 @@ seconds of training on one core, two runs at a time on a busy machine):
   soft_uniform                        98.33    99.16     (*)
   uniform                             98.05    99.44     (*)
 
-(*) Measured later, on a machine too busy to time it. Programs have changed the
-order of their sums since the rows with seconds were measured, which moves
-accuracies by a few images: softmax_expert_choice now gives 97.49 and 98.05.
+(*) Measured later, on a machine too busy for timings. Since the rows with
+seconds were measured, the order of sums in the programs has changed, which
+moves accuracies by a few images: softmax_expert_choice now gives 97.49 and
+98.05.
 """
 
 from configs import common
 
 
 def get_config(arguments: str = ""):
-  """The config; `common.Arguments` documents the arguments."""
+  """Returns the config; `common.Arguments` documents the arguments."""
   args = common.parse_arguments(arguments)
   data = {"name": "digits", "num_classes": 10, "ops": "value_range(-1, 1)"}
   training = {**data, "split": "train"}

@@ -15,14 +15,14 @@ and from a public checkpoint with
   python -m vmoe_study evaluate --workdir=DIR \\
     --config=configs/fewshot.py:data=imagenet21k
 
-The arguments are those of configs/pretrain.py and describe the model; here
-`fewshot` is "many" by default. --config.shots=1,5,10,25 measures more, and
+The arguments are those of configs/pretrain.py and describe the model; by
+default `fewshot` is "many" here. --config.shots=1,5,10,25 measures more, and
 --config.draws=5 averages over five draws of the images.
 
 Data: nine data sets of TFDS, all to be prepared (`prepare`); fewshot=imagenet
 for one. Hardware: any; one GPU or CPU is enough, smoke runs on one CPU core.
-Expected: the table "soft_moe_9" of `configs/tables.py` has published numbers of
-ImageNet 10-shot; none are quoted for the other data sets.
+Expected: the table "soft_moe_9" of `configs/tables.py` has published ImageNet
+10-shot numbers; for the other data sets none are quoted.
 """
 
 from configs import pretrain
@@ -31,7 +31,7 @@ SHOTS = (10,)
 
 
 def get_config(arguments: str = ""):
-  """The config; the module's docstring documents its arguments."""
+  """Returns the config; the module's docstring documents the arguments."""
   config = pretrain.get_config(f"fewshot=many,{arguments}")
   with config.unlocked():
     config.name += " few-shot"

@@ -16,8 +16,8 @@ and from a public checkpoint with
 
 The arguments of configs/pretrain.py describe the model in `start`; capacity and
 group may differ from its own, except for a soft router, whose slots are
-parameters. Left out, the capacity of V-MoE's token choice is 1.5, rounded up to
-a multiple of 4. Further arguments:
+parameters. By default the capacity of V-MoE's token choice is 1.5, with slots
+rounded up to a multiple of 4. Further arguments:
   upstream   `data` of the pre-training; gives the arguments left out
   start      workdir, V-MoE prefix or .npz file; needed
   kind       checkpoint, vmoe or npz: what `start` is. A dense `start` with a
@@ -27,8 +27,8 @@ a multiple of 4. Further arguments:
   steps      10,000
   rate       peak learning rate; 0.003
 
-Data: `data`; imagenet2012 is evaluated on imagenet2012_real and
-imagenet_v2/matched-frequency, too.
+Data: that of `data`; imagenet2012 is also evaluated on imagenet2012_real and
+imagenet_v2/matched-frequency.
 Hardware: V-MoE-B/16 with 8 experts was fine-tuned on a TPU v3-32 (ImageNet) and
 in about 10 minutes on a TPU v3-8 (CIFAR-10), according to its public config;
 smoke runs on one CPU core.
@@ -66,7 +66,7 @@ class Arguments(recipes.Arguments):
 
 
 def get_config(arguments: str = ""):
-  """The config; the module's docstring documents its arguments."""
+  """Returns the config; the module's docstring documents the arguments."""
   args = common.parse_arguments(arguments, Arguments)
   size, data = (16, "digits") if args.smoke else (args.size, args.data)
   train_ops, test_ops = f"inception_crop({size})|flip_lr", f"resize({size})"
@@ -88,7 +88,7 @@ def get_config(arguments: str = ""):
 
 
 def _model(args: Arguments, num_classes: int) -> dict:
-  """The model, where a soft router keeps the number of its trained slots."""
+  """The model; a soft router keeps the number of slots it was trained with."""
   model = recipes.model(args, num_classes, token_capacity=1.5)
   if args.router == "soft":
     slots = recipes.slots_of_pretraining(args, 8 if args.smoke else 224)

@@ -1,7 +1,7 @@
-"""The study at small scale: Han characters, tested in fonts never trained on.
+"""The study at small scale: Han characters, tested in unseen fonts.
 
-Reproduces: the comparison of routers of 2401.15969, with many classes and in
-minutes per run on one CPU core. `configs/tables.py` lists its runs.
+Reproduces: the router comparison of 2401.15969, with many classes, at minutes
+per run on one CPU core. `configs/tables.py` lists its runs.
 
   python -m vmoe_study prepare glyphs/2000 glyphs/kana glyphs/hangul \\
     digits emoji
@@ -48,7 +48,7 @@ class Arguments(common.Arguments):
 
 
 def get_config(arguments: str = ""):
-  """The config; the module's docstring documents its arguments."""
+  """Returns the config; the module's docstring documents the arguments."""
   args = common.parse_arguments(arguments, Arguments)
   name = f"glyphs/{args.classes}"
   test = "val" if args.select else "test"

@@ -1,13 +1,14 @@
-"""Your own images, in class folders or a CSV file: training and fine-tuning.
+"""Training and fine-tuning on your own images, in class folders or a CSV file.
 
-Not an experiment of the study. The images are FOLDER/train/CLASS/* and
-FOLDER/test/CLASS/*, of any size: .jpg, .jpeg, .png, .webp, .gif (its first
-frame), .bmp, .tif and .tiff files. Classes and images are counted here. Names
-that begin with a dot are ignored; other files are passed over and named. So are
-folders inside class folders, as they may be classes (animals/cat) or parts of
-one (cat/2024): `nested=true` makes a class of every folder with images, called
-by its path. The test images may lack classes, but have no further ones: they
-are compared by name. To hold out every fifth image of a class, in a shell:
+This is not an experiment of the study. The images are FOLDER/train/CLASS/* and
+FOLDER/test/CLASS/*, of any size: .jpg, .jpeg, .png, .webp, .gif (first frame),
+.bmp, .tif and .tiff files. The config counts classes and images. Names that
+begin with a dot are ignored; other files are skipped and reported. So are
+folders inside class folders, which may be classes (animals/cat) or parts of a
+class (cat/2024): `nested=true` makes a class of every folder with images, named
+by its path. Classes are compared by name: the test images may lack some, but
+must not have additional ones. To hold out every fifth image of a class, in a
+shell:
 
   (cd photos/train && for class in */; do
     mkdir -p "../test/$class"
@@ -29,11 +30,12 @@ and images with any number of classes, or none, `labels` with "|" between them:
   image,labels
   cats/1.jpg,cat|indoors
 
-Then the loss is sigmoid cross-entropy, and there are no few-shot evaluations.
+In this case the loss is sigmoid cross-entropy, and there are no few-shot
+evaluations.
 
-Train from scratch, or with little data fine-tune a trained model: the workdir
+Train from scratch or, with few images, fine-tune a trained model: the workdir
 of a run, a public V-MoE checkpoint (kind=vmoe) or a dense ViT (kind=npz).
-Resolution and classes may differ from its own.
+Resolution and classes may differ from those of the trained model.
 
   python -m vmoe_study train --workdir=workdir/scratch \\
     --config=configs/image_folder.py:folder=photos,size=64,backbone=Ti/8,\\
@@ -47,11 +49,12 @@ size=96,backbone=Ti/8,experts=8,batch=32,epochs=5
   python -m vmoe_study report workdir/*
   python -m vmoe_study evaluate --workdir=workdir/finetuned --trust-data-dirs
 
-The last one reads a folder that only the checkpoint's own config names, which
-has to be confirmed.
+The last command reads a folder that only the checkpoint's own config names, so
+this has to be confirmed.
 
-Without `start`: Adam from scratch, by our choice of hyper-parameters. With it:
-the fine-tuning of configs/finetune.py, for fewer steps. Arguments:
+Without `start`, the model is trained from scratch with Adam; hyper-parameters
+are our choice. With `start`, it is fine-tuned as in configs/finetune.py, for
+fewer steps. Arguments:
   folder     of the images or CSV files; needed
   csv        whether CSV files list the images; false
   nested     whether folders inside class folders are classes; false
@@ -100,7 +103,7 @@ class Arguments(recipes.Arguments):
 
   @property
   def source(self) -> dict[str, Any]:
-    """The fields of a `DataSpec` that name the images, but for the split."""
+    """The fields of a `DataSpec` that name the images, without the split."""
     folder = expand("config argument folder", self.folder)
     folder = folder if "://" in folder else os.path.realpath(folder)
     source = {"name": "image_csv" if self.csv else "image_folder"}
@@ -109,7 +112,7 @@ class Arguments(recipes.Arguments):
 
 
 def get_config(arguments: str = ""):
-  """The config; the module's docstring documents its arguments."""
+  """Returns the config; the module's docstring documents the arguments."""
   args = common.parse_arguments(arguments, Arguments)
   if not args.folder:
     raise ValueError(

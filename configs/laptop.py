@@ -1,14 +1,14 @@
 """The study on a laptop: Fashion-MNIST, with transfer to digits and emoji.
 
-Reproduces: the comparison of routers of 2401.15969, at a scale where all of it
-runs in hours on two CPU cores. `configs/tables.py` lists its runs.
+Reproduces: the router comparison of 2401.15969, at a scale where all of it runs
+in hours on two CPU cores. `configs/tables.py` lists its runs.
 
   python -m vmoe_study prepare fashion_mnist digits emoji
   python -m vmoe_study train --workdir=DIR \\
     --config=configs/laptop.py:router=softmax_expert_choice,group=8,seed=1
   python -m vmoe_study sweep configs/tables.py:laptop --seeds=5 --root=DIR
 
-The recipe was chosen on the held-out images, with seed 0, by
+The recipe was chosen on held-out images, with seed 0, by
 
   python -m vmoe_study sweep configs/tables.py:laptop_rates --root=DIR
   python -m vmoe_study sweep configs/tables.py:laptop_balance --root=DIR
@@ -17,8 +17,8 @@ Every router was tried with four rates, at a balance of 0.005: 4e-3 is the best
 of 1e-3, 2e-3, 4e-3 and 8e-3 for each of them and for the dense model. At this
 rate, a balance of 0.05 is the best of 0, 0.0005, 0.005 and 0.05 for both
 routers of token choice (`notebooks/study/balance`); larger ones were not tried.
-The table `laptop_untuned` keeps 0.005, so that token choice has no more trials
-than the others. Two epochs are what the time of the whole grid allows.
+The table `laptop_untuned` keeps 0.005, so that token choice has no more tuning
+trials than the others. Two epochs are what the time for the whole grid allows.
 
 Arguments, as NAME=VALUE with commas between:
   router, capacity, k, group, batch_priority, seed   as in every recipe
@@ -53,7 +53,7 @@ class Arguments(common.Arguments):
 
 
 def get_config(arguments: str = ""):
-  """The config; the module's docstring documents its arguments."""
+  """Returns the config; the module's docstring documents the arguments."""
   args = common.parse_arguments(arguments, Arguments)
   splits = ("train[:54000]", "train[54000:]") if args.select else ()
   train, test = splits or ("train", "test")

@@ -1,4 +1,4 @@
-"""Training from scratch: every router, on every backbone, by either recipe.
+"""Training from scratch: any router, on any backbone, with either recipe.
 
 Reproduces: the models of "Routers in Vision Mixture of Experts: An Empirical
 Study" (2401.15969), and those of V-MoE (2106.05974) and Soft MoE (2308.00951)
@@ -12,8 +12,8 @@ that it compares. `configs/tables.py` lists them all.
   python -m vmoe_study train --workdir=DIR \\
     --config=configs/pretrain.py:smoke=true
 
-Arguments, as NAME=VALUE with commas between. Those left out are as in the
-public config of the recipe on these data:
+Arguments, as NAME=VALUE with commas between. The defaults are those of the
+public config of the recipe for these data:
 
   recipe   data         backbone  router                experts  blocks
   vmoe     jft          B/32      softmax_token_choice  32       every 2
@@ -37,7 +37,7 @@ public config of the recipe on these data:
   k          experts per token, for token choice: 2 in V-MoE, else 1
   group      images routed together: 8 for token choice in V-MoE, else 1
   capacity   the factor, 1 and 2 in the study; slots are rounded to the nearest
-             number. Left out: V-MoE's token choice 1.05, rounded up to a
+             number. By default: V-MoE's token choice 1.05, rounded up to a
              multiple of 4, and 4 in evaluations on imagenet1k; Soft MoE one
              slot per expert; else 1. Token choice in Soft MoE's recipe: our
              choice. `configs.tables` and the log print the actual capacity
@@ -49,9 +49,9 @@ public config of the recipe on these data:
   smoke      a tiny model of the same kind, trained and tested on digits
   seed       of the run
 
-Data that you supply. ImageNet-21k is not in TFDS and JFT is not public: noise
-with its labels, `jft_like`, stands in for it. A data set of yours is one of
-TFDS, in the folder TFDS_DATA_DIR or DIR, with these features:
+Data that you supply. ImageNet-21k is not in TFDS, and JFT is not public: noise
+with its number of labels, `jft_like`, stands in for JFT. Your own data set must
+be a TFDS data set, in the folder TFDS_DATA_DIR or DIR, with these features:
 
   image  Image of 3 channels: JPEG or PNG files of any size
   label  ClassLabel(num_classes=N), or Sequence(ClassLabel(num_classes=N)) for
@@ -64,8 +64,8 @@ TFDS, in the folder TFDS_DATA_DIR or DIR, with these features:
                             are tested on
   jft, jft4b   any          train, test                     18,291; 29,593
 
-Of a list `images` of paths and class numbers, with the extra `tfds` of this
-package:
+To make one from a list `images` of paths and class numbers, with the extra
+`tfds` of this package:
 
   import tensorflow_datasets as tfds
 
@@ -81,7 +81,7 @@ package:
     )},
   )
 
-and, with a dozen images to try it, 4 of them to test on:
+and to try it with a dozen images, 4 of them for testing:
 
   python -m vmoe_study doctor \\
     --config=configs/pretrain.py:data=imagenet21k,fewshot=none \\
@@ -90,26 +90,28 @@ and, with a dozen images to try it, 4 of them to test on:
     --config.evaluations.test.data.split='full[:4]' \\
     --config.train.schedule.warmup_steps=0
 
-For your own JFT, give `data.name` and `evaluations.test.data.name`; for another
-N, `num_classes` of both and of model.fields. `prepare NAME --to=URL` writes a
-data set for object stores, and `doctor --num-examples` checks a config without
-the data.
+For your own JFT, set `data.name` and `evaluations.test.data.name`; for another
+N, set `num_classes` of both and of model.fields. `prepare NAME --to=URL` writes
+a data set for object stores, and `doctor --num-examples` checks a config
+without the data.
 
 How the study grouped images, whether it used batch priority, which blocks were
-MoE and how long it trained is not known here. The tables therefore have both
-group sizes, with and without priority, and use the recipes of the papers that
-it builds on.
+MoE blocks and how long it trained are not known here. The tables therefore have
+both group sizes, with and without priority, and use the recipes of the papers
+on which the study builds.
 
-Differences from the public configs: blocks compute in bfloat16, there in
-float32 (`notebooks/figures/README.md` has the effect on routing). Length and
-batch of V-MoE on JFT are not in them, and our choice, as is an evaluation every
-10,000 steps, there every 1,000. `python -m configs.tables` names the public
-configs that have no counterpart here.
+Differences from the public configs: blocks compute in bfloat16 instead of
+float32 (`notebooks/figures/README.md` has the effect on routing), and
+evaluations take place every 10,000 steps instead of every 1,000. The public
+configs do not state the training length and batch size of V-MoE on JFT, which
+are our choice. `python -m configs.tables` names the public configs that have no
+counterpart here.
 
-Hardware: made for TPU pods, with one expert or more per chip. V-MoE-S/32 took 5
-hours 50 minutes on a TPU v3-32 with imagenet1k, according to its public config;
-smoke runs on one CPU core. Expected: the rows of `configs/tables.py` have the
-published numbers with their sources; the study's own are not among them.
+Hardware: made for TPU pods, with at least one expert per chip. V-MoE-S/32 took
+5 hours 50 minutes on a TPU v3-32 with imagenet1k, according to its public
+config; smoke runs on one CPU core. Expected: the rows of `configs/tables.py`
+have the published numbers with their sources; the study's own numbers are not
+among them.
 """
 
 import dataclasses
@@ -136,7 +138,7 @@ class Arguments(recipes.Arguments):
 
 
 def get_config(arguments: str = ""):
-  """The config; the module's docstring documents its arguments."""
+  """Returns the config; the module's docstring documents the arguments."""
   args = common.parse_arguments(arguments, Arguments)
   smoke = args.smoke
   upstream = datasets.SMOKE if smoke else datasets.UPSTREAM[args.data]

@@ -2,7 +2,7 @@
 
 Numbers are those of the public configs of their authors
 (github.com/google-research/vmoe), except where marked as our choice. The public
-configs compute in float32, here blocks compute in bfloat16
+configs compute in float32; here blocks compute in bfloat16
 (`--config.model.fields.dtype`, `residual_dtype`).
 """
 
@@ -26,7 +26,7 @@ SMOKE_SIZES = {
 SMOKE_EXPERTS = 4
 SMOKE_BATCH = 64
 
-# Token choice in the public V-MoE configs: also C is a multiple of 4.
+# Token choice in the public V-MoE configs; C is also a multiple of 4.
 VMOE_CAPACITY = {
   "capacity_factor": 1.05,
   "capacity_rounding": "ceil",
@@ -38,28 +38,30 @@ VMOE_CAPACITY = {
 class Recipe:
   """How the models of a public config are built and trained.
 
-  Where a mapping is by backbone, its keys are backbones, their letters, and ""
-  for all others.
+  The keys of a mapping by backbone are backbones, their letters, and "" for all
+  others.
 
   Attributes:
-    backbone: if the arguments do not say.
-    router: likewise.
-    k: likewise, for token choice.
-    group: likewise.
-    experts: likewise, by backbone.
+    backbone: default backbone.
+    router: default router.
+    k: default number of experts per token, for token choice.
+    group: default number of images routed together.
+    experts: default number of experts, by backbone.
     blocks: routed blocks; "" for the last half.
-    capacity: options of token choice, if the arguments do not say.
-    slots: slots per expert of a soft router, likewise; 0 for one per token.
-    fields: of the model.
-    representation: whether a layer of the model's width precedes the head.
+    capacity: default capacity options of token choice.
+    slots: default number of slots per expert of a soft router; 0 for one slot
+      per token.
+    fields: fields of the model.
+    representation: whether a representation layer of the model's width precedes
+      the head.
     head_bias: initial bias of the head; None for -log(classes).
-    expert_dropout: in the experts alone.
+    expert_dropout: dropout rate inside the experts only.
     batch_size: images per step.
-    num_steps: by backbone, on data whose epochs are not counted.
+    num_steps: number of steps by backbone, for data without `num_epochs`.
     weight_decay: see `OptimizerSpec`.
-    soft_decay: likewise, of soft routers.
+    soft_decay: weight decay with soft routers.
     clip_norm: see `OptimizerSpec`, by backbone.
-    peak: learning rate by backbone.
+    peak: peak learning rate by backbone.
     schedule: further fields of `ScheduleSpec`.
     evaluation_capacity: capacity factor of token choice in evaluations; 0 for
       that of training.
@@ -135,7 +137,7 @@ SOFTMOE = Recipe(
     "cooldown_steps": 50_000,
   },
 )
-# By recipe and data; the first one stands for all other data, by our choice.
+# By recipe and data; for other data the first one is used, by our choice.
 RECIPES: dict[str, dict[str, Recipe]] = {
   "vmoe": {
     "jft": VMOE,
@@ -158,12 +160,12 @@ RECIPES: dict[str, dict[str, Recipe]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(common.Arguments):
-  """Arguments that describe the model; the recipe gives those left out.
+  """Arguments that describe the model; the recipe gives the defaults.
 
   Attributes:
     router: as in `common.Arguments`.
-    capacity: capacity factor; the number of slots is rounded to the nearest.
-      Left out, token choice has the capacity of the recipe and its rounding.
+    capacity: capacity factor; the number of slots is rounded to the nearest. By
+      default token choice has the capacity of the recipe, with its rounding.
     k: as in `common.Arguments`.
     group: images routed together.
     backbone: S8/32 (V-MoE's 8-layer S), B/32, B/16, L/16, S/16, H/14, ...
@@ -195,19 +197,19 @@ class Arguments(common.Arguments):
     self._complete(given)
 
   def _complete(self, values: dict[str, Any]) -> None:
-    """Sets the arguments that were left out."""
+    """Fills in the arguments that were left out."""
     for name, value in values.items():
       if not getattr(self, name):
         object.__setattr__(self, name, value)
 
   @property
   def pretraining_data(self) -> str:
-    """The name of the data of pre-training; "" for that of the recipe."""
+    """The name of the pre-training data; "" for that of the recipe."""
     return ""
 
   @property
   def published(self) -> Recipe:
-    """The recipe on these data."""
+    """The published recipe for these data."""
     recipes = RECIPES[self.recipe]
     return recipes.get(self.pretraining_data, next(iter(recipes.values())))
 
@@ -223,7 +225,7 @@ class Arguments(common.Arguments):
 
 
 def by_backbone(values: Mapping[str, Any], backbone: str) -> Any:
-  """The value of a backbone, such as "H/14": under it, under "H", or ""."""
+  """The value for a backbone such as "H/14": under "H/14", "H" or ""."""
   for key in (backbone, backbone.partition("/")[0], ""):
     if key in values:
       return values[key]
@@ -233,11 +235,11 @@ def by_backbone(values: Mapping[str, Any], backbone: str) -> Any:
 def model(
   args: Arguments, num_classes: int, token_capacity: float = 0.0
 ) -> dict[str, Any]:
-  """The `model` of a config, without a representation layer.
+  """Makes the section `model`, without a representation layer.
 
   Args:
-    args: of the config.
-    num_classes: of the head.
+    args: arguments of the config.
+    num_classes: number of classes of the head.
     token_capacity: capacity factor of token choice in place of the recipe's.
   """
   recipe = args.published
@@ -264,7 +266,7 @@ def model(
 
 
 def _capacity(args: Arguments, token_capacity: float) -> dict[str, Any]:
-  """The options that set the capacity of a router."""
+  """The options that set the capacity of the router."""
   recipe = args.published
   if args.capacity:
     return {"capacity_factor": args.capacity}
@@ -277,7 +279,7 @@ def _capacity(args: Arguments, token_capacity: float) -> dict[str, Any]:
 
 
 def pretraining_model(args: Arguments, upstream: Upstream) -> dict[str, Any]:
-  """The `model` of a config, to be trained from scratch."""
+  """Makes the section `model` for training from scratch."""
   spec, recipe = model(args, upstream.num_classes), args.published
   if recipe.head_bias is not None:
     spec["fields"]["head_bias_init"] = recipe.head_bias
@@ -303,7 +305,7 @@ def evaluation_capacity(args: Arguments) -> float:
 
 
 def pretraining(args: Arguments, upstream: Upstream) -> dict[str, Any]:
-  """The `train` of a config, for training from scratch."""
+  """Makes the section `train` for training from scratch."""
   recipe, backbone = args.published, args.backbone
   steps = 0 if upstream.num_epochs else by_backbone(recipe.num_steps, backbone)
   spec = {

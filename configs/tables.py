@@ -6,8 +6,8 @@
 Run a table with `python -m vmoe_study sweep configs/tables.py:NAME`.
 
 "Not published" means that no number is known here: the full text of the study
-(2401.15969) was not available when this was written. Expected numbers hold for
-the data on which they were measured; JFT is not public.
+(2401.15969) was not available when the tables were written. Expected numbers
+hold for the data on which they were measured; JFT is not public.
 """
 
 import argparse
@@ -50,13 +50,13 @@ class Row:
   """A config and its expected result.
 
   Attributes:
-    recipe: file in configs/, without ".py".
-    arguments: of that file.
-    overrides: "FIELD=VALUE", changes of single fields of the config.
-    expected: metric to percentage, as published.
+    recipe: name of a file in configs/, without ".py".
+    arguments: arguments of that file.
+    overrides: changes of single fields of the config, "FIELD=VALUE".
+    expected: published percentage by metric.
     parameters: published number of parameters in millions, as printed.
-    source: of the expected numbers.
-    note: on how the numbers compare.
+    source: source of the expected numbers.
+    note: remark on the comparability of the numbers.
   """
 
   recipe: str
@@ -69,7 +69,7 @@ class Row:
 
   @property
   def results(self) -> str:
-    """The published numbers, or that there are none."""
+    """The published numbers, or "not published"."""
     found = [f"{metric} {value}%" for metric, value in self.expected.items()]
     found += [f"{self.parameters}M parameters"] if self.parameters else []
     return ", ".join(found) or NOT_PUBLISHED
@@ -94,11 +94,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Rows that are run together; iterates over them.
+  """Rows that are run together; iterating yields the rows.
 
   Attributes:
-    about: what of which paper it is.
-    rows: of configs.
+    about: the paper and the part of it that the table reproduces.
+    rows: the rows.
     analysis: contrasts planned before the runs, if there are any.
   """
 
@@ -177,7 +177,7 @@ def _imagenet(*accuracies: float) -> dict[str, float]:
 
 
 def _imagenet1k() -> Iterator[Row]:
-  """The public recipe as it is; then other routers in it."""
+  """The unchanged public recipe, then other routers in it."""
   data = {"backbone": "S8/32", "data": "imagenet1k", "fewshot": "many"}
   yield _expect(
     pretrain(router="softmax_token_choice", **data),
@@ -189,7 +189,7 @@ def _imagenet1k() -> Iterator[Row]:
 
 
 def _imagenet21k() -> Iterator[Row]:
-  """The pre-training of the checkpoint in table "finetune", other routers."""
+  """The pre-training of the checkpoint in table "finetune"; other routers."""
   data = {"backbone": _B16, "data": "imagenet21k", "fewshot": "many"}
   note = f"makes {B16_CHECKPOINT}, whose fine-tuning has published results"
   row = pretrain(router="softmax_token_choice", **data)
@@ -217,7 +217,7 @@ def _backbones() -> Iterator[Row]:
 
 
 def _soft_moe_models() -> Iterator[Row]:
-  """The three models of the public config, on every backbone it names."""
+  """The three models of the public config, on each of its backbones."""
   for backbone in ("S/16", "S/14", "B/16", "L/16", "H/14"):
     for router in ("dense", "softmax_expert_choice", "soft"):
       yield pretrain(router=router, recipe="softmoe", backbone=backbone)
@@ -258,7 +258,7 @@ def _dense_controls() -> Iterator[Row]:
 
 
 def _throughput() -> Iterator[Row]:
-  """Speed of training: 200 steps, of which the report shows images/s."""
+  """Training speed: 200 steps, for which the report shows images/s."""
   short = ("train.num_steps=200", "train.schedule.warmup_steps=20")
   for backbone in (_B32, _B16):
     for row in _routers(backbone=backbone, fewshot="none"):
@@ -325,7 +325,7 @@ def _soft_moe() -> Iterator[Row]:
 
 
 def _finetune() -> Iterator[Row]:
-  """Starts from public V-MoE checkpoints, and from runs of table "study"."""
+  """Fine-tuning of public V-MoE checkpoints, and of runs of table "study"."""
   b16 = {"start": B16_CHECKPOINT, "upstream": "imagenet21k", "backbone": _B16}
   s32 = {"start": S32_CHECKPOINT, "upstream": "imagenet1k"}
   s32["backbone"] = "S8/32"
@@ -384,7 +384,7 @@ _ROUTING = {
 
 
 def _routing(row: Row) -> tuple[Any, ...]:
-  """The routing arguments of a row, with defaults for those it lacks."""
+  """The routing arguments of a row, completed by defaults."""
   return tuple(row.arguments.get(*default) for default in _ROUTING.items())
 
 
@@ -452,9 +452,9 @@ def _glyphs_tuning() -> Iterator[Row]:
 
 
 def _laptop_untuned() -> Iterator[Row]:
-  """Token choice with the published weight of the balance losses, not tuned.
+  """Token choice with the published weight of the balance losses, untuned.
 
-  It has as many tuning trials as the routers without these losses.
+  It thus has as many tuning trials as the routers without these losses.
   """
   for router, group in itertools.product(TOKEN_CHOICE, (1, 8)):
     arguments = {"router": router, "group": group, "balance": "0.005"}
@@ -536,7 +536,7 @@ TABLES: dict[str, Table] = {
   ),
 }
 
-# Public configs of the papers above that no table has, and why.
+# Public configs of these papers that are in no table, and why.
 NO_COUNTERPART = {
   "2308.00951, pretrain_laion.py": "image and text towers with a contrastive "
   "loss on LAION-400M; only image classifiers are trained here",
@@ -562,7 +562,7 @@ def actual_capacity(row: Row) -> str:
 
 
 def markdown(name: str) -> str:
-  """A table as Markdown, below what it is."""
+  """A table as Markdown, below its description."""
   rows = []
   for row in TABLES[name]:
     command = shlex.join([f"--config={row.config}", *row.flags])
@@ -573,9 +573,9 @@ def markdown(name: str) -> str:
 
 
 def overview() -> str:
-  """A paragraph per table: its name, what it is, how many results it has.
+  """A paragraph per table: name, description, number of published results.
 
-  Then what has no counterpart.
+  Then the public configs without a counterpart.
   """
   texts = []
   for name, table in TABLES.items():
@@ -595,7 +595,7 @@ def overview() -> str:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-  """Prints tables; without names, what all tables are."""
+  """Prints tables; without names, an overview of all tables."""
   parser = argparse.ArgumentParser(
     prog="python -m configs.tables", description="Prints tables of configs."
   )

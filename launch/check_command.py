@@ -2,7 +2,7 @@
 
 The launch scripts call this in the folder from which the hosts will run the
 command. The exit code is 0 if the command line is valid, and `NOT_CHECKED` if
-this Python lacks what the package needs; stderr says more.
+this Python lacks packages; stderr has the details.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""Makes the table of estimates in README.md anew.
+"""Updates the table of estimates in README.md.
 
 Every row is a run of `plan`, which takes minutes. Rows are kept in
-plan_table.json with the version of the compiler, and the table shows those that
-are there:
+plan_table.json with the version of the compiler, and the table shows all of
+them:
 
   python launch/plan_table.py --backbone=B/16 --topology=v5e:4x4
 """
@@ -26,7 +26,8 @@ ROUTERS = (
   "soft",
   "dense",
 )
-# Experts are sharded over so many chips; fields that a model needs to fit.
+# Number of chips over which experts are sharded; fields with which a model
+# fits.
 SLICES = {"v5e:4x4": 16, "v5e:16x16": 32, "v5p:4x4x8": 32}
 BACKBONES = {
   "B/32": [],
@@ -40,7 +41,7 @@ HEADER += ["compiler"]
 
 
 def main() -> None:
-  """Runs the rows that the options choose, and writes the table."""
+  """Runs the rows selected by the options, and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--router", choices=ROUTERS)
   parser.add_argument("--backbone", choices=BACKBONES, required=True)

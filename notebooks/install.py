@@ -1,7 +1,7 @@
 """Installs this clone into the Python that runs a notebook, as on Colab.
 
-The first cell of a notebook runs it where the package is missing. Versions of
-other packages are left as they are if they satisfy setup.py.
+The first cell of a notebook runs this script if the package is missing. Other
+packages keep their versions if these satisfy setup.py.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ import sys
 from importlib import metadata
 
 CLONE = pathlib.Path(__file__).resolve().parents[1]
-# A module that is there -> the extra that brings JAX for the same devices.
+# An installed module -> the extra that installs JAX for the same devices.
 PLUGINS = {
   "jax_cuda12_plugin": "cuda12",
   "jax_cuda13_plugin": "cuda13",
@@ -21,11 +21,11 @@ IMPORTED = ("jax", "numpy")  # By kernels or earlier cells.
 
 
 def requirements() -> list[str]:
-  """What pip is asked for.
+  """The requirements to pass to pip.
 
-  If JAX is too old, its plugin for GPUs or TPUs has to change with it. NumPy 2
-  stays, as TensorFlow and others were built for this version of it: pip then
-  takes a JAX that fits.
+  If JAX is too old, its plugin for GPUs or TPUs has to be replaced with it.
+  NumPy 2 is kept, because TensorFlow and other packages were built for this
+  version: pip then selects a JAX that fits.
   """
   found = [extra for name, extra in PLUGINS.items() if _is_installed(name)]
   wanted = [f"{CLONE}[{','.join(found)}]" if found else str(CLONE)]
@@ -39,7 +39,7 @@ def _is_installed(module: str) -> bool:
 
 
 def main() -> None:
-  """Installs, and says whether the session has to be restarted."""
+  """Installs the package; reports if the session has to be restarted."""
   command = [sys.executable, "-m", "pip", "install", "-q", *requirements()]
   subprocess.run(command, check=True)
   importlib.invalidate_caches()

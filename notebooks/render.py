@@ -3,7 +3,7 @@
   python notebooks/render.py            all notebooks
   python notebooks/render.py NAME ...   some, as in look_at_routers.ipynb
 
-Outputs are kept, but for what is written to standard error: progress, times.
+Outputs are kept, except standard error (progress, times).
 """
 
 import base64
@@ -15,8 +15,8 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-# Address of the project, as in "https://github.com/USER/vmoe_study". Notebooks
-# take the package from there and have a badge for Colab, once it is filled in.
+# Address of the project, such as "https://github.com/USER/vmoe_study". Once it
+# is filled in, notebooks install the package from there and have a Colab badge.
 REPOSITORY = ""
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -58,7 +58,7 @@ def render(
   """Writes the badge below the title, and the first code cell.
 
   Raises:
-    ValueError: the repository is not on GitHub, from where Colab opens it.
+    ValueError: the repository is not on GitHub, from which Colab opens it.
   """
   if repository and not repository.startswith(GITHUB):
     raise ValueError(
@@ -74,7 +74,7 @@ def render(
 
 
 def execute(notebook: nbformat.NotebookNode) -> None:
-  """Runs the notebook in its folder, and keeps what does not differ by run."""
+  """Runs the notebook in its folder; keeps outputs that do not vary by run."""
   client = NotebookClient(
     notebook,
     timeout=1200,
@@ -101,7 +101,7 @@ def _with_palette(png: str) -> str:
 
 
 def main() -> None:
-  """Renders and executes the notebooks that are named, or all."""
+  """Renders and executes the named notebooks, or all."""
   names = sys.argv[1:] or sorted(path.name for path in HERE.glob("*.ipynb"))
   for name in names:
     notebook = nbformat.read(HERE / name, as_version=4)

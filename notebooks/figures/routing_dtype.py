@@ -1,11 +1,11 @@
-"""How many tokens change their expert when a model computes in bfloat16.
+"""How many tokens change their expert if a model computes in bfloat16.
 
   python notebooks/figures/routing_dtype.py
   python notebooks/figures/routing_dtype.py WORKDIR
 
-Without a workdir, of a random S/16 with 32 experts, on 24 crops of
-scikit-learn's two photos; with one, of a run of configs/digits.py, on 359
-digits. Prints the percentages by routed layer, against float32.
+Without a workdir, the model is a random S/16 with 32 experts, on 24 crops of
+scikit-learn's two photos; with one, it is that of a run of configs/digits.py,
+on 359 digits. Prints percentages relative to float32, by routed layer.
 """
 
 import sys

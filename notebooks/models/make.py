@@ -2,8 +2,9 @@
 
   python notebooks/models/make.py
 
-Trains six small models in workdir/models, or resumes them, then replaces the
-folders here. All that depends on the data set stands at the top.
+Trains six small models in workdir/models, or resumes their training, then
+replaces the folders here. Everything that depends on the data set is at the
+top.
 """
 
 import csv
@@ -58,9 +59,9 @@ def make_model(router: str) -> None:
 
 
 def write_images(spec: DataSpec) -> None:
-  """Writes a few images and test.csv, their list for the data set image_csv.
+  """Writes a few images, and test.csv, which lists them for image_csv.
 
-  Their classes are spread evenly over those of the data set.
+  The classes of the images are spread evenly over those of the data set.
   """
   source = open_source(spec)
   unused = list(range(len(source)))
@@ -94,7 +95,7 @@ def write_figure() -> None:
 
 
 def main() -> None:
-  """Makes everything."""
+  """Makes the models, the images and the figure."""
   log_progress()
   for router in ROUTERS:
     make_model(router)
