@@ -25,19 +25,32 @@ POD = 128
 
 
 @functools.cache
-def build(config, overrides=(), devices=POD, image=(300, 320, 3)):
-  """The model of a config on one device, without computing its parameters.
+def check(config, overrides=(), devices=POD, image=(300, 320, 3)):
+  """A config, and the shape of its images.
 
   Checks that batches can be split over `devices`, and that the data operations
   accept images of this shape.
   """
   spec = load_config(config, overrides)
+  check_batches(spec, devices)
   for data in (spec.data, *(e.data for e in spec.evaluations.values())):
     ops = parse_ops(data.ops)
     shape = ops(np.zeros(image, np.uint8), np.random.default_rng(0)).shape
+  return spec, shape
+
+
+@functools.cache
+def build(*arguments, **more):
+  """The model of a config on one device, without computing its parameters."""
+  spec, shape = check(*arguments, **more)
   mesh = make_mesh(MeshSpec(), jax.devices()[:1])
-  check_batches(spec, devices)
   return Training(Model(spec, shape, mesh), IMAGES).model
+
+
+def shapes_of(row):
+  """Rows that differ in other fields only differ in numbers."""
+  parts = ("router", "backbone", "recipe", "kind", "data", "group", "experts")
+  return (row.recipe, row.overrides, *map(row.arguments.get, parts))
 
 
 def millions(model):
@@ -51,8 +64,11 @@ def name(row):
 @pytest.mark.parametrize("table", tables.TABLES)
 def test_every_row_can_be_built(table):
   devices = 1 if table.startswith(("laptop", "glyphs")) else POD
+  rows = {shapes_of(row): row for row in tables.TABLES[table]}
   for row in tables.TABLES[table]:
-    model = build(row.config, row.overrides, devices)
+    check(row.config, row.overrides, devices)
+    if row is rows[shapes_of(row)] or row.parameters:
+      model = build(row.config, row.overrides, devices)
     if row.parameters:
       decimals = len(row.parameters.partition(".")[2])
       count = round(millions(model), decimals)

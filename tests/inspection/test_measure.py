@@ -14,7 +14,7 @@ from vmoe_study.nn.moe import Moe, MoeOptions, make_experts
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.nn.zoo import ROUTERS
 
-from ..routers import EVERY_ROUTER
+from ..routers import EVERY_KIND
 
 BATCH, TOKENS, EXPERTS, GROUP = 4, 5, 4, 2
 LAYER = "encoderblock_1"
@@ -71,8 +71,13 @@ class Layer:
         self.x, self.y = args[0], result[0]
       return result
 
-    with nn.intercept_methods(watch):
-      self.module.apply(self.variables, IMAGES)
+    @jax.jit
+    def apply(variables):
+      with nn.intercept_methods(watch):
+        self.module.apply(variables, IMAGES)
+      return self.x, self.y
+
+    self.x, self.y = apply(self.variables)
     plan, self.logits = measure.capture_routing(
       self.module, self.variables, IMAGES
     )[LAYER]
@@ -92,7 +97,7 @@ class Layer:
     return y.reshape(self.x.shape)
 
 
-@pytest.fixture(scope="module", params=EVERY_ROUTER)
+@pytest.fixture(scope="module", params=EVERY_KIND)
 def layer(request):
   return Layer(request.param)
 

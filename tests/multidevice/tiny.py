@@ -28,7 +28,7 @@ def config(router, replica, expert, **changes):
           "num_classes": 10,
           "patch_size": 2,
           "width": 16,
-          "depth": 2,
+          "depth": num_blocks(router),
           "mlp_dim": 32,
           "num_heads": 2,
           **changes.get("fields", {}),
@@ -37,7 +37,7 @@ def config(router, replica, expert, **changes):
           "router": router,
           "options": experts,
           "group_images": 2,
-          "blocks": "last 2",
+          "blocks": f"last {num_blocks(router)}",
         },
       },
       "data": data,
@@ -56,6 +56,11 @@ def config(router, replica, expert, **changes):
       },
     }
   )
+
+
+def num_blocks(router):
+  """All are routed."""
+  return 2 if router in STUDY else 1
 
 
 def num_steps(router):
@@ -97,7 +102,8 @@ def assert_only_exchanges(hlo, router):
 
   Dropless routing exchanges the loads first, and has two programs for the rest.
   """
-  blocks = [] if router == "dense" else ["encoderblock_0", "encoderblock_1"]
+  blocks = [f"encoderblock_{number}" for number in range(num_blocks(router))]
+  blocks = [] if router == "dense" else blocks
   is_dropless = router == "dropless_token_choice"
   counts = (
     {"forward": 5, "backward": 4}

@@ -12,7 +12,7 @@ from vmoe_study.nn.moe import Moe, MoeOptions, group_images
 from vmoe_study.nn.parameter_names import ROUTER, ROUTER_STATE
 from vmoe_study.nn.zoo import ROUTERS, make_router
 
-from ..routers import EVERY_ROUTER
+from ..routers import EVERY_KIND
 
 B, L, D, F, E = 4, 6, 8, 5, 3
 
@@ -36,12 +36,12 @@ def _params(layer, x):
 
 
 @pytest.mark.parametrize("images", [1, 2])
-@pytest.mark.parametrize("name", EVERY_ROUTER)
+@pytest.mark.parametrize("name", EVERY_KIND)
 def test_equals_a_loop_over_slots(name, images, x):
   layer = _layer(name, images)
   params = _params(layer, x)
-  state = layer.init(jax.random.key(0), x).get(ROUTER_STATE, {})
-  y, aux = layer.apply({"params": params, ROUTER_STATE: state}, x)
+  state = jax.jit(layer.init)(jax.random.key(0), x).get(ROUTER_STATE, {})
+  y, aux = jax.jit(layer.apply)({"params": params, ROUTER_STATE: state}, x)
 
   groups = np.asarray(x).reshape(B // images, images * L, D)
   router = make_router(name, **layer.moe.options)
@@ -49,7 +49,7 @@ def test_equals_a_loop_over_slots(name, images, x):
     "params": params.get(ROUTER, {}),
     ROUTER_STATE: state.get(ROUTER, {}),
   }
-  plan, expected_aux = router.apply(own, jnp.asarray(groups))
+  plan, expected_aux = jax.jit(router.apply)(own, jnp.asarray(groups))
   dispatch, combine = plan.dispatch_tensor(), plan.combine_tensor()
   expected = np.zeros(groups.shape)
   for e in range(dispatch.shape[2]):

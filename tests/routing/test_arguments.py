@@ -14,7 +14,7 @@ from vmoe_study.routing import balance, sinkhorn, soft, sparse_transport
 from vmoe_study.routing.affinity import Sinkhorn, Softmax, SparseTransport
 from vmoe_study.routing.choice import expert_choice, token_choice
 
-from ..routers import EVERY_ROUTER
+from ..routers import EVERY_KIND
 
 G, S, E, C, K = 2, 6, 3, 2, 2
 TOKENS_CHOOSE = functools.partial(
@@ -86,7 +86,7 @@ def test_arrays_of_any_kind(use, dtype, values):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("name", EVERY_ROUTER)
+@pytest.mark.parametrize("name", EVERY_KIND)
 def test_router_logits_of_any_kind(name, dtype, values):
   clean, noise = values["scores"], values["weights"]
   if ROUTERS[name].router is SoftRouter:

@@ -29,7 +29,7 @@ from vmoe_study.run.metadata import Metadata
 from vmoe_study.run.train import train as train_run
 from vmoe_study.training.metrics_file import read_metrics
 
-from ..routers import EVERY_ROUTER
+from ..routers import EVERY_KIND
 
 ROOT = pathlib.Path(__file__).parents[2]
 REFERENCE = ROOT / "tests" / "data" / "reference"
@@ -95,8 +95,8 @@ def test_upcycled_model_reproduces_its_dense_parent(dense):
   assert shardings == upcycled.params_sharding
 
 
-@pytest.mark.parametrize("router", EVERY_ROUTER)
-def test_every_router_starts_from_a_dense_model(dense, router):
+@pytest.mark.parametrize("router", EVERY_KIND)
+def test_routers_start_from_a_dense_model(dense, router):
   _, params, spec = dense
   moe = {"router": router, "options": {"num_experts": 2}}
   model = make_model(moe=moe, representation_size=12)

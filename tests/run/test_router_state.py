@@ -13,8 +13,9 @@ from vmoe_study.checkpoint.load import (
   load_shapes,
   restore_trees,
 )
-from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.run import workdir as workdir_lib
+
+from ..routers import OTHER_KINDS
 
 pytestmark = pytest.mark.cli
 
@@ -77,8 +78,8 @@ def test_a_resumed_run_ends_with_the_same_state(biased, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("router", list(ROUTERS)[7:])  # After the study's.
-def test_every_router_resumes_exactly(router, tmp_path):
+@pytest.mark.parametrize("router", [*OTHER_KINDS, "random"])
+def test_other_kinds_of_routers_resume_exactly(router, tmp_path):
   config = _config(router, "train.save_every=3")
   vmoe_study.train(config, tmp_path / "run")
   expected = _arrays(tmp_path / "run", STEPS)
