@@ -163,10 +163,10 @@ class Arguments(common.Arguments):
   """Arguments that describe the model; the recipe gives the defaults.
 
   Attributes:
-    router: as in `common.Arguments`.
+    router: see `common.Arguments`.
     capacity: capacity factor; the number of slots is rounded to the nearest. By
       default token choice has the capacity of the recipe, with its rounding.
-    k: as in `common.Arguments`.
+    k: see `common.Arguments`.
     group: images routed together.
     backbone: S8/32 (V-MoE's 8-layer S), B/32, B/16, L/16, S/16, H/14, ...
     recipe: "vmoe" or "softmoe": model details, optimizer and schedule.

@@ -14,9 +14,9 @@ def test_cores_and_requests():
   assert "20,000 images/s take 40 cores over all hosts" in cores
   assert "2,000 MB/s" in cores
   # 52.5 million requests at $0.4 per million.
-  assert "with 52,500,000 requests, for an order of $10 at" in requests
+  assert "52,500,000 requests, which cost on the order of $10 at" in requests
   single = dataclasses.replace(blocks, requests=images)
-  assert "an order of $1,000 at" in next(single.describe(None))
+  assert "on the order of $1,000 at" in next(single.describe(None))
 
 
 def test_a_local_data_set_takes_no_requests(digits_folder):

@@ -8,7 +8,7 @@ from vmoe_study.cli import paths
 from vmoe_study.nn.zoo import ROUTERS
 from vmoe_study.performance.bench_shapes import LayerShape
 
-HELP = "time a MoE layer against its experts alone and a dense MLP"
+HELP = "time an MoE layer against its experts alone and a dense MLP"
 COLUMNS = {
   "router": "{}",
   "form": "{}",

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     )
   if args.image_shape and args.num_examples is None:
     raise ValueError(
-      f"--image-shape={args.image_shape}: is for images that are not here. "
+      f"--image-shape={args.image_shape}: applies only with --num-examples. "
       "Give --num-examples=N too, or leave it out."
     )
   sizes = {

@@ -1,4 +1,4 @@
-"""How resumable commands respond to SIGINT and SIGTERM."""
+"""Handling of SIGINT and SIGTERM in resumable commands."""
 
 import contextlib
 import os

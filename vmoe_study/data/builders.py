@@ -103,7 +103,7 @@ def prepare(
   """Builds data set `name` if it is not prepared yet; shows progress.
 
   Args:
-    name: as in `make_builder`.
+    name: see `make_builder`.
     data_dir: the TFDS folder; TFDS's default when None.
     manual_dir: folder of the files that the user must supply.
     download: whether TFDS may use the network.

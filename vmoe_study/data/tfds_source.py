@@ -56,8 +56,8 @@ class TfdsSource:
     classes = getattr(label, "num_classes", None) or self.given_classes
     if classes is None:
       raise ValueError(
-        f"{self.where(0)}: label_key={self.label_key!r} has numbers, which "
-        "do not say how many classes there are. Set num_classes."
+        f"{self.where(0)}: label_key={self.label_key!r} has integers without a "
+        "number of classes. Set num_classes."
       )
     return classes
 

@@ -145,7 +145,7 @@ def _check_classes(field: DataField, found: Probe) -> Iterator[Finding]:
   if found.class_names and not field.numbers_classes:
     return  # `classes.check_classes` compares the names.
   if declared > given:
-    head = ", and the model's head likewise" if field.is_for_training else ""
+    head = ", also for the model's head" if field.is_for_training else ""
     yield Finding(
       PROBLEM,
       field.where,

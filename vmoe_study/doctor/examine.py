@@ -142,7 +142,7 @@ class Examination:
     yield from found
 
   def _skip_data(self) -> Iterator[Finding]:
-    reason = f"because --num-examples={self.num_examples} stands for them"
+    reason = f"because --num-examples={self.num_examples} replaces them"
     yield Finding(SKIPPED, "data and classes", reason)
     for field in data_checks.find_data_fields(self.values):
       yield from data_checks.check_ops(field)

@@ -89,7 +89,7 @@ class RidgePath:
 
     Args:
       features: features of any float dtype.
-      labels: in [0, num_classes).
+      labels: labels in [0, num_classes).
       num_classes: number of classes.
 
     Raises:
@@ -119,7 +119,7 @@ class RidgePath:
 
     Args:
       features: features of the images, any float dtype.
-      labels: in [0, num_classes).
+      labels: labels in [0, num_classes).
       penalties: each gives one accuracy. Scores are computed in float32.
     """
     weights = [self.weights(l2).astype(np.float32) for l2 in penalties]
@@ -144,9 +144,9 @@ def fewshot_accuracies(
 
   Args:
     train_features: features of any float dtype.
-    train_labels: in [0, num_classes).
+    train_labels: labels in [0, num_classes).
     test_features: features of any float dtype.
-    test_labels: in [0, num_classes).
+    test_labels: labels in [0, num_classes).
     num_classes: number of classes.
     penalties: each gives one accuracy.
 

@@ -35,7 +35,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 _LANES = 128
-_MAX_LENGTH = 640  # Longer columns of scores do not fit beside wide bundles.
+_MAX_LENGTH = 640  # Longer columns of scores do not fit next to wide bundles.
 _IN_FLIGHT = 4  # Heads computed at once, to keep all units of the chip busy.
 _EPSILON = 1e-6  # Of the normalisation, as in Flax.
 
@@ -144,7 +144,7 @@ class _Grid:
         `tokens`, and to those of the outputs.
       rows: arrays that every program reads.
       tokens: arrays that are read by blocks.
-      outputs: of `tokens` and `sums`.
+      outputs: output arrays, as described by `tokens` and `sums`.
       products: number of matrix products of L x L numbers of each head.
       interpret: computes without a TPU.
     """

@@ -74,7 +74,7 @@ class MeshSpec:
     """The sizes of the axes `AXES`.
 
     Raises:
-      ValueError: as `shape`, or experts would be divided among slices.
+      ValueError: see `shape`; or experts would be divided among slices.
     """
     sizes = self.shape(num_devices)
     if sizes["replica"] % num_slices:

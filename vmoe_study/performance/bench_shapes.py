@@ -8,7 +8,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class LayerShape:
-  """Sizes of a MoE layer and its input.
+  """Sizes of an MoE layer and its input.
 
   Attributes:
     images: B, images in the batch.

@@ -212,12 +212,12 @@ def _memory(
 def _memory_of_failed(
   kept: dict[str, int], needed: float, capacity: float
 ) -> dict[str, float]:
-  """Use of HBM by part, for a step that needs more than there is.
+  """HBM use by part, for a step that needs more than the capacity.
 
   Args:
-    kept: as of `kept_bytes`.
-    needed: by the step, with its state and one batch.
-    capacity: of the HBM.
+    kept: result of `kept_bytes`.
+    needed: HBM that the step needs, with its state and one batch.
+    capacity: capacity of the HBM.
   """
   total = needed + kept["waiting batches"]
   rest = max(total - sum(kept.values()), 0)

@@ -46,16 +46,17 @@ class InputEstimate:
       cores = math.ceil(images_per_second / self.images_per_core)
       yield (
         f"Input: {images_per_second:,.0f} images/s take {cores:,} cores over "
-        f"all hosts, at {self.images_per_core:,.0f} images/s per core as "
-        "measured here on the training data, and "
+        f"all hosts, at {self.images_per_core:,.0f} images/s per core "
+        "(measured here on the training data), and "
         f"{images_per_second * self.image_bytes / 1e6:,.0f} MB/s."
       )
     if self.requests:
       dollars = 10 ** round(math.log10(self.requests * DOLLARS_PER_REQUEST))
       yield (
         f"The run reads {self.images:,} images from an object store with "
-        f"{self.requests:,} requests, for an order of ${dollars:,g} at $0.0004 "
-        "per 1,000 (cloud.google.com/storage/pricing-examples)."
+        f"{self.requests:,} requests, which cost on the order of "
+        f"${dollars:,g} at $0.0004 per 1,000 "
+        "(cloud.google.com/storage/pricing-examples)."
       )
 
 

@@ -57,7 +57,7 @@ def _draw_panel(axis: Axes, rows: Sequence[Row], key: str) -> None:
 def _draw_line(
   axis: Axes, rows: Sequence[Row], key: str, solver: str, labels_above: bool
 ) -> None:
-  """One solver's values against time, with iterations beside the points."""
+  """One solver's values against time, with iteration counts at the points."""
   times = [row["ms"] for row in rows]
   values = [max(row[key], ROUNDING / 2) for row in rows]
   [drawn] = axis.plot(times, values, "o-", label=solver)

@@ -1,4 +1,4 @@
-"""How many slots each expert has per group."""
+"""The capacity: the number of slots of each expert per group."""
 
 import math
 from collections.abc import Callable

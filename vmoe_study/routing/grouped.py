@@ -196,6 +196,6 @@ def _one_hot(expert_R: Int[Array, "R"], num_experts: int) -> Int[Array, "R E"]:
 
 
 def _rank(expert_R: Int[Array, "R"], num_experts: int) -> Int[Array, "R"]:
-  """How many rows before each row have the same expert."""
+  """The number of rows before each row that have the same expert."""
   one_hot_RE = _one_hot(expert_R, num_experts)
   return jnp.sum(one_hot_RE * (jnp.cumsum(one_hot_RE, axis=0) - 1), axis=1)

@@ -295,7 +295,7 @@ def _entropic_dual(
   """The row sums' dual variable of the entropic problem with T <= b/k."""
   affinity_GES = affinity_GSE.swapaxes(1, 2)
   column_mass = _column_mass(affinity_GSE, row_mass)
-  # The total mass stands for no bound: infinity compiles to slower code.
+  # The total mass as bound means no bound: infinity compiles to slower code.
   has_bound = max_nonzeros * row_mass > column_mass
   total = row_mass * affinity_GSE.shape[1]
   bound = column_mass / max_nonzeros if has_bound else total

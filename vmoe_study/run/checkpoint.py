@@ -40,8 +40,8 @@ class Checkpoint:
     params: the parameter tree; if the run keeps one, its moving average.
     router_state: router states; {} if no router has one.
     model: the module on its mesh, with compiled functions.
-    class_names: by class number; empty if the classes have only numbers; None
-      if they are not known, as in checkpoints of earlier versions.
+    class_names: names by class number; empty if the classes have only numbers;
+      None if they are not known, as in checkpoints of earlier versions.
     unconfirmed: data folders, by field, that only the checkpoint's config
       names; see `run.data_dirs`.
     metadata: the metadata stored with the arrays, with the config of this model

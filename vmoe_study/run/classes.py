@@ -46,8 +46,8 @@ def known_classes(
       names = _metadata(workdir).class_names
       if names is None:
         logging.warning(
-          "%s: its checkpoints have no class names. From now on, they are "
-          "those of the training data",
+          "%s: its checkpoints have no class names; those of the training data "
+          "are used",
           workdir,
         )
       return names

@@ -191,7 +191,7 @@ def _check_field(config: ConfigDict, path: str) -> None:
     field = path.partition("[")[0]
     raise ValueError(
       f"{FLAG}{path}: a part of a value cannot be changed alone. Give the "
-      f"whole value, {FLAG}{field}=VALUE; fields of fields have dots, as in "
+      f"whole value, {FLAG}{field}=VALUE; nested fields have dots, as in "
       f"{FLAG}train.batch_size=64."
     )
   node, where = config, "config"

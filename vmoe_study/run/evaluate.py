@@ -89,8 +89,8 @@ def evaluate(
     check_confirmed(checkpoint.unconfirmed, kind)
   if checkpoint.class_names is None:
     logging.warning(
-      "%s: the checkpoint has no class names, so whether its classes are those "
-      "of the data sets is not checked",
+      "%s: the checkpoint has no class names, so a match of its classes with "
+      "those of the data sets is not checked",
       checkpoint.path,
     )
   evaluation = _evaluate(checkpoint)

@@ -148,7 +148,7 @@ def _sentence(report: Mapping[str, Any]) -> str:
   more = ", ..." if len(examples) > _SHOWN else ""
   if bad:
     which = (
-      f"{len(bad)} gradients are not finite, by name the first is {bad[0]}"
+      f"{len(bad)} gradients are not finite; the first by name is {bad[0]}"
     )
   else:
     which = "the gradients of all tensors are finite"

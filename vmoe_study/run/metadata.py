@@ -19,8 +19,8 @@ class Metadata:
     image_shape: height, width and channels of the training images.
     num_examples: number of training images; 0 if unknown.
     skipped_steps: number of steps skipped so far because they were not finite.
-    class_names: by class number; empty if the classes have only numbers; None
-      if they are not known, as in checkpoints of earlier versions.
+    class_names: names by class number; empty if the classes have only numbers;
+      None if they are not known, as in checkpoints of earlier versions.
   """
 
   config: Mapping[str, Any]

@@ -51,7 +51,7 @@ def read_config(path: epath.PathLike) -> dict[str, Any]:
   except (ValueError, RecursionError) as error:
     raise ValueError(
       f"{path} is damaged: {error}. Remove it and run `train` again: the "
-      "config in the checkpoints beside it is the same."
+      "config in the checkpoints next to it is the same."
     ) from error
 
 
@@ -130,7 +130,7 @@ def is_changeable(change: str) -> bool:
   """Whether a change is of a field that matches `CHANGEABLE_FIELDS`.
 
   Args:
-    change: as `describe_changes` lists it.
+    change: a change as listed by `describe_changes`.
   """
   field = change.partition(": ")[0]
   return any(fnmatch.fnmatch(field, known) for known in CHANGEABLE_FIELDS)

@@ -25,7 +25,7 @@ class SweepManifest(NamedTuple):
 
   Attributes:
     seeds: seeds of the runs of each cell, ascending.
-    cells: by name, "words", "config", "expected" and "source".
+    cells: "words", "config", "expected" and "source" of each cell, by name.
   """
 
   seeds: list[int]
@@ -50,8 +50,8 @@ def read(root: epath.PathLike) -> SweepManifest:
     return SweepManifest([int(seed) for seed in content["seeds"]], cells)
   except MALFORMED as error:
     raise ValueError(
-      f"{path} is damaged: {error!r}. Remove it and run `sweep` again: it "
-      "writes it anew and keeps finished runs."
+      f"{path} is damaged: {error!r}. Remove it and run `sweep` again, which "
+      "writes a new one and keeps finished runs."
     ) from error
 
 

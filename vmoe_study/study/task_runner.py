@@ -251,7 +251,7 @@ class TaskRunner:
       with contextlib.suppress(RuntimeError):  # It may interrupt a print.
         print(
           f"{signal.Signals(number).name}: the runs save, then stop. Ctrl-C "
-          "from now on stops them at once.",
+          "now stops them at once.",
           file=sys.stderr,
           flush=True,
         )

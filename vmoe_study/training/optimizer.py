@@ -114,7 +114,7 @@ class OptimizerSpec:
     for field in OWN_FIELDS:
       if (value := getattr(self, field)) != getattr(OptimizerSpec, field):
         raise ValueError(
-          f"{field}={value!r}: is of {' and '.join(OWN)} only. Set arguments "
+          f"{field}={value!r}: is for {' and '.join(OWN)} only. Set arguments "
           f"for optax.{self.name} instead: "
           f"{', '.join(optax_names.default_arguments(self.name))}."
         )

@@ -82,8 +82,8 @@ class Preemption(contextlib.AbstractContextManager):
     self._asked.set()
     with contextlib.suppress(RuntimeError):  # It may interrupt another print.
       print(
-        f"{signal.Signals(number).name}: saving, then stopping. Ctrl-C from "
-        "now on stops at once, without saving.",
+        f"{signal.Signals(number).name}: saving, then stopping. Ctrl-C now "
+        "stops at once, without saving.",
         file=sys.stderr,
         flush=True,
       )
