@@ -14,41 +14,41 @@ Actions:
   run     apply the manifest
   follow  print the log of one host as it grows
   resume  delete the job and start it again, from its last checkpoint
-  delete  end the job and give the slices back
+  delete  end the job and release the slices
 
 Options:
-  --name=NAME       of the job: letters, digits and dashes
-  --topology=T      the slice, as v5e:4x4 or v5p:2x2x4
+  --name=NAME       name of the job: letters, digits and dashes
+  --topology=T      the slice, such as v5e:4x4 or v5p:2x2x4
   --slices=N        number of such slices, each in a node pool of its own; 1 if
                     not given
-  --image=IMAGE     a container with this project installed with extras `tpu`
-                    and `gcs`
-  --restarts=N      how often a failed job is restarted; 10 if not given. A
-                    preemption or another request to stop does not count
+  --image=IMAGE     container image with this project and its extras `tpu` and
+                    `gcs` installed
+  --restarts=N      number of restarts after failures; 10 if not given.
+                    Preemptions and other requests to stop do not count
   --spot            on spot nodes
-  --reservation=R   on nodes of this reservation
-  --flex-start      on nodes of flex-start
+  --reservation=R   on nodes of reservation R
+  --flex-start      on flex-start nodes
   --queue=QUEUE     the local queue of Kueue that admits the job
   --service-account=NAME
-                    of Kubernetes, for the pods
+                    Kubernetes service account of the pods
   --host-network    pods use the network of their nodes, which is faster between
                     slices
-  --slice=N         whose log `follow` prints; 0 if not given
-  --host=N          of that slice; 0 if not given
+  --slice=N         slice whose log `follow` prints; 0 if not given
+  --host=N          host of that slice; 0 if not given
   --env=NAME=VALUE  a variable of the hosts' environment, such as
                     TFDS_DATA_DIR=gs://BUCKET/tfds; may be given several times;
                     not for secrets
-  --yes             delete without asking; resume and delete ask on a terminal,
-                    and elsewhere refuse
+  --yes             delete without asking; otherwise resume and delete ask, or
+                    refuse if there is no terminal
   --no-check        do not check COMMAND: for an image whose project or configs
                     are not those of this folder
   --dry-run         print the commands instead of running them
   --help            print this
 
-COMMAND is that of `python -m vmoe_study`; its workdir must be a URL that all
-hosts reach, such as gs://BUCKET/RUN. render, create, run and resume need
---topology, --image and COMMAND. kubectl must point at the cluster, and JobSet
-be installed there.
+COMMAND is a command of `python -m vmoe_study`; its workdir must be a URL that
+all hosts can access, such as gs://BUCKET/RUN. render, create, run and resume
+need --topology, --image and COMMAND. kubectl must point at the cluster, and
+JobSet must be installed there.
 
 COMMAND is checked before anything else: its name, its options, and its config
 with all overrides. This takes a few seconds and needs a Python that has this

@@ -11,9 +11,9 @@ Usage: launch/local.sh [--processes=N] [--devices=N] [--dry-run] \
 
 Runs `python -m vmoe_study COMMAND...` in several processes that form one run,
 each with its own fake CPU devices. If one process fails, the others are killed
-and its exit code is returned. Ctrl-C and SIGTERM reach all.
+and its exit code is returned. Ctrl-C and SIGTERM are sent to all of them.
 
-  --processes=N  2 if not given
+  --processes=N  number of processes; 2 if not given
   --devices=N    fake devices of each process; 4 if not given
   --dry-run      print the commands instead of running them
   --help         print this

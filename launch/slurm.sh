@@ -18,26 +18,27 @@ Actions:
   delete  cancel all your jobs of that name
 
 Options:
-  --name=NAME       of the job; its log is NAME.log in this folder
-  --nodes=N         1 if not given
+  --name=NAME       name of the job; its log is NAME.log in this folder
+  --nodes=N         number of nodes; 1 if not given
   --gpus=N          GPUs of each node; 8 if not given
-  --time=LIMIT      such as 12:00:00; the cluster's default if not given
-  --partition=P     the cluster's default if not given
-  --account=A       that is charged; your default if not given
+  --time=LIMIT      time limit, such as 12:00:00; the cluster's default if not
+                    given
+  --partition=P     partition; the cluster's default if not given
+  --account=A       account to charge; your default if not given
   --qos=Q           quality of service; your default if not given
   --cpus=N          CPUs of each process; the cluster's default if not given
   --mem=SIZE        memory of each node, such as 400G; the cluster's default if
                     not given
-  --yes             delete without asking; delete asks on a terminal, and
-                    elsewhere refuses
+  --yes             delete without asking; otherwise delete asks, or refuses if
+                    there is no terminal
   --dry-run         print the commands instead of running them
   --help            print this
 
-COMMAND is that of `python -m vmoe_study`; its workdir must be one that all
-nodes reach: an absolute path on a shared file system, or a URL. The job has the
+COMMAND is a command of `python -m vmoe_study`; all nodes must be able to access
+its workdir: an absolute path on a shared file system, or a URL. The job has the
 environment of the shell that submits it. SLURM requeues it after a node failure
-or a preemption. Two minutes before its time limit it gets SIGTERM, saves, and
-is requeued.
+or a preemption. Two minutes before its time limit the job gets SIGTERM, saves,
+and is requeued.
 
 COMMAND is checked before anything else: its name, its options, and its config
 with all overrides. This takes a few seconds and needs a Python that has this

@@ -12,42 +12,43 @@ Actions:
   create  request the slices; they wait in a queue until they are granted
   status  print the state of the request
   run     copy this project to every host, install it, and start COMMAND there
-          (uv fetches a Python, as that of the hosts is too old). Copies the
-          files that git tracks, with your edits: `git add` a new file first
+          (uv installs a Python, because that of the hosts is too old). Copies
+          the files that git tracks, with your edits: `git add` new files first
   follow  print the log of one host as it grows
-  stop    ask COMMAND on every host to save and end; keep the slices
+  stop    ask COMMAND on every host to save and exit; keep the slices
   resume  after a preemption: delete the slices and request them again; then use
           `run` as before
-  delete  give the slices and the request back
+  delete  delete the slices and the request
 
 Options:
-  --name=NAME        of the slice and its request; several slices are called
-                     NAME-0, NAME-1, ...
-  --zone=ZONE        such as us-west4-a
+  --name=NAME        name of the slice and its request; several slices are
+                     called NAME-0, NAME-1, ...
+  --zone=ZONE        zone, such as us-west4-a
   --project=PROJECT  gcloud's own default if not given
   --type=TYPE        accelerator type for create and resume: v4-32,
                      v5litepod-16, v5p-32, v6e-16, ...
   --slices=N         number of slices, the same for all actions; 1 if not given
   --spot             cheaper, and may be taken away at any time
-  --reserved         from the reservations of the project
-  --flex-start=TIME  for at most this time, such as 2d, when there is room
+  --reserved         use reservations of the project
+  --flex-start=TIME  start when there is room, for at most TIME, such as 2d
                      (gcloud alpha)
   --service-account=EMAIL
-                     of the hosts; the project's default if not given
+                     service account of the hosts; the project's default if not
+                     given
   --network=NETWORK  and --subnetwork=SUBNETWORK: gcloud's defaults if not given
-  --slice=N          whose log `follow` prints; 0 if not given
-  --host=N           of that slice; 0 if not given
+  --slice=N          slice whose log `follow` prints; 0 if not given
+  --host=N           host of that slice; 0 if not given
   --env=NAME=VALUE   a variable of COMMAND's environment on every host, such as
                      TFDS_DATA_DIR=gs://BUCKET/tfds; may be given several times;
                      not for secrets
-  --yes              delete without asking; resume and delete ask on a terminal,
-                     and elsewhere refuse
+  --yes              delete without asking; otherwise resume and delete ask, or
+                     refuse if there is no terminal
   --dry-run          print the commands instead of running them
   --help             print this
 
-COMMAND is that of `python -m vmoe_study`. It resumes from the checkpoints in
-its workdir, so the same `run` starts and resumes. The workdir must be a URL
-that all hosts reach, such as gs://BUCKET/RUN.
+COMMAND is a command of `python -m vmoe_study`. It resumes from the checkpoints
+in its workdir, so the same `run` starts and resumes. The workdir must be a URL
+that all hosts can access, such as gs://BUCKET/RUN.
 
 COMMAND is checked before anything else: its name, its options, and its config
 with all overrides, in a copy of the files that the hosts will get. This takes a
