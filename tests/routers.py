@@ -1,4 +1,4 @@
-"""The routers as parameters of tests: those beside the study's are slow."""
+"""The routers as parameters of tests, most of which are slow."""
 
 import pytest
 
@@ -14,7 +14,8 @@ OTHER_KINDS = [
   "hash",
   "soft_uniform",
 ]
+FAST = ("softmax_token_choice", "softmax_expert_choice", "soft")
 EVERY_KIND = [
-  *STUDY,
-  *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_KINDS),
+  pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+  for name in (*STUDY, *OTHER_KINDS)
 ]

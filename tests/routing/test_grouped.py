@@ -87,7 +87,7 @@ def test_equals_unlimited_capacity(block, given, unlimited, monkeypatch):
 def test_equals_unlimited_capacity_on_meshes(
   mesh, room, given, unlimited, monkeypatch
 ):
-  monkeypatch.setattr(grouped, "ROOM", room)
+  monkeypatch.setattr(grouped, "MAX_IMBALANCE", room)
   devices = jax.devices()[: mesh[0] * mesh[1]]
   mesh = jax.make_mesh(
     mesh, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices

@@ -42,7 +42,12 @@ TAG = re.compile(
 def _cases(pattern):
   """(file, match) for every array whose whole name matches."""
   return [
-    pytest.param(file, match, id=f"{file}-{match.string.replace('/', '-')}")
+    pytest.param(
+      file,
+      match,
+      id=f"{file}-{match.string.replace('/', '-')}",
+      marks=[pytest.mark.slow] * ("_t49_" in file),  # The larger shapes.
+    )
     for file, arrays in FILES.items()
     for name in arrays.files
     if (match := re.fullmatch(pattern, name))
