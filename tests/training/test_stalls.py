@@ -79,7 +79,7 @@ def test_stacks_are_shown_once_of_a_step_that_hangs(tmp_path, caplog):
   assert shown.count("in hang_in_the_input") == 1
   assert "Thread MainThread:" in shown
   assert "hang_in_an_evaluation" not in shown
-  assert "of those before is 0.0" in said
+  assert "of the steps before it is 0.0" in said
 
 
 class NeverStop:

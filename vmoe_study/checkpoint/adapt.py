@@ -99,7 +99,7 @@ def match_params(
   given, wanted = tree_lib.flatten(source), tree_lib.flatten(template)
   report = compare(source, template)
   filled = wanted | {
-    path: _like(given[path], wanted[path]) for path in report.used
+    path: _convert_like(given[path], wanted[path]) for path in report.used
   }
   structure = jax.tree.structure(template)
   return jax.tree.unflatten(
@@ -210,7 +210,7 @@ def _grid(whose: str, length: int, grid: Grid | None) -> tuple[Grid, int]:
   )
 
 
-def _like(values: Any, leaf: Any) -> Any:
+def _convert_like(values: Any, leaf: Any) -> Any:
   """The values with the dtype and sharding of a leaf of the model."""
   values = np.asarray(values).astype(leaf.dtype)
   if isinstance(leaf, jax.Array):

@@ -136,10 +136,10 @@ def _read_intact(
   """
   steps = complete_steps(directory)
   if not steps or (step is not None and step not in steps):
-    raise CheckpointError(_not_there(directory, step, steps))
+    raise CheckpointError(_missing_step_error(directory, step, steps))
   tried: list[int] = []
   while left := [s for s in steps if s not in tried and step in (None, s)]:
-    path = _folder(directory, left[-1])
+    path = _step_folder(directory, left[-1])
     try:
       return left[-1], read(path)
     except CheckpointError as error:
@@ -154,12 +154,12 @@ def _read_intact(
   )
 
 
-def _folder(directory: epath.Path, step: int) -> epath.Path:
+def _step_folder(directory: epath.Path, step: int) -> epath.Path:
   is_exported = exported.is_exported(directory)
   return directory if is_exported else directory / str(step)
 
 
-def _not_there(
+def _missing_step_error(
   directory: epath.Path, step: int | None, steps: list[int]
 ) -> str:
   wanted = "checkpoint" if step is None else f"step {step}"

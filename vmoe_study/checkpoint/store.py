@@ -166,7 +166,7 @@ class CheckpointStore:
       self._directory, step, templates
     )
     if step is None:
-      self._set_aside(found)
+      self._rename_damaged_steps(found)
     params, opt_state = trees.pop("params"), trees.pop("opt_state")
     return Restored(found, params, opt_state, metadata, trees)
 
@@ -210,7 +210,7 @@ class CheckpointStore:
         "again."
       ) from error
 
-  def _set_aside(self, intact: int) -> None:
+  def _rename_damaged_steps(self, intact: int) -> None:
     """Renames the steps after the newest intact one, all of them damaged."""
     steps = load.complete_steps(self._directory)
     damaged = [step for step in steps if step > intact]

@@ -68,27 +68,27 @@ def make_builder(
     raise _unknown(name) from error
 
 
-def _is_known(name: str) -> bool:
+def _has_builder(name: str) -> bool:
   """Whether there is a builder; always True for TFDS community data sets."""
-  base = _base(name)
-  return ":" in base or base in _names()
+  base = _bare_name(name)
+  return ":" in base or base in _builder_names()
 
 
-def _base(name: str) -> str:
+def _bare_name(name: str) -> str:
   """Strips config and version."""
   return split_version(name)[0].split("/")[0]
 
 
-def _names() -> list[str]:
+def _builder_names() -> list[str]:
   return [*OWN_DATASETS, *tfds.list_builders(with_community_datasets=False)]
 
 
 def _unknown(name: str, data_dir: str = "") -> MissingDataError:
-  names = [*_names(), *(stored_names(data_dir) if data_dir else [])]
+  names = [*_builder_names(), *(stored_names(data_dir) if data_dir else [])]
   where = f" is not in {data_dir}, and" if data_dir else ":"
   return MissingDataError(
     f"data set {name!r}{where} no builder is known."
-    f"{did_you_mean(_base(name), names)} This package builds "
+    f"{did_you_mean(_bare_name(name), names)} This package builds "
     f"{', '.join(OWN_DATASETS)}; TFDS lists its own with "
     "`tfds.list_builders()`."
   )
@@ -129,7 +129,7 @@ def prepare(
   if hasattr(builder, "check_manual_dir"):
     builder.check_manual_dir(Path(folder).expanduser())
   config = tfds.download.DownloadConfig(manual_dir=folder)
-  if _base(name) in OWN_DATASETS:
+  if _bare_name(name) in OWN_DATASETS:
     _check_local(name, data_dir)
     with _progress(name):  # Writing ArrayRecord needs no TensorFlow.
       builder.download_and_prepare(
@@ -175,7 +175,7 @@ def _check_local(name: str, data_dir: str | None) -> None:
 
 def _check_tensorflow(name: str) -> None:
   """Raises MissingDataError if TFDS has to build `name` without TensorFlow."""
-  if _base(name) in OWN_DATASETS or not _is_known(name):
+  if _bare_name(name) in OWN_DATASETS or not _has_builder(name):
     return
   if importlib.util.find_spec("tensorflow") is None:
     raise MissingDataError(
@@ -220,13 +220,13 @@ def open_prepared(
   try:
     return open_builder(name, data_dir)
   except tfds.core.DatasetNotFoundError as error:
-    if _base(name) == AUTOMATIC and "://" not in where:
+    if _bare_name(name) == AUTOMATIC and "://" not in where:
       return _build_automatic(name, data_dir)
     if explanation := explain_missing(where, name):
       raise MissingDataError(
         f"data set {name!r}: is not in {where}. {explanation}"
       ) from error
-    if not _is_known(name):
+    if not _has_builder(name):
       raise _unknown(name, where) from error
     option = f" --data-dir={data_dir}" if data_dir else ""
     raise MissingDataError(

@@ -58,8 +58,8 @@ def training_classes(
   if len(merged) > num_classes:
     raise ValueError(
       f"num_classes={num_classes}: must be at least {len(merged)}, the number "
-      f"of classes of the training data: {_listed(merged)}. Set num_classes of "
-      "all data sets and of the model."
+      f"of classes of the training data: {_shorten(merged)}. Set num_classes "
+      "of all data sets and of the model."
     )
   return merged
 
@@ -101,7 +101,7 @@ def number_classes(
   if unknown := [name for name in own if name not in index]:
     hint = did_you_mean(unknown[0], run) if len(unknown) == 1 else ""
     raise ValueError(
-      f"{_classes(unknown)}: not among the classes of the run, {_listed(run)}."
+      f"{_classes(unknown)}: not among the classes of the run, {_shorten(run)}."
       f"{hint} Rename or remove it here, or train a run with it."
     )
   missing = sorted(index.keys() - {*own}, key=index.__getitem__)
@@ -111,7 +111,7 @@ def number_classes(
 
 def describe_classes(names: ClassNames) -> str:
   """One line about the classes of a run."""
-  return f"{len(names):,}: {_listed(names)}" if names else "have numbers only"
+  return f"{len(names):,}: {_shorten(names)}" if names else "have numbers only"
 
 
 def class_label(names: Sequence[str], number: int) -> str:
@@ -121,10 +121,10 @@ def class_label(names: Sequence[str], number: int) -> str:
 
 def _classes(names: Iterable[str]) -> str:
   names = list(names)
-  return f"{'class' if len(names) == 1 else 'classes'} {_listed(names)}"
+  return f"{'class' if len(names) == 1 else 'classes'} {_shorten(names)}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def _shorten(names: Sequence[str]) -> str:
   shown = ", ".join(map(repr, names[:_MAX_SHOWN]))
   rest = len(names) - _MAX_SHOWN
   return f"{shown} and {rest} more" if rest > 0 else shown

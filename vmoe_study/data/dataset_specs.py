@@ -35,7 +35,7 @@ def _held_out(percent: int, test: str = "test") -> dict[str, str]:
   return {"train": f"train[:{keep}%]", "val": f"train[{keep}%:]", "test": test}
 
 
-def _given(val: str = "validation", test: str = "test") -> dict[str, str]:
+def _own_splits(val: str = "validation", test: str = "test") -> dict[str, str]:
   """The data set's own splits."""
   return {"train": "train", "val": val, "test": test}
 
@@ -65,11 +65,11 @@ DATASETS: dict[str, DatasetSpec] = {
   "digits": DatasetSpec(_held_out(10), 10),
   "fashion_mnist": DatasetSpec(_held_out(10), 10, manual=_FASHION),
   "emoji": DatasetSpec(_held_out(10), 99, manual=_EMOJI),
-  "glyphs/1000": DatasetSpec(_given("val"), 1000),
-  "glyphs/2000": DatasetSpec(_given("val"), 2000),
+  "glyphs/1000": DatasetSpec(_own_splits("val"), 1000),
+  "glyphs/2000": DatasetSpec(_own_splits("val"), 2000),
   "glyphs/kana": DatasetSpec(_held_out(10), 91),
   "glyphs/hangul": DatasetSpec(_held_out(10), 200),
-  "glyph_scenes/500": DatasetSpec(_given("val"), 500),
+  "glyph_scenes/500": DatasetSpec(_own_splits("val"), 500),
   # ImageNet and its other test sets.
   "imagenet2012": DatasetSpec(
     _held_out(1, "validation"), 1000, manual=(_IMAGENET_TRAIN, _IMAGENET_VAL)
@@ -94,17 +94,17 @@ DATASETS: dict[str, DatasetSpec] = {
   "cifar10": DatasetSpec(_held_out(10), 10),
   "cifar100": DatasetSpec(_held_out(10), 100),
   "colorectal_histology": DatasetSpec(_SINGLE_SPLIT, 8),
-  "dtd": DatasetSpec(_given(), 47),
+  "dtd": DatasetSpec(_own_splits(), 47),
   "eurosat/rgb": DatasetSpec(_SINGLE_SPLIT, 10),
   "food101": DatasetSpec(_held_out(10, "validation"), 101),
-  "oxford_flowers102": DatasetSpec(_given(), 102),
+  "oxford_flowers102": DatasetSpec(_own_splits(), 102),
   "oxford_iiit_pet": DatasetSpec(_held_out(10), 37),
-  "patch_camelyon": DatasetSpec(_given(), 2),
+  "patch_camelyon": DatasetSpec(_own_splits(), 2),
   "places365_small": DatasetSpec(_held_out(1, "validation"), 365),
   "resisc45": DatasetSpec(_SINGLE_SPLIT, 45, manual=("NWPU-RESISC45.rar",)),
   "stanford_dogs": DatasetSpec(_held_out(10), 120),
   "stl10": DatasetSpec(_held_out(10), 10),
-  "sun397/tfds": DatasetSpec(_given(), 397),
+  "sun397/tfds": DatasetSpec(_own_splits(), 397),
   "svhn_cropped": DatasetSpec(_held_out(10), 10),
   "uc_merced": DatasetSpec(_SINGLE_SPLIT, 21),
 }

@@ -59,13 +59,13 @@ class ImageFolderSource:
         "left out."
       )
     self._root = Path(data_dir).expanduser() / split
-    _, beside = _list(self._root)
+    _, other_files = _list(self._root)
     folders = list(_class_folders(self._root, "", label_key == BY_PATH))
     classes = [folder for folder in folders if folder.images]
     classes.sort(key=lambda folder: folder.name)
     empty = [folder for folder in folders if folder.is_empty]
     self.empty_folders = [str(self._root / folder.name) for folder in empty]
-    self.notes = list(_notes(self._root, folders, beside))
+    self.notes = list(_notes(self._root, folders, other_files))
     if not classes:
       raise ValueError(
         f"{self._root}: has no class folder with images. image_folder reads "
@@ -176,19 +176,19 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _notes(
-  root: Path, folders: Sequence[_ClassFolder], beside: Sequence[str]
+  root: Path, folders: Sequence[_ClassFolder], other_files: Sequence[str]
 ) -> Iterator[str]:
   """Describes the files and folders that are skipped."""
   others = [f"{f.name}/{file}" for f in folders for file in f.others]
-  if others := [*beside, *others]:
-    yield f"files skipped, no images in class folders: {_some(others)}"
+  if others := [*other_files, *others]:
+    yield f"files skipped, no images in class folders: {_shorten(others)}"
   if empty := [folder.name for folder in folders if folder.is_empty]:
-    yield f"folders skipped, without images: {_some(empty)}"
+    yield f"folders skipped, without images: {_shorten(empty)}"
   nested = [f"{f.name}/{name}" for f in folders for name in f.folders]
   if nested:
     count = sum(_count_files(root / path) for path in nested)
     yield (
-      f"folders skipped, inside class folders: {_some(nested)}, with "
+      f"folders skipped, inside class folders: {_shorten(nested)}, with "
       f"{count:,} files. To read them, set label_key={BY_PATH!r} if they are "
       "classes, and move the files up if they are not"
     )
@@ -198,6 +198,6 @@ def _count_files(folder: Path) -> int:
   return sum(len(files) for _, _, files in os.walk(folder))
 
 
-def _some(names: Sequence[str]) -> str:
+def _shorten(names: Sequence[str]) -> str:
   more = ", ..." if len(names) > MAX_SHOWN else ""
   return f"{len(names):,} ({', '.join(names[:MAX_SHOWN])}{more})"

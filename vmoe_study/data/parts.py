@@ -106,7 +106,7 @@ class TrainParts:
     """
     rows = self.rows.of(number, count)
     readers = [
-      _ahead(reader, self.read_threads, isinstance(order, BlockOrder))
+      _with_read_ahead(reader, self.read_threads, isinstance(order, BlockOrder))
       for reader, order in zip(self.readers, self.orders, strict=True)
     ]
     examples = [
@@ -165,7 +165,7 @@ class EvalParts:
   ) -> "_Part":
     """See `workers.Parts`; reads the next examples in the background."""
     rows = self.rows.of(number, count)
-    reader = _ahead(self.reader, self.read_threads)
+    reader = _with_read_ahead(self.reader, self.read_threads)
 
     def indices(step: int) -> np.ndarray:
       first = step * self.rows.batch_size
@@ -200,24 +200,24 @@ class _Part:
     self._counted = np.zeros(3)
 
   def __call__(self, step: int) -> Batch:
-    self._expect(range(step, step + self._steps_ahead + 1))
+    self._read_ahead_for(range(step, step + self._steps_ahead + 1))
     batch = collate(list(self._compute(step)))
     before, self._counted = self._counted, self._counters()
     return batch | {"reading": self._counted - before}
 
-  def _expect(self, steps: range) -> None:
+  def _read_ahead_for(self, steps: range) -> None:
     """Starts to read what these steps need, in the order of the steps."""
     if not any(isinstance(source, ReadAhead) for source in self._sources):
       return
     known, self._expected = self._expected, {}
     for step in steps:
-      self._expected[step] = known.get(step) or self._list(step)
+      self._expected[step] = known.get(step) or self._runs_by_data_set(step)
     for number, source in enumerate(self._sources):
       if isinstance(source, ReadAhead):
         by_step = [expected[number] for expected in self._expected.values()]
         source.expect(itertools.chain(*by_step))
 
-  def _list(self, step: int) -> list[list[Run]]:
+  def _runs_by_data_set(self, step: int) -> list[list[Run]]:
     """The runs of a step, by data set."""
     lists: list[dict[int, Sequence[Run]]] = [{} for _ in self._sources]
     for number, runs in self._runs(step):
@@ -234,7 +234,7 @@ class _Part:
     return counters
 
 
-def _ahead(
+def _with_read_ahead(
   reader: ExampleReader, threads: int, in_blocks: bool = False
 ) -> ExampleReader:
   """A reader that reads ahead, if that is useful."""

@@ -77,7 +77,7 @@ def scan_tfrecords(url: str) -> np.ndarray:
   size = file_size(url)
   with contextlib.ExitStack() as stack:
     if is_remote(url):
-      fetch = _in_sequence(url, size)
+      fetch = _sequential_reader(url, size)
     else:
       file = stack.enter_context(open(locate(url)[1], "rb"))
       fetch = lambda start, stop: os.pread(file.fileno(), stop - start, start)  # noqa: E731
@@ -93,7 +93,7 @@ def scan_tfrecords(url: str) -> np.ndarray:
   return np.asarray(offsets, np.int64)
 
 
-def _in_sequence(url: str, size: int) -> Fetch:
+def _sequential_reader(url: str, size: int) -> Fetch:
   """Serves small reads at growing positions from one pass in large pieces."""
   pieces: dict[int, bytes] = {}
 

@@ -23,7 +23,7 @@ def explain_missing(data_dir: str, name: str) -> str:
   if complete:
     stored = ", ".join(_name(base, f) for f in complete[:_MAX_SHOWN])
     return f"It has {stored}. Use one of these names."
-  wanted = [f for f in folders if _is_meant(name, base, f)] or folders
+  wanted = [f for f in folders if _matches(name, base, f)] or folders
   if not wanted:
     return ""
   return (
@@ -68,7 +68,7 @@ def _name(base: str, folder: epath.Path) -> str:
   return f"{base}{config}:{folder.name}"
 
 
-def _is_meant(name: str, base: str, folder: epath.Path) -> bool:
+def _matches(name: str, base: str, folder: epath.Path) -> bool:
   stored, version = split_version(_name(base, folder))
   wanted, wanted_version = split_version(name)
   return stored == wanted and wanted_version in ("", version)

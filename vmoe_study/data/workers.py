@@ -254,14 +254,14 @@ def _answer(
   try:
     file, layout = _pack(compute(step))
   except Exception as error:
-    requests.send((number, step, None, _portable(error)))
+    requests.send((number, step, None, _picklable(error)))
     return
   requests.send((number, step, layout, None))
   reduction.send_handle(requests, file, os.getppid())
   os.close(file)
 
 
-def _portable(error: Exception) -> Exception:
+def _picklable(error: Exception) -> Exception:
   """A picklable error with the traceback as a note, or a simpler error."""
   error.add_note("".join(traceback.format_exception(error)))
   try:

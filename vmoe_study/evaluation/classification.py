@@ -90,7 +90,7 @@ class ClassificationEvaluator:
     Args:
       variables: for `predict`.
     """
-    parts = [_fetch(self._rows(variables, b)) for b in self._batches()]
+    parts = [_gather_rows(self._rows(variables, b)) for b in self._batches()]
     rows = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
     order = np.argsort(rows["index"], kind="stable")
     order = order[rows["mask"][order] > 0]
@@ -105,7 +105,7 @@ class ClassificationEvaluator:
     )
 
 
-def _fetch(tree: Any) -> Any:
+def _gather_rows(tree: Any) -> Any:
   """Gathers the rows of all processes."""
   if jax.process_count() == 1:
     return jax.device_get(tree)

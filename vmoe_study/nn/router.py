@@ -168,7 +168,7 @@ class SparseRouter(Router):
       scores = self.affinity(jax.lax.stop_gradient(logits.noisy), *sizes)
       seen = logits.noisy if self.noisy_weights else logits.clean
       weights = WEIGHTS[self.weights](seen)
-    scores, more_losses, statistics = self._controlled(
+    scores, more_losses, statistics = self._apply_controller(
       scores, weights, logits.state or {}
     )
     plan = self.choice(
@@ -210,7 +210,7 @@ class SparseRouter(Router):
     )
 
   @nn.nowrap
-  def _controlled(
+  def _apply_controller(
     self, scores: Array, weights: Array, state: controller_lib.State
   ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """Shifted scores, losses and statistics of the controller, if any."""

@@ -73,8 +73,10 @@ def trace_products(model: Model) -> Products:
   def loss(params, router_state, batch, key):
     return model.loss(params, router_state, batch, key)[0]
 
-  forward = _found(jax.make_jaxpr(loss)(*arguments), model.mesh.size)
-  both = _found(jax.make_jaxpr(jax.grad(loss))(*arguments), model.mesh.size)
+  forward = _products_in(jax.make_jaxpr(loss)(*arguments), model.mesh.size)
+  both = _products_in(
+    jax.make_jaxpr(jax.grad(loss))(*arguments), model.mesh.size
+  )
   model_flops = size * cost.training_flops(model.module, model.image_shape)
   return Products(
     flops=max(model_flops, sum(p.flops for p in both)),
@@ -95,7 +97,7 @@ class _Product:
   is_exchange: bool
 
 
-def _found(closed: Any, num_devices: int) -> list[_Product]:
+def _products_in(closed: Any, num_devices: int) -> list[_Product]:
   return list(_walk(closed.jaxpr, 1, num_devices))
 
 

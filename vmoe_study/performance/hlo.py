@@ -274,9 +274,9 @@ class _Program:
       return Event(read, found, instruction.name)
     if op == "send" and (between := _between_slices(instruction)):
       return Event(
-        _hbm_bytes(operands, by_name), between, _meeting(instruction)
+        _hbm_bytes(operands, by_name), between, _transfer_key(instruction)
       )
-    if op == "recv-done" and (meeting := _meeting(by_name[operands[0]])):
+    if op == "recv-done" and (meeting := _transfer_key(by_name[operands[0]])):
       return Event(sum(_array_bytes(instruction.shape)), ends=meeting)
     if op.endswith("-update") or op in ("send", "recv"):
       return Event()
@@ -306,7 +306,7 @@ class _Program:
     )
 
 
-def _meeting(instruction: _Instruction) -> str:
+def _transfer_key(instruction: _Instruction) -> str:
   """The key shared by the send and the receive of a transfer between slices."""
   found = re.search(
     r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes
@@ -325,14 +325,14 @@ def _between_slices(send: _Instruction) -> Collective | None:
   )
   if not kind or not target:
     return None
-  slices, devices = map(_length, target.groups())
+  slices, devices = map(_count_numbers, target.groups())
   groups = np.arange(slices * devices).reshape(slices, devices).T
   # The shape of a send ends with a context and a token.
   size = _array_bytes(send.shape, tiled=False)[0]
   return Collective(kind[1].lower().replace("_", "-"), size, groups)
 
 
-def _length(numbers: str) -> int:
+def _count_numbers(numbers: str) -> int:
   """The number of numbers listed by "0:3" or "1,2"."""
   ranges = [part.split(":") for part in numbers.split(",")]
   return sum(int(part[-1]) - int(part[0]) + 1 for part in ranges)

@@ -47,16 +47,16 @@ class Wiring:
       return 0.0, 0.0
     if collective.kind == "collective-permute":
       share = collective.bytes * np.ones(len(groups))
-      return self._pairs(groups[:, 0], groups[:, 1], share)
+      return self._permutation_seconds(groups[:, 0], groups[:, 1], share)
     if collective.kind.endswith("all-to-all"):
       size = groups.shape[1]
       sources = np.repeat(groups, size, axis=1).ravel()
       targets = np.tile(groups, (1, size)).ravel()
       share = np.full(len(sources), collective.bytes / size)
-      return self._pairs(sources, targets, share)
-    return self._rings(collective)
+      return self._permutation_seconds(sources, targets, share)
+    return self._ring_seconds(collective)
 
-  def _pairs(
+  def _permutation_seconds(
     self, sources: np.ndarray, targets: np.ndarray, sent: np.ndarray
   ) -> tuple[float, float]:
     """Time until every source has sent its bytes to its target."""
@@ -71,7 +71,9 @@ class Wiring:
     leaving = np.bincount(
       sources[away], sent[away], minlength=len(self.coordinates)
     )
-    return load / self.link_bandwidth, self._network(float(leaving.max()))
+    return load / self.link_bandwidth, self._network_seconds(
+      float(leaving.max())
+    )
 
   def _link_load(
     self,
@@ -106,7 +108,7 @@ class Wiring:
       position[:, axis] = goal[:, axis]
     return busiest
 
-  def _rings(self, collective: Collective) -> tuple[float, float]:
+  def _ring_seconds(self, collective: Collective) -> tuple[float, float]:
     """Time of an all-gather, reduce-scatter or all-reduce.
 
     With n devices, each receives a fraction (n - 1) / n of the array over its
@@ -122,16 +124,18 @@ class Wiring:
     between = 0.0
     if num_slices > 1:
       part = collective.bytes / size
-      between = self._network(twice * part * (num_slices - 1) / num_slices)
+      between = self._network_seconds(
+        twice * part * (num_slices - 1) / num_slices
+      )
     if size == 1:
       return 0.0, between
     order = np.argsort(slices, axis=1, kind="stable")
     inner = np.take_along_axis(groups, order, axis=1).reshape(-1, size)
     received = twice * collective.bytes * (size - 1) / size
-    links, nearest = self._ways(self.coordinates[inner])
+    links, nearest = self._incoming_links(self.coordinates[inner])
     return received * nearest / (links * self.link_bandwidth), between
 
-  def _ways(self, places: np.ndarray) -> tuple[float, float]:
+  def _incoming_links(self, places: np.ndarray) -> tuple[float, float]:
     """Links into the worst-placed device of any group, and their length.
 
     Args:
@@ -160,7 +164,7 @@ class Wiring:
     nearest = float(np.where(np.isinf(away), 0.0, away).mean())
     return max(float(links.min()), 1.0) / sharing, nearest
 
-  def _network(self, leaving: float) -> float:
+  def _network_seconds(self, leaving: float) -> float:
     """Seconds for bytes to leave a device for another slice."""
     if not leaving:
       return 0.0

@@ -22,7 +22,7 @@ from vmoe_study.training.optimizer import OWN
 
 ImageShape = tuple[int, int, int]
 
-COMPILED = 6  # Candidates that a search compiles; more if none of them fits.
+NUM_COMPILED = 6  # Candidates to compile; more if none of them fits.
 MOST_COMPILED = 12
 # The analytic model may be wrong by this factor; candidates that it finds
 # larger are left out.
@@ -108,10 +108,10 @@ def search(
   target = open_target(topology, num_slices)
   configs = list(variants(config, len(target.devices), num_slices))
   # If no mesh is valid, the config's own mesh raises the right error.
-  order = _by_analytic_time(configs or [config], target, *sizes)
+  order = _rank_by_analytic_time(configs or [config], target, *sizes)
   found: list[ResourceEstimate] = []
   for candidate in order[:MOST_COMPILED]:
-    if len(found) >= COMPILED and fastest(found):
+    if len(found) >= NUM_COMPILED and fastest(found):
       break
     logging.info("candidate %d: %s", len(found) + 1, _description(candidate))
     estimate = estimate_resources(candidate, target, *sizes)
@@ -187,7 +187,7 @@ def _memory_variants(config: Config) -> Iterator[Config]:
         yield dataclasses.replace(config, model=model, train=changed)
 
 
-def _by_analytic_time(
+def _rank_by_analytic_time(
   configs: Sequence[Config],
   target: Target,
   image_shape: ImageShape,

@@ -66,7 +66,7 @@ def auction(
 
   def goes_on(carry):
     rounds, bids_GSE, _ = carry
-    return (rounds < num_iterations) & jnp.any(_waits(bids_GSE))
+    return (rounds < num_iterations) & jnp.any(_without_slot(bids_GSE))
 
   def bid(carry):
     rounds, bids_GSE, price_GE = carry
@@ -75,7 +75,7 @@ def auction(
     wanted_GSE = jax.nn.one_hot(experts_GS2[..., 0], num_experts, dtype=bool)
     raise_GS = top_GS2[..., 0] - top_GS2[..., -1] + epsilon_G1
     new_GSE = price_GE[:, None] + raise_GS[..., None]
-    bidding_GSE = wanted_GSE & _waits(bids_GSE)[..., None]
+    bidding_GSE = wanted_GSE & _without_slot(bids_GSE)[..., None]
     bids_GES = jnp.where(bidding_GSE, new_GSE, bids_GSE).swapaxes(1, 2)
     kept_GES = best_of_row(bids_GES, bids_GES > -jnp.inf, capacity)
     lowest_GE = jnp.where(kept_GES, bids_GES, jnp.inf).min(axis=2)
@@ -85,10 +85,12 @@ def auction(
 
   none = jnp.full_like(scores, -jnp.inf), jnp.zeros_like(scores[:, 0])
   _, bids_GSE, _ = jax.lax.while_loop(goes_on, bid, (0, *none))
-  return jnp.where(_waits(bids_GSE), num_experts, jnp.argmax(bids_GSE, axis=2))
+  return jnp.where(
+    _without_slot(bids_GSE), num_experts, jnp.argmax(bids_GSE, axis=2)
+  )
 
 
-def _waits(bids_GSE: Float[Array, "G S E"]) -> Bool[Array, "G S"]:
+def _without_slot(bids_GSE: Float[Array, "G S E"]) -> Bool[Array, "G S"]:
   return jnp.all(bids_GSE == -jnp.inf, axis=2)
 
 

@@ -9,9 +9,9 @@ through grouped matrix products.
 With an exchange, rows are sent to the devices of their experts. In the worst
 case a device sends all of its rows to one other device; on n devices, a buffer
 for that case is n times as large as balanced choices need. So there are two
-programs. If no device sends more than `ROOM` times its balanced share to any
-other, which all devices determine together, buffers have that size; otherwise
-they have the size of the worst case. Neither program drops a row.
+programs. If no device sends more than `MAX_IMBALANCE` times its balanced share
+to any other, which all devices determine together, buffers have that size;
+otherwise they have the size of the worst case. Neither program drops a row.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 from vmoe_study.routing.balance import RoutingAux
 from vmoe_study.routing.exchange import Exchange, Route
 
-ROOM = 2.0
+MAX_IMBALANCE = 2.0
 
 Dense = Callable[[Array, Mapping[str, Array]], Array]
 # (parameters, rows, dense) to outputs, row by row. `dense(rows, layer)` applies
@@ -116,7 +116,7 @@ def _exchanged(exchange, experts, params, rows_RD, expert_R, num_experts):
     )
     return swap(outputs_BD)[place_R]
 
-  bound = -(-int(ROOM * num_rows) // count)
+  bound = -(-int(MAX_IMBALANCE * num_rows) // count)
   if bound >= num_rows:
     return run(num_rows)
   largest = jax.lax.pmax(loads_NE.sum(axis=1).max(), axis)

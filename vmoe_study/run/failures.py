@@ -81,7 +81,7 @@ class Failures:
     report["examples"] = self._data.examples(step)
     text = _sentence(report)
     if self.count < MAX_KEPT:
-      text += self._keep(step, state, batch, report)
+      text += self._keep_inputs(step, state, batch, report)
     self.count += 1
     self._row = self._row + 1 if step == self._last + 1 else 1
     self._last = step
@@ -96,7 +96,7 @@ class Failures:
       )
     logging.warning("%s The update is skipped (%d so far).", text, self.count)
 
-  def _keep(self, step, state, batch, report) -> str:
+  def _keep_inputs(self, step, state, batch, report) -> str:
     folder = self._workdir / "failures" / f"step_{step}"
     try:
       with hosts.raise_on_all_hosts():

@@ -52,7 +52,7 @@ def heartbeat_lock(workdir: str) -> Iterator[None]:
     files.create(number, content)
   # Read even after FileExistsError: a retried request may find its own file.
   if (newest := files.newest()) != (number, content):
-    raise BlockingIOError(_named(newest[1]))
+    raise BlockingIOError(_describe_owner(newest[1]))
   files.remove_below(number)
   ended = threading.Event()
   thread = threading.Thread(
@@ -91,7 +91,9 @@ def _wait_until_free(files: "_LockFiles") -> int:
     before, (number, found) = (number, found), files.newest()
     if number and not found.get("released") and (number, found) != before:
       # A file that is being rewritten may be read as empty.
-      raise BlockingIOError(_named(found) or _named(before[1]))
+      raise BlockingIOError(
+        _describe_owner(found) or _describe_owner(before[1])
+      )
   return number
 
 
@@ -133,7 +135,7 @@ def _is_lost(files: "_LockFiles", number: int, content: dict[str, Any]) -> bool:
   return newest > number or replaced
 
 
-def _named(content: dict[str, Any]) -> str:
+def _describe_owner(content: dict[str, Any]) -> str:
   """The owner, to complete the message "in use by another run"."""
   return f", {content['owner']}" if "owner" in content else ""
 

@@ -144,12 +144,12 @@ def train(
     epath.Path(workdir),
     int(state.step),
     num_steps,
-    _last(workdir),
+    _last_metrics(workdir),
     is_finished,
   )
 
 
-def _last(workdir: epath.PathLike) -> dict[str, float]:
+def _last_metrics(workdir: epath.PathLike) -> dict[str, float]:
   """The last value of every metric."""
   metrics: dict[str, float] = {}
   if jax.process_index() == 0:

@@ -35,7 +35,7 @@ class Contrast(NamedTuple):
   match: Callable[[Cell], Any]
 
 
-def _side(router: str, **properties: Any) -> Callable[[Cell], bool]:
+def _selects_router(router: str, **properties: Any) -> Callable[[Cell], bool]:
   """Selects cells by the suffix of the router's name and other properties."""
   wanted = properties.items()
 
@@ -62,11 +62,11 @@ def _all_but_group(cell: Cell) -> Any:
   return cell.router, *_cost_and_priority(cell)
 
 
-def _nothing(cell: Cell) -> Any:
+def _no_settings(cell: Cell) -> Any:
   return None
 
 
-_DENSE = _side("dense")
+_DENSE = _selects_router("dense")
 
 
 def contrasts(cells: Sequence[Cell]) -> Iterator[Contrast]:
@@ -76,13 +76,13 @@ def contrasts(cells: Sequence[Cell]) -> Iterator[Contrast]:
     yield from _within_group_size(group)
   if len(groups) > 1:
     yield from _between_group_sizes(groups[0], groups[-1])
-  soft = _side("soft", cost=1)
-  yield Contrast("Soft MoE at cost 1 against dense", soft, _DENSE, _nothing)
+  soft = _selects_router("soft", cost=1)
+  yield Contrast("Soft MoE at cost 1 against dense", soft, _DENSE, _no_settings)
 
 
 def _within_group_size(group: int) -> Iterator[Contrast]:
   def side(router, **properties):
-    return _side(router, group_images=group, **properties)
+    return _selects_router(router, group_images=group, **properties)
 
   where = f", groups of {group}"
   for priority in (False, True):
@@ -96,7 +96,7 @@ def _within_group_size(group: int) -> Iterator[Contrast]:
   for router, kind in _KINDS.items():
     # Soft MoE always routes single images.
     text = f"Soft MoE against {kind}{where}"
-    yield Contrast(text, _side("soft"), side(router), _cost)
+    yield Contrast(text, _selects_router("soft"), side(router), _cost)
   yield Contrast(
     f"Sinkhorn against softmax token choice{where}",
     side("sinkhorn_token_choice"),
@@ -119,22 +119,22 @@ def _within_group_size(group: int) -> Iterator[Contrast]:
   )
   for router, kind in _KINDS.items():
     text = f"{kind} at cost 1 against dense{where}"
-    yield Contrast(text, side(router, cost=1), _DENSE, _nothing)
+    yield Contrast(text, side(router, cost=1), _DENSE, _no_settings)
 
 
 def _between_group_sizes(low: int, high: int) -> Iterator[Contrast]:
   for router, kind in _KINDS.items():
     yield Contrast(
       f"{kind}, groups of {high} against groups of {low}",
-      _side(router, group_images=high),
-      _side(router, group_images=low),
+      _selects_router(router, group_images=high),
+      _selects_router(router, group_images=low),
       _all_but_group,
     )
   yield Contrast(
     f"expert choice in groups of {low} against token choice with batch "
     f"priority in groups of {high}",
-    _side(_EXPERTS, group_images=low),
-    _side(_TOKENS, group_images=high, batch_priority=True),
+    _selects_router(_EXPERTS, group_images=low),
+    _selects_router(_TOKENS, group_images=high, batch_priority=True),
     _cost,
   )
 

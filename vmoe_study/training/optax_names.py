@@ -62,7 +62,7 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     if defaults[argument] is not None and value is not None:
       check_type(f"arguments.{argument}", value, hint)
   try:
-    jax.eval_shape(lambda: _one_step(name, arguments))
+    jax.eval_shape(lambda: _try_one_step(name, arguments))
   except Exception as error:  # Optax checks little; JAX finds what is left.
     raise ValueError(
       f"arguments={dict(arguments)!r}: optax.{name} does not accept them: "
@@ -89,7 +89,7 @@ def _defaults(name: str) -> dict[str, Any]:
   return {parameter.name: parameter.default for parameter in parameters}
 
 
-def _one_step(name: str, arguments: Mapping[str, Any]) -> Any:
+def _try_one_step(name: str, arguments: Mapping[str, Any]) -> Any:
   params = {"kernel": jnp.ones((2, 2))}
   optimizer = make(name, arguments, lambda step: 1.0)
   return optimizer.update(params, optimizer.init(params), params)

@@ -36,7 +36,7 @@ class Preemption(contextlib.AbstractContextManager):
     self._is_alone = jax.process_count() == 1
     handlers = {signal.SIGINT: self._on_interrupt}
     if self._is_alone:
-      handlers[signal.SIGTERM] = self._ask
+      handlers[signal.SIGTERM] = self._request_stop
     self._stack = contextlib.ExitStack()
     self._before = self._stack.enter_context(handled_by(handlers))
     return self
@@ -65,12 +65,12 @@ class Preemption(contextlib.AbstractContextManager):
     if self._asked.is_set():
       pass_on(self._before[signal.SIGINT], number, frame)
     elif self._is_alone:
-      self._ask(number, frame)
+      self._request_stop(number, frame)
     else:
       self._announce(number)
       os.kill(os.getpid(), signal.SIGTERM)
 
-  def _ask(self, number: int, frame: Any) -> None:
+  def _request_stop(self, number: int, frame: Any) -> None:
     del frame
     if self._asked.is_set():
       return

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
-SLOWER = 10  # Times the median of the recent steps.
+SLOW_FACTOR = 10  # Times the median of the recent steps.
 LEAST_SECONDS = 10.0
 RECENT_STEPS = 100
 ENOUGH_STEPS = 10  # To know how long steps take.
@@ -21,8 +21,8 @@ ENOUGH_STEPS = 10  # To know how long steps take.
 class StallWatch:
   """Logs the stacks of all threads, once for every step that hangs.
 
-  A step hangs if the time since the end of the previous step is `SLOWER` times
-  the median of the recent steps, and at least `least_seconds`. The run
+  A step hangs if the time since the end of the previous step is `SLOW_FACTOR`
+  times the median of the recent steps, and at least `least_seconds`. The run
   continues; when the step has ended, its time is logged.
 
   A Python thread inspects the others. It sees threads that wait for devices,
@@ -84,7 +84,7 @@ class StallWatch:
     """The limit in seconds; infinite while too few steps are known."""
     if len(self._recent) < ENOUGH_STEPS:
       return math.inf
-    slow = SLOWER * statistics.median(self._recent)
+    slow = SLOW_FACTOR * statistics.median(self._recent)
     return max(slow, self._least_seconds)
 
   def _watch(self) -> None:

@@ -99,7 +99,7 @@ def make_train_step(
     finite = jnp.isfinite(metrics["loss"])
     finite &= jnp.isfinite(metrics["gradient_norm"])
     finite &= jnp.isfinite(metrics["update_norm"])
-    sound = finite & ~state.failed
+    succeeded = finite & ~state.failed
     router_state = update_router_state(state.router_state, statistics)
     ema = state.ema and optax.incremental_update(
       params, state.ema, 1.0 - ema_decay
@@ -108,13 +108,13 @@ def make_train_step(
       step=state.step + 1,
       params=params,
       opt_state=opt_state,
-      failed=~sound,
+      failed=~succeeded,
       router_state=router_state,
       ema=ema,
     )
-    frozen = state.replace(failed=~sound)
+    frozen = state.replace(failed=~succeeded)
     state = jax.tree.map(
-      lambda new, old: jnp.where(sound, new, old), updated, frozen
+      lambda new, old: jnp.where(succeeded, new, old), updated, frozen
     )
     return state, metrics
 

@@ -88,7 +88,7 @@ class StepsAhead:
     if is_finite(watched):
       self.watch(step + 1, watched)
     else:
-      self._on_failure(step, self._at(step), batch, self.metrics)
+      self._on_failure(step, self._state_before(step), batch, self.metrics)
       self._skip(step)
     self._finished(step + 1)
 
@@ -96,11 +96,11 @@ class StepsAhead:
     """Unfreezes the state and reruns the steps that found it frozen."""
     self.skipped += 1
     frozen, self._waiting = self._waiting, collections.deque()
-    self.state = self._at(step + 1)
+    self.state = self._state_before(step + 1)
     for later, batch, _ in frozen:
       self._start(later, batch)
 
-  def _at(self, step: int) -> TrainState:
+  def _state_before(self, step: int) -> TrainState:
     """The unfrozen state before step `step`."""
     put = functools.partial(jax.device_put, device=self.state.step.sharding)
     return self.state.replace(
