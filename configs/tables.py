@@ -1,6 +1,6 @@
 """The tables of the study: rows of configs with their published results.
 
-  python -m configs.tables           what every table is, of which paper
+  python -m configs.tables           a description of every table and its paper
   python -m configs.tables NAME      its rows: command, expected result, source
 
 Run a table with `python -m vmoe_study sweep configs/tables.py:NAME`.

@@ -1,9 +1,9 @@
 """The entry point of all commands.
 
 A command is a module with `add_arguments(parser)` and `run(args)`, which
-returns the exit code. It is imported only when it is called. A module that
-reads files other than the one of `--config` has a function `check(args)`, which
-`--check` calls.
+returns the exit code. The module is imported only when its command is called. A
+module that reads files other than the one of `--config` has a function
+`check(args)`, which `--check` calls.
 """
 
 import argparse

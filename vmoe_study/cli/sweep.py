@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reason(log: pathlib.Path) -> str:
-  """The last error that a run has written; its last line if there is none."""
+  """The last error in a run's log; if there is none, the last line of it."""
   text = "\n" + log.read_text(errors="replace").strip()
   _, mark, error = text.rpartition("\nerror: ")
   return f"error: {error}" if mark else text.splitlines()[-1]

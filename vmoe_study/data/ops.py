@@ -1,9 +1,9 @@
 """Image operations by name: "inception_crop(224)|flip_lr|value_range(-1, 1)".
 
 Arguments may be named: 'randaug(2, 10, variant="authors")'. Operations on uint8
-images run on the host, one image at a time. `value_range` comes last. It is
-applied to whole batches on the devices (`device_ops`), because bytes are four
-times smaller than floats during the transfer.
+images run on the host, one image at a time. `value_range` comes last.
+`value_range` is applied to whole batches on the devices (`device_ops`), because
+bytes to transfer are four times smaller than floats.
 """
 
 import ast

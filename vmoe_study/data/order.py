@@ -226,7 +226,7 @@ class _Row:
 def num_lanes(batch_size: int, num_blocks: int) -> int:
   """The number of lanes: a power of two that divides the batch size.
 
-  It is limited so that each lane has several blocks.
+  It is small enough that each lane has several blocks.
 
   Args:
     batch_size: global batch size.

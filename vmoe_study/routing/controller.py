@@ -99,9 +99,10 @@ class SparsityControl(Controller):
 
   The loss of ReMoE (arXiv:2412.14711): the sum of a token's weights, each times
   the load of its expert, so that overloaded experts are pressed down first. Its
-  coefficient grows by a factor after a step in which the mean token has more
-  than K positive scores, and shrinks by it after one with fewer. Every layer
-  has its own coefficient here, where the paper has one for all.
+  coefficient grows by a factor after a step in which tokens have more than K
+  positive scores on average, and shrinks by the same factor after a step with
+  fewer. Every layer has its own coefficient here, where the paper has one for
+  all.
 
   Attributes:
     coefficient_update_factor: the factor.

@@ -347,7 +347,7 @@ class Training:
     router_state: Any,
     ema: Any = None,
   ) -> TrainState:
-    """The state after `step` steps, none of which failed."""
+    """A state after `step` steps that is not frozen by a failure."""
     seed = self.model.config.seed
     state = TrainState.create(step, params, opt_state, router_state, ema, seed)
     scalar = sharding.replicated(self.model.mesh)

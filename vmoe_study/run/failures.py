@@ -163,7 +163,7 @@ def find(workdir: epath.PathLike, step: int | None) -> tuple[epath.Path, int]:
   """The folder and number of a kept step, by default the newest one.
 
   Raises:
-    ValueError: there is none.
+    ValueError: there is no such step.
   """
   folder = epath.Path(workdir) / "failures"
   paths = folder.iterdir() if folder.exists() else []

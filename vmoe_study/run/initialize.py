@@ -9,7 +9,8 @@ The capacity of sparse routers may change, because it has no parameters.
 Our own checkpoints store the grid of patches of their positions. Files of other
 code do not, so their positions are assumed to be those of square images.
 
-Every host reads the whole source to memory, although its devices hold a part.
+Every host reads the whole source to memory, although its devices hold only a
+part.
 """
 
 from collections.abc import Sequence

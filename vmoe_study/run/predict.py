@@ -135,7 +135,7 @@ def evaluation_ops(config: Config) -> str:
   """The image operations of the first evaluation.
 
   Raises:
-    ValueError: there is none.
+    ValueError: the config has no evaluation.
   """
   for spec in config.evaluations.values():
     return spec.data.ops

@@ -94,7 +94,7 @@ with unregistered():
       """The config "N", the number of Han characters, "kana" or "hangul".
 
       Raises:
-        ValueError: it is none of these.
+        ValueError: the name is none of these.
       """
       largest = len(han())
       number = int(name) if name.isdecimal() else 0
