@@ -23,11 +23,15 @@ def xla_flags(devices: int) -> str:
 
 
 def start_jax(devices: int) -> None:
-  """Starts JAX in this process with so many CPU devices."""
+  """Starts JAX in this process with so many CPU devices.
+
+  The processes that this one starts have one, unless they ask for more.
+  """
   given = os.environ.get("XLA_FLAGS", "")
   os.environ["XLA_FLAGS"] = f"{given} {xla_flags(devices)}"
 
   import jax
 
   jax.devices()  # The CPU's compiler has read its flags, libtpu reads later.
-  os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLD_EMITTERS, "")
+  later = xla_flags(1).replace(OLD_EMITTERS, "")
+  os.environ["XLA_FLAGS"] = f"{given} {later}"

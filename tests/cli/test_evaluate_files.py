@@ -88,7 +88,7 @@ def test_the_page_shows_the_surest_mistakes(out, images, predictions):
     assert f"record {number}" in where
     original = np.asarray(Image.open(io.BytesIO(images[0][number])))
     np.testing.assert_array_equal(picture, original)
-  assert f"{len(shown)} of {len(wrong)} images" in page.text
+  assert f"{len(shown)} of {len(wrong)} misclassified" in page.text
   assert f"{100 * confidence.max():.2f}%" in page.text
 
 

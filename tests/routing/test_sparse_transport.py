@@ -47,6 +47,10 @@ def larger():
   return np.float32(oracles.softmax(logits)), 6
 
 
+def _slow(*values):
+  return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def _vectors():
   random = np.random.default_rng(0)
   return {
@@ -70,7 +74,7 @@ def test_projection(vector, k):
   assert not np.any(expected[k:])
 
 
-@pytest.mark.parametrize("k", [1, 3, S])
+@pytest.mark.parametrize("k", [3, *_slow(1, S)])
 def test_plan_and_objective_at_alpha(alpha, affinity, k):
   mass = S / E
   columns = [
@@ -89,7 +93,7 @@ def test_plan_and_objective_at_alpha(alpha, affinity, k):
   np.testing.assert_allclose(objective, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("k", [1, 3, S])
+@pytest.mark.parametrize("k", [3, *_slow(1, S)])
 def test_row_sums_are_the_objectives_gradient(alpha, affinity, k):
   transport_plan = transport_at(jnp.asarray(alpha), jnp.asarray(affinity), k)
   step = 1e-5
@@ -101,7 +105,7 @@ def test_row_sums_are_the_objectives_gradient(alpha, affinity, k):
     np.testing.assert_allclose(excess, (up - down) / (2 * step), atol=1e-5)
 
 
-@pytest.mark.parametrize("k", [1, 2, E])
+@pytest.mark.parametrize("k", [2, *_slow(1, E)])
 def test_a_row_sparse_plan_is_the_transposed_problem(affinity, k):
   """Its rows project alpha + A onto the k-sparse simplex, with mass 1."""
   alpha = np.float32(0.3 * np.random.default_rng(1).normal(size=(2, E)))
@@ -211,7 +215,8 @@ def _uneven(kind):
 
 
 @pytest.mark.parametrize(
-  "kind", ["all equal", "one peak", "one expert", "certain", "moderate"]
+  "kind",
+  ["one expert", *_slow("all equal", "one peak", "certain", "moderate")],
 )
 def test_the_entropic_start_holds_for_any_affinity(kind):
   affinity = _uneven(kind)
@@ -238,7 +243,7 @@ def test_the_entropic_start_beats_adam(std, k):
   assert errors["entropic_start"] < errors["adam"]
 
 
-@pytest.mark.parametrize("k", [2, S])
+@pytest.mark.parametrize("k", [2, *_slow(S)])
 def test_gradient_at_fixed_support(alpha, affinity, k):
   values = np.random.default_rng(3).normal(size=(S, E))
   mass = S / E
