@@ -139,7 +139,13 @@ class Examination:
 
   def _check_batch(self) -> Iterator[Finding]:
     self.data, found = data_checks.check_batch(self.config)
-    yield from found
+    probes = [probe for probe, _ in self.probes.values() if probe]
+    known = tuple(text for probe in probes for text in probe.damaged)
+    for finding in found:
+      if finding.text.startswith(known):
+        reason = "because an example of it cannot be used, see above"
+        finding = Finding(SKIPPED, finding.subject, reason)
+      yield finding
 
   def _skip_data(self) -> Iterator[Finding]:
     reason = f"because --num-examples={self.num_examples} replaces them"
