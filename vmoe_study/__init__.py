@@ -31,7 +31,7 @@ if TYPE_CHECKING:
   from vmoe_study.run.checkpoint import open_checkpoint as open_checkpoint
   from vmoe_study.run.config_file import load_config as load_config
   from vmoe_study.run.evaluate import evaluate as evaluate
-  from vmoe_study.run.progress import log_progress as log_progress
+  from vmoe_study.run.log_setup import log_progress as log_progress
   from vmoe_study.run.train import train as train
 
 # Public name -> the module that defines it.
@@ -49,7 +49,7 @@ _MODULES = {
   "evaluate": "run.evaluate",
   "inspect": "inspection.inspect",
   "load_config": "run.config_file",
-  "log_progress": "run.progress",
+  "log_progress": "run.log_setup",
   "make_router": "nn.zoo",
   "open_checkpoint": "run.checkpoint",
   "plan_run": "performance.plan",

@@ -10,7 +10,7 @@ from absl import logging
 
 from vmoe_study.console import progress as progress_lib
 from vmoe_study.console.progress import Progress, track, waiting
-from vmoe_study.run.progress import log_progress
+from vmoe_study.run.log_setup import log_progress
 
 
 class Clock:

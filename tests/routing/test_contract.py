@@ -12,8 +12,8 @@ import pytest
 
 from vmoe_study.nn.logits import CosineLogits, LinearLogits
 from vmoe_study.nn.parameter_names import ROUTER_STATE
+from vmoe_study.nn.router_table import expert_rows
 from vmoe_study.nn.zoo import ROUTERS
-from vmoe_study.nn.zoo_page import expert_rows
 from vmoe_study.routing.affinity import (
   RowSparseTransport,
   Sinkhorn,

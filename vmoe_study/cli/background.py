@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from vmoe_study.run.progress import is_from_orbax
+from vmoe_study.run.log_setup import is_from_orbax
 
 
 def silence_background_errors() -> None:

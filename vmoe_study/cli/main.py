@@ -23,7 +23,7 @@ from vmoe_study.run.exit_codes import (
   PREEMPTED,
   USAGE_ERROR,
 )
-from vmoe_study.run.progress import log_progress
+from vmoe_study.run.log_setup import log_progress
 
 # Command -> its module and what it does.
 COMMANDS = {

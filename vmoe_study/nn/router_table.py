@@ -1,6 +1,6 @@
 """The table of ROUTERS.md, from the rows of `ROUTERS`.
 
-python -m vmoe_study.nn.zoo_page
+python -m vmoe_study.nn.router_table
 """
 
 import re

@@ -2,14 +2,14 @@
 
 import pathlib
 
+from vmoe_study.nn.router_table import render
 from vmoe_study.nn.zoo import ROUTERS
-from vmoe_study.nn.zoo_page import render
 
 PAGE = pathlib.Path(__file__).parents[2] / "ROUTERS.md"
 
 
 def test_the_page_shows_the_table():
-  """If not: python -m vmoe_study.nn.zoo_page, between the markers."""
+  """If not: python -m vmoe_study.nn.router_table, between the markers."""
   _, table, _ = PAGE.read_text().split("<!-- routers -->\n")
   assert table == render() + "\n"
 
