@@ -42,7 +42,7 @@ mesh = jax.sharding.Mesh(devices, AXES)
 def features(scale, images):
   whole = sharding.to_global(mesh, images)
   scaled = jax.jit(lambda x: scale * x,
-                   out_shardings=sharding.by_batch(mesh))(whole)
+                   out_shardings=sharding.batch_sharding(mesh))(whole)
   return sharding.to_local(scaled)
 
 task = fewshot.FewshotTask(

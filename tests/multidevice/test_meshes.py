@@ -43,7 +43,7 @@ def run(router, replica, expert, fsdp=False):
   mesh = make_mesh(made.mesh, devices)
   training = Training(Model(made, (8, 8, 1), mesh), num_examples=1000)
   batches = [
-    jax.device_put(batch(number), sharding.by_batch(mesh))
+    jax.device_put(batch(number), sharding.batch_sharding(mesh))
     for number in range(num_steps(router))
   ]
   state = with_head(training.init())
@@ -136,7 +136,7 @@ def two_losses(accumulation=1, remat="none"):
   )
   model = Model(made, (8, 8, 1))
   training = Training(model, num_examples=1000)
-  images = jax.device_put(batch(), sharding.by_batch(model.mesh))
+  images = jax.device_put(batch(), sharding.batch_sharding(model.mesh))
   state = with_head(training.init())
   losses = []
   for _ in range(2):
@@ -164,7 +164,7 @@ def test_bfloat16_trains_with_float32_parameters():
   )
   model = Model(made, (8, 8, 1))
   training = Training(model, num_examples=1000)
-  images = jax.device_put(batch(), sharding.by_batch(model.mesh))
+  images = jax.device_put(batch(), sharding.batch_sharding(model.mesh))
   state = with_head(training.init())
   state, first = training.step(state, images)
   state, second = training.step(state, images)

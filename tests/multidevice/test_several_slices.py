@@ -23,11 +23,13 @@ def train(expert, fsdp=False, steps=3):
   """Losses, the last state, and the compiled step."""
   made = config("softmax_expert_choice", 8 // expert, expert, fsdp=fsdp)
   training = Training(Model(made, (8, 8, 1)), num_examples=1000)
-  by_batch = sharding.by_batch(training.model.mesh)
+  batch_sharding = sharding.batch_sharding(training.model.mesh)
   state, losses = training.init(), []
-  step = training.step.lower(state, jax.device_put(batch(), by_batch)).compile()
+  step = training.step.lower(
+    state, jax.device_put(batch(), batch_sharding)
+  ).compile()
   for number in range(steps):
-    state, metrics = step(state, jax.device_put(batch(number), by_batch))
+    state, metrics = step(state, jax.device_put(batch(number), batch_sharding))
     losses.append(float(metrics["loss"]))
   return losses, state, step
 

@@ -25,7 +25,7 @@ def compiled(chips, router, expert):
   training = Training(Model(made, (8, 8, 1), mesh), num_examples=1000)
   images = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding.by_batch(mesh)
+      x.shape, x.dtype, sharding=sharding.batch_sharding(mesh)
     ),
     batch(),
   )

@@ -95,7 +95,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def of_statistic(
+def statistic_sharding(
   statistic: Any, parameter: Any, sharding: NamedSharding
 ) -> NamedSharding:
   """The sharding of an optimizer statistic of a parameter.
@@ -121,14 +121,14 @@ def of_statistic(
   return NamedSharding(sharding.mesh, PartitionSpec(*entries))
 
 
-def by_batch(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The sharding of a batch: leading axis over all devices."""
   return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def to_global(mesh: Mesh, local_batch: Any) -> Any:
   """Global arrays, sharded by batch, from each process's rows of a batch."""
-  sharding = by_batch(mesh)
+  sharding = batch_sharding(mesh)
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), local_batch
   )

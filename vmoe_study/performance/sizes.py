@@ -62,11 +62,11 @@ def sizes_of(model: Model) -> dict[str, Any]:
 def batch_template(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes, dtypes and shardings of a training batch with single labels."""
   size = model.config.train.batch_size
-  by_batch = sharding.by_batch(model.mesh)
+  batch_sharding = sharding.batch_sharding(model.mesh)
   image = (size, *model.image_shape)
   return {
-    "image": jax.ShapeDtypeStruct(image, jnp.uint8, sharding=by_batch),
-    "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=by_batch),
+    "image": jax.ShapeDtypeStruct(image, jnp.uint8, sharding=batch_sharding),
+    "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=batch_sharding),
   }
 
 

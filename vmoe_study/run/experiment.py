@@ -168,7 +168,7 @@ class Model:
     """Compiled (variables, images) -> features before the head."""
     return jax.jit(
       lambda variables, images: self._apply(variables, images)[1].features,
-      out_shardings=sharding.by_batch(self.mesh),
+      out_shardings=sharding.batch_sharding(self.mesh),
     )
 
   def _apply(self, variables, images):
@@ -258,7 +258,7 @@ class Training:
     """Statistics are sharded like their parameters; the rest is replicated."""
     return optax.tree_map_params(
       self.optimizer,
-      sharding.of_statistic,
+      sharding.statistic_sharding,
       self.opt_shape,
       self.model.params_shape,
       self.model.params_sharding,
@@ -280,7 +280,7 @@ class Training:
       return state, metrics | {"learning_rate": rate}
 
     shardings = self.state_sharding()
-    batch = sharding.by_batch(model.mesh)
+    batch = sharding.batch_sharding(model.mesh)
     return jax.jit(
       train_step,
       in_shardings=(shardings, batch),

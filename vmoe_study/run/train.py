@@ -23,7 +23,7 @@ from vmoe_study.data.prefetch import Prefetcher
 from vmoe_study.data.workers import close_workers
 from vmoe_study.files.location import expand
 from vmoe_study.nn.cost import parameter_counts, routing, training_flops
-from vmoe_study.parallel import hosts, programs
+from vmoe_study.parallel import compilation_cache, hosts
 from vmoe_study.parallel.sharding import to_global
 from vmoe_study.run import lock
 from vmoe_study.run import workdir as workdir_lib
@@ -204,7 +204,7 @@ class _Run:
       router_state = initial_router_state(start, self._model)
       state = self._training.init(params, router_state)
     stack.enter_context(lock.hold(self._workdir))
-    stack.enter_context(programs.kept_in(self._workdir))
+    stack.enter_context(compilation_cache.cached_in(self._workdir))
     self._store = CheckpointStore(
       directory, keep=spec.keep, keep_every=spec.keep_every or None
     )

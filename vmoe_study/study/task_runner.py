@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from vmoe_study.console.progress import Progress
-from vmoe_study.parallel import programs
+from vmoe_study.parallel import compilation_cache
 from vmoe_study.run.exit_codes import PREEMPTED
 from vmoe_study.run.finished import last_step
 from vmoe_study.study.pinned import pinned_command
@@ -208,7 +208,7 @@ class TaskRunner:
 
   def _environment(self, num_cores: int) -> dict[str, str]:
     """The environment of the commands, with the compilation cache."""
-    folder = programs.folder(self._root, "cpu", num_cores)
+    folder = compilation_cache.folder(self._root, "cpu", num_cores)
     options = {
       "JAX_COMPILATION_CACHE_DIR": str(folder),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 FOLDER = ".compiled"  # In a workdir, or in the root of a sweep.
 CPU_INFO = pathlib.Path("/proc/cpuinfo")  # On Linux.
@@ -47,7 +47,7 @@ def _cpu() -> str:
 
 
 @contextlib.contextmanager
-def kept_in(root: epath.PathLike) -> Iterator[None]:
+def cached_in(root: epath.PathLike) -> Iterator[None]:
   """Caches what is compiled in this context in a folder of `root`.
 
   Does nothing if JAX already has a cache folder, for example from
@@ -66,7 +66,7 @@ def kept_in(root: epath.PathLike) -> Iterator[None]:
   else:
     options["jax_persistent_cache_min_compile_time_secs"] = 0.0
   before = {name: getattr(jax.config, name) for name in options}
-  compilation_cache.reset_cache()
+  jax_cache.reset_cache()
   try:
     for name, value in options.items():
       jax.config.update(name, value)
@@ -74,4 +74,4 @@ def kept_in(root: epath.PathLike) -> Iterator[None]:
   finally:
     for name, value in before.items():
       jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    jax_cache.reset_cache()

@@ -6,10 +6,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 import vmoe_study
-from vmoe_study.parallel import programs
+from vmoe_study.parallel import compilation_cache
 
 from ..fake_gcs import fake_gcs
 
@@ -35,12 +35,12 @@ def counts():
   before = {name: getattr(jax.config, name) for name in names}
   jax.config.update("jax_compilation_cache_dir", None)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  compilation_cache.reset_cache()
+  jax_cache.reset_cache()
   jax.clear_caches()
   yield found
   for name, value in before.items():
     jax.config.update(name, value)
-  compilation_cache.reset_cache()
+  jax_cache.reset_cache()
   jax.monitoring.clear_event_listeners()
 
 
@@ -49,7 +49,9 @@ TRIFLES = {"jit_stage", "jit_convert_element_type"}
 
 
 def kept(workdir):
-  return {path.name for path in workdir.glob(f"{programs.FOLDER}/*/*-cache")}
+  return {
+    path.name for path in workdir.glob(f"{compilation_cache.FOLDER}/*/*-cache")
+  }
 
 
 def test_a_second_start_compiles_nothing(counts, tmp_path):
@@ -79,22 +81,22 @@ def test_a_folder_that_jax_was_told_comes_first(counts, tmp_path, told):
   del counts
   run, other = tmp_path / "run", tmp_path / "other"
   jax.config.update("jax_compilation_cache_dir", str(other) if told else None)
-  with programs.kept_in(run):
+  with compilation_cache.cached_in(run):
     jax.jit(lambda x: x + len(str(run)))(np.float32(1))
   assert bool(kept(run)) == (not told)
   assert any(other.glob("*-cache")) == told
 
 
 def test_another_processor_has_a_folder_of_its_own(tmp_path, monkeypatch):
-  here = programs.folder("run", "cpu", 2)
-  assert here == programs.folder("run", "cpu", 2)
+  here = compilation_cache.folder("run", "cpu", 2)
+  assert here == compilation_cache.folder("run", "cpu", 2)
   described = tmp_path / "cpuinfo"
-  monkeypatch.setattr(programs, "CPU_INFO", described)
+  monkeypatch.setattr(compilation_cache, "CPU_INFO", described)
   found = {here}
   for flags in ("avx2", "avx2 avx512f"):
     for speed in (2100, 3000):
       described.write_text(f"flags\t: {flags}\ncpu MHz\t: {speed}\n")
-      found.add(programs.folder("run", "cpu", 2))
+      found.add(compilation_cache.folder("run", "cpu", 2))
   assert len(found) == 3
 
 
@@ -103,7 +105,7 @@ def test_in_a_bucket(counts, tmp_path):
   (tmp_path / "bucket").mkdir()
   with fake_gcs(tmp_path):
     for _ in range(2):
-      with programs.kept_in("gs://bucket/run"):
+      with compilation_cache.cached_in("gs://bucket/run"):
         jax.jit(lambda x: x + 3)(np.float32(1))
       jax.clear_caches()
   assert kept(tmp_path / "bucket" / "run")
