@@ -101,13 +101,13 @@ def test_guarantees(name, setting):
   slack = 1e-4 if promised.slots == "a mean" else 0
   for _, _, _, _, outcome in outcomes(name, setting):
     load = outcome["dispatch"].sum(axis=(1, 3))
-    least, most = (counts[letter] for letter in promised.load)
+    least, most = (counts[letter] for letter in promised.tokens_per_expert)
     assert least - slack <= load.min() and load.max() <= most + slack
     processing = outcome["dispatch"].sum(axis=3) > 0
     per_token = processing.sum(axis=2)
-    least, most = (counts[letter] for letter in promised.experts)
+    least, most = (counts[letter] for letter in promised.experts_per_token)
     assert per_token.max() <= most
-    if holds[promised.processed] and promised.slots == "one token":
+    if holds[promised.all_processed_if] and promised.slots == "one token":
       assert per_token.min() >= least
 
 

@@ -25,7 +25,7 @@ def _step(controller, scores, state):
   copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (G, *x.shape)), state)
   found = controller.statistics(jnp.asarray(scores), copies, K)
   means = {name: jnp.mean(values, axis=0) for name, values in found.items()}
-  return controller.updated(state, means)
+  return controller.update(state, means)
 
 
 def _demand(scores):

@@ -84,7 +84,7 @@ class Attention(nn.Module):
     def attend(qkv, parameters):
       return fused_attention(qkv, *parameters, self.num_heads)
 
-    return self.exchange.on_each_device(attend)(x @ kernel, (bias, norms))
+    return self.exchange.map_over_devices(attend)(x @ kernel, (bias, norms))
 
   def _by_heads(self, inputs, projections, norms):
     """Attention by `jax.nn`, on arrays (B, L, heads, D_head)."""

@@ -218,7 +218,7 @@ class SparseRouter(Router):
       return scores, {}, {}
     K = self.choice.num_selected_experts
     return (
-      self.controller.shifted(scores, state),
+      self.controller.shift_scores(scores, state),
       self.controller.losses(weights, state, K),
       self.controller.statistics(scores, state, K),
     )
@@ -286,7 +286,10 @@ class SoftRouter(Router):
   """
 
   guarantees: ClassVar[Guarantees] = Guarantees(
-    load=("C", "C"), experts=("E", "E"), processed="always", slots="a mean"
+    tokens_per_expert=("C", "C"),
+    experts_per_token=("E", "E"),
+    all_processed_if="always",
+    slots="a mean",
   )
   capacity_factor: float = 1.0
   capacity_rounding: Literal["round", "ceil"] = "round"

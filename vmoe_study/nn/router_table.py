@@ -33,8 +33,8 @@ def _rows() -> Iterator[tuple[str, ...]]:
       about.dispatch,
       about.combine,
       promised.slots,
-      _range(*promised.load),
-      _range("0" if _may_drop(promised) else "", promised.experts[1]),
+      _range(*promised.tokens_per_expert),
+      _range("0" if _may_drop(promised) else "", promised.experts_per_token[1]),
       _dropped(promised),
       expert_rows(spec),
       _ARXIV.sub(r"[\1](https://arxiv.org/abs/\1)", about.source),
@@ -46,16 +46,17 @@ def _range(least: str, most: str) -> str:
 
 
 def _may_drop(promised: Guarantees) -> bool:
-  return promised.processed != "always"
+  return promised.all_processed_if != "always"
 
 
 def _dropped(promised: Guarantees) -> str:
   """The condition under which no token is dropped, and its experts then."""
-  if promised.processed == "never":
+  if promised.all_processed_if == "never":
     return "any"
   if not _may_drop(promised):
     return "none"
-  return f"none {promised.processed}; then {_range(*promised.experts)}"
+  experts = _range(*promised.experts_per_token)
+  return f"none {promised.all_processed_if}; then {experts}"
 
 
 def expert_rows(spec: RouterSpec) -> str:

@@ -182,7 +182,9 @@ _TOP_K = "the K largest of each token"
 _TOP_C = "the C largest of each expert"
 _SOFTMAX = "softmax over experts"
 _POSITION = Guarantees(
-  load=("0", "C"), experts=("K", "K"), processed="if E C >= K S"
+  tokens_per_expert=("0", "C"),
+  experts_per_token=("K", "K"),
+  all_processed_if="if E C >= K S",
 )
 _SOFT_MOE = "2308.00951"
 
@@ -276,7 +278,9 @@ ROUTERS: dict[str, RouterSpec] = {
   "column_sparse_token_choice": sparse(
     SparseTransport,
     TokenChoice,
-    guarantees=Guarantees(load=("0", "C"), experts=("0", "K")),
+    guarantees=Guarantees(
+      tokens_per_expert=("0", "C"), experts_per_token=("0", "K")
+    ),
     about=About(
       "transport plan with C nonzeros per expert",
       f"{_TOP_K}, if above 0",
@@ -342,7 +346,9 @@ ROUTERS: dict[str, RouterSpec] = {
     TokenChoice,
     router=DroplessRouter,
     guarantees=Guarantees(
-      load=("0", "S"), experts=("K", "K"), processed="always"
+      tokens_per_expert=("0", "S"),
+      experts_per_token=("K", "K"),
+      all_processed_if="always",
     ),
     about=About(_SOFTMAX, _TOP_K, _SOFTMAX, "2211.15841"),
     without=(

@@ -159,7 +159,9 @@ class BalancedAssignment:
   tokens_choose: ClassVar[bool] = False
   num_selected_experts: ClassVar[int] = 1
   guarantees: ClassVar[Guarantees] = Guarantees(
-    load=("0", "C"), experts=("1", "1"), processed="if E C >= K S"
+    tokens_per_expert=("0", "C"),
+    experts_per_token=("1", "1"),
+    all_processed_if="if E C >= K S",
   )
   num_iterations: int = 50
   epsilon: float = 0.1

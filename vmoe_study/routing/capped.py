@@ -107,7 +107,7 @@ class CappedExpertChoice:
   tokens_choose: ClassVar[bool] = False
   num_selected_experts: ClassVar[int] = 1
   guarantees: ClassVar[Guarantees] = Guarantees(
-    load=("0", "C"), experts=("0", "M")
+    tokens_per_expert=("0", "C"), experts_per_token=("0", "M")
   )
   max_experts_per_token: int = 2
   num_rounds: int = 10

@@ -278,7 +278,9 @@ class TokenChoice:
 
   tokens_choose: ClassVar[bool] = True
   guarantees: ClassVar[Guarantees] = Guarantees(
-    load=("0", "C"), experts=("K", "K"), processed="if C >= S"
+    tokens_per_expert=("0", "C"),
+    experts_per_token=("K", "K"),
+    all_processed_if="if C >= S",
   )
   num_selected_experts: int = 1
   batch_priority: bool = False
@@ -316,7 +318,7 @@ class ExpertChoice:
   tokens_choose: ClassVar[bool] = False
   num_selected_experts: ClassVar[int] = 1
   guarantees: ClassVar[Guarantees] = Guarantees(
-    load=("min(C, S)", "min(C, S)"), experts=("0", "E")
+    tokens_per_expert=("min(C, S)", "min(C, S)"), experts_per_token=("0", "E")
   )
   fill_zero_scores: bool = True
 

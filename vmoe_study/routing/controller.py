@@ -28,7 +28,7 @@ class Controller(abc.ABC):
   def initial_state(self, num_experts: int) -> State:
     """The state before the first step, float32, by name."""
 
-  def shifted(
+  def shift_scores(
     self, scores: Float[Array, "G S E"], state: State
   ) -> Float[Array, "G S E"]:
     """The scores by which the choice selects."""
@@ -52,8 +52,8 @@ class Controller(abc.ABC):
     """Statistics of each group for the update, by name."""
 
   @abc.abstractmethod
-  def updated(self, state: State, statistics: dict[str, Array]) -> State:
-    """The next state; neither argument has an axis G."""
+  def update(self, state: State, statistics: dict[str, Array]) -> State:
+    """Returns the next state; neither argument has an axis G."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class LoadBias(Controller):
   def initial_state(self, num_experts: int) -> State:
     return {"bias": jnp.zeros(num_experts, jnp.float32)}
 
-  def shifted(
+  def shift_scores(
     self, scores: Float[Array, "G S E"], state: State
   ) -> Float[Array, "G S E"]:
     return scores + state["bias"][:, None]
@@ -82,12 +82,12 @@ class LoadBias(Controller):
     self, scores: Float[Array, "G S E"], state: State, num_selected_experts: int
   ) -> dict[str, Float[Array, "G ..."]]:
     _, experts_GSK = jax.lax.top_k(
-      self.shifted(scores, state), num_selected_experts
+      self.shift_scores(scores, state), num_selected_experts
     )
     wanted_GSKE = jax.nn.one_hot(experts_GSK, scores.shape[2], dtype="float32")
     return {"demand": wanted_GSKE.sum(axis=2).mean(axis=1)}
 
-  def updated(self, state: State, statistics: dict[str, Array]) -> State:
+  def update(self, state: State, statistics: dict[str, Array]) -> State:
     demand_E = statistics["demand"]
     step_E = self.bias_update_rate * jnp.sign(demand_E.mean() - demand_E)
     return {"bias": state["bias"] + step_E}
@@ -133,7 +133,7 @@ class SparsityControl(Controller):
     positive_G = jnp.mean(jnp.sum(scores > 0, axis=2), axis=1, dtype="float32")
     return {"excess": positive_G - num_selected_experts}
 
-  def updated(self, state: State, statistics: dict[str, Array]) -> State:
+  def update(self, state: State, statistics: dict[str, Array]) -> State:
     exponent = jnp.sign(statistics["excess"])
     factor = self.coefficient_update_factor**exponent
     return {"coefficient": state["coefficient"] * factor}
@@ -159,7 +159,7 @@ class ExpertThreshold(Controller):
     """1 / E, the mean of the softmax probabilities."""
     return {"threshold": jnp.full(num_experts, 1 / num_experts, jnp.float32)}
 
-  def shifted(
+  def shift_scores(
     self, scores: Float[Array, "G S E"], state: State
   ) -> Float[Array, "G S E"]:
     return scores - state["threshold"][:, None]
@@ -173,7 +173,7 @@ class ExpertThreshold(Controller):
     best_GEC, _ = jax.lax.top_k(scores.swapaxes(1, 2), min(count, num_tokens))
     return {"reached": best_GEC[..., -1]}
 
-  def updated(self, state: State, statistics: dict[str, Array]) -> State:
+  def update(self, state: State, statistics: dict[str, Array]) -> State:
     old, new = state["threshold"], statistics["reached"]
     decay = self.threshold_decay
     return {"threshold": decay * old + (1 - decay) * new}

@@ -51,7 +51,7 @@ class Exchange:
       return self.mesh.devices.flat[0].platform
     return jax.default_backend()
 
-  def on_each_device(self, function: Callable) -> Callable:
+  def map_over_devices(self, function: Callable) -> Callable:
     """Maps a function of arrays by group and replicated arrays over devices.
 
     Each device calls it on its own groups, or images, without communication;

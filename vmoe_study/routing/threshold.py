@@ -83,7 +83,7 @@ class ThresholdChoice:
 
   tokens_choose: ClassVar[bool] = False
   guarantees: ClassVar[Guarantees] = Guarantees(
-    load=("0", "C"), experts=("0", "E")
+    tokens_per_expert=("0", "C"), experts_per_token=("0", "E")
   )
   mean_experts_per_token: int = 1
   threshold: float = 0.0

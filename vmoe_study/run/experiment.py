@@ -208,7 +208,7 @@ class Model:
     layers = router_state[ENCODER]
     updated = {
       layer: {
-        MOE: {ROUTER: controller.updated(layers[layer][MOE][ROUTER], values)}
+        MOE: {ROUTER: controller.update(layers[layer][MOE][ROUTER], values)}
       }
       for layer, values in statistics.items()
     }
