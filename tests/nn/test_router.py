@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from vmoe_study.nn.router import RouterLogits, SoftRouter, SparseRouter
-from vmoe_study.nn.zoo import ROUTERS, make_router, sparse
+from vmoe_study.nn.zoo import ROUTERS, make_router, sparse_router_spec
 from vmoe_study.routing.choice import ExpertChoice, TokenChoice
 from vmoe_study.routing.plan import DensePlan, IndexPlan
 from vmoe_study.routing.sparse_transport import SOLVERS
@@ -202,7 +202,7 @@ class _Priority:
 )
 def test_an_option_belongs_to_one_class(affinity, choice, name):
   with pytest.raises(ValueError, match=rf"\['{name}'\].*{choice.__name__}"):
-    sparse(affinity, choice)
+    sparse_router_spec(affinity, choice)
 
 
 def test_whole_numbers_pass_for_floats(x, kernel):

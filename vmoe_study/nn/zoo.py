@@ -49,7 +49,7 @@ from vmoe_study.routing.threshold import ThresholdChoice
 
 
 @dataclasses.dataclass(frozen=True)
-class About:
+class RouterDescription:
   """A verbal description of a router, for ROUTERS.md.
 
   Attributes:
@@ -76,8 +76,8 @@ class RouterSpec:
     parts: classes whose instances become fields of the router, by field name.
     defaults: option values that differ from the defaults of the classes.
     guarantees: bounds that its plans satisfy for any logits.
-    without: fields that have no meaning for this router and are not among its
-      options.
+    excluded_options: fields that have no meaning for this router and are not
+      among its options.
     about: description for ROUTERS.md.
 
   Raises:
@@ -88,8 +88,8 @@ class RouterSpec:
   parts: dict[str, type] = dataclasses.field(default_factory=dict)
   defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
   guarantees: Guarantees = SoftRouter.guarantees
-  about: About = About()
-  without: tuple[str, ...] = ()
+  about: RouterDescription = RouterDescription()
+  excluded_options: tuple[str, ...] = ()
 
   def __post_init__(self):
     names = [field.name for field in self._fields()]
@@ -106,7 +106,8 @@ class RouterSpec:
 
   def options(self) -> dict[str, Any]:
     """Types of all options, by name."""
-    hidden = {"parent", "name", "controller", *self.parts, *self.without}
+    hidden = {"parent", "name", "controller"}
+    hidden.update(self.parts, self.excluded_options)
     return {f.name: f.type for f in self._fields() if f.name not in hidden}
 
   def default_options(self) -> dict[str, Any]:
@@ -127,7 +128,7 @@ class RouterSpec:
     return self.router(**parts, **options)
 
 
-def sparse(
+def sparse_router_spec(
   affinity: type,
   choice: Any,
   logits: type = LinearLogits,
@@ -135,8 +136,8 @@ def sparse(
   router: type[SparseRouter] = SparseRouter,
   controller: type | None = None,
   guarantees: Guarantees | None = None,
-  about: About = About(),
-  without: tuple[str, ...] = (),
+  about: RouterDescription = RouterDescription(),
+  excluded_options: tuple[str, ...] = (),
   **defaults,
 ) -> RouterSpec:
   """The row of a sparse router.
@@ -151,14 +152,14 @@ def sparse(
       None for no controller.
     guarantees: bounds on its plans, where they differ from those of the choice.
     about: description for ROUTERS.md.
-    without: fields that have no meaning for this router and are not among its
-      options.
+    excluded_options: fields that have no meaning for this router and are not
+      among its options.
     **defaults: option values that differ from the defaults of the classes.
 
   Example:
     >>> import dataclasses
     >>> import jax
-    >>> from vmoe_study.nn.zoo import sparse
+    >>> from vmoe_study.nn.zoo import sparse_router_spec
     >>> from vmoe_study.routing.choice import ExpertChoice
     >>> @dataclasses.dataclass(frozen=True)
     ... class Temperature:
@@ -166,7 +167,7 @@ def sparse(
     ...
     ...   def __call__(self, logits, capacity, num_selected_experts):
     ...     return jax.nn.softmax(logits / self.temperature)
-    >>> spec = sparse(Temperature, ExpertChoice, noise_std=1.0)
+    >>> spec = sparse_router_spec(Temperature, ExpertChoice, noise_std=1.0)
     >>> router = spec.make({"num_experts": 4, "temperature": 0.5})
     >>> router.affinity, router.noise_std
     (Temperature(temperature=0.5), 1.0)
@@ -175,7 +176,7 @@ def sparse(
   if controller is not None:
     parts["controller"] = controller
   promised = guarantees or choice.guarantees
-  return RouterSpec(router, parts, defaults, promised, about, without)
+  return RouterSpec(router, parts, defaults, promised, about, excluded_options)
 
 
 _TOP_K = "the K largest of each token"
@@ -194,42 +195,46 @@ _SOFT_MOE = "2308.00951"
 # sends them: otherwise ties of zero scores would send most of them to expert 0.
 ROUTERS: dict[str, RouterSpec] = {
   # The routers of the study.
-  "softmax_token_choice": sparse(
+  "softmax_token_choice": sparse_router_spec(
     Softmax,
     TokenChoice,
-    about=About(_SOFTMAX, _TOP_K, _SOFTMAX, "2106.05974"),
+    about=RouterDescription(_SOFTMAX, _TOP_K, _SOFTMAX, "2106.05974"),
     noise_std=1.0,
   ),
-  "sinkhorn_token_choice": sparse(
+  "sinkhorn_token_choice": sparse_router_spec(
     Sinkhorn,
     TokenChoice,
-    about=About("Sinkhorn transport plan", _TOP_K, _SOFTMAX, "2202.01169"),
+    about=RouterDescription(
+      "Sinkhorn transport plan", _TOP_K, _SOFTMAX, "2202.01169"
+    ),
     noise_std=1.0,
     noisy_weights=False,
   ),
-  "sparsity_constrained_token_choice": sparse(
+  "sparsity_constrained_token_choice": sparse_router_spec(
     RowSparseTransport,
     TokenChoice,
-    about=About(
+    about=RouterDescription(
       "transport plan with K nonzeros per token", _TOP_K, _SOFTMAX, "2209.15466"
     ),
   ),
-  "softmax_expert_choice": sparse(
+  "softmax_expert_choice": sparse_router_spec(
     Softmax,
     ExpertChoice,
-    about=About(_SOFTMAX, _TOP_C, _SOFTMAX, "2202.09368"),
+    about=RouterDescription(_SOFTMAX, _TOP_C, _SOFTMAX, "2202.09368"),
     noise_std=1.0,
   ),
-  "sinkhorn_expert_choice": sparse(
+  "sinkhorn_expert_choice": sparse_router_spec(
     Sinkhorn,
     ExpertChoice,
-    about=About("Sinkhorn transport plan", _TOP_C, _SOFTMAX, "2401.15969"),
+    about=RouterDescription(
+      "Sinkhorn transport plan", _TOP_C, _SOFTMAX, "2401.15969"
+    ),
     noise_std=1.0,
   ),
-  "sparsity_constrained_expert_choice": sparse(
+  "sparsity_constrained_expert_choice": sparse_router_spec(
     SparseTransport,
     ExpertChoice,
-    about=About(
+    about=RouterDescription(
       "transport plan with C nonzeros per expert",
       _TOP_C,
       _SOFTMAX,
@@ -238,7 +243,7 @@ ROUTERS: dict[str, RouterSpec] = {
   ),
   "soft": RouterSpec(
     SoftRouter,
-    about=About(
+    about=RouterDescription(
       "scaled cosine of token and slot",
       "softmax over tokens",
       "softmax over slots",
@@ -246,42 +251,42 @@ ROUTERS: dict[str, RouterSpec] = {
     ),
   ),
   # Gates.
-  "selected_softmax_token_choice": sparse(
+  "selected_softmax_token_choice": sparse_router_spec(
     Softmax,
     TokenChoice,
-    about=About(
+    about=RouterDescription(
       _SOFTMAX, _TOP_K, "softmax over the K chosen experts", "1701.06538"
     ),
     noise_std=1.0,
     num_selected_experts=2,
     renormalize=True,
   ),
-  "sigmoid_token_choice": sparse(
+  "sigmoid_token_choice": sparse_router_spec(
     Sigmoid,
     TokenChoice,
-    about=About(
+    about=RouterDescription(
       "sigmoid", _TOP_K, "sigmoid, divided by the sum over the K", "2412.19437"
     ),
     num_selected_experts=2,
     weights="sigmoid",
     renormalize=True,
   ),
-  "cosine_token_choice": sparse(
+  "cosine_token_choice": sparse_router_spec(
     Softmax,
     TokenChoice,
     CosineLogits,
-    about=About(
+    about=RouterDescription(
       f"{_SOFTMAX} of cosines", _TOP_K, f"{_SOFTMAX} of cosines", "2204.09179"
     ),
   ),
   # Other choices.
-  "column_sparse_token_choice": sparse(
+  "column_sparse_token_choice": sparse_router_spec(
     SparseTransport,
     TokenChoice,
     guarantees=Guarantees(
       tokens_per_expert=("0", "C"), experts_per_token=("0", "K")
     ),
-    about=About(
+    about=RouterDescription(
       "transport plan with C nonzeros per expert",
       f"{_TOP_K}, if above 0",
       _SOFTMAX,
@@ -289,10 +294,10 @@ ROUTERS: dict[str, RouterSpec] = {
     ),
     fill_zero_scores=False,
   ),
-  "capped_expert_choice": sparse(
+  "capped_expert_choice": sparse_router_spec(
     Softmax,
     CappedExpertChoice,
-    about=About(
+    about=RouterDescription(
       _SOFTMAX,
       "the C largest of each expert, of which a token accepts M",
       _SOFTMAX,
@@ -300,10 +305,10 @@ ROUTERS: dict[str, RouterSpec] = {
     ),
     noise_std=1.0,
   ),
-  "base": sparse(
+  "base": sparse_router_spec(
     Linear,
     BalancedAssignment,
-    about=About(
+    about=RouterDescription(
       "the logits",
       "the best balanced assignment; in evaluation, the largest of each token",
       "sigmoid",
@@ -312,36 +317,36 @@ ROUTERS: dict[str, RouterSpec] = {
     weights="sigmoid",
   ),
   # Balance by a controller's state.
-  "bias_adjusted_token_choice": sparse(
+  "bias_adjusted_token_choice": sparse_router_spec(
     Sigmoid,
     TokenChoice,
     controller=LoadBias,
-    about=About(
+    about=RouterDescription(
       "sigmoid plus the bias of the expert", _TOP_K, "sigmoid", "2408.15664"
     ),
     weights="sigmoid",
   ),
-  "relu": sparse(
+  "relu": sparse_router_spec(
     Relu,
     ThresholdChoice,
     controller=SparsityControl,
-    about=About(
+    about=RouterDescription(
       "positive part of the logits", "all above 0", "the scores", "2412.14711"
     ),
     weights="relu",
   ),
-  "threshold": sparse(
+  "threshold": sparse_router_spec(
     Softmax,
     ThresholdChoice,
     controller=ExpertThreshold,
-    about=About(
+    about=RouterDescription(
       f"{_SOFTMAX} less the threshold of the expert",
       "all above 0",
       _SOFTMAX,
       "2603.11535",
     ),
   ),
-  "dropless_token_choice": sparse(
+  "dropless_token_choice": sparse_router_spec(
     Softmax,
     TokenChoice,
     router=DroplessRouter,
@@ -350,8 +355,8 @@ ROUTERS: dict[str, RouterSpec] = {
       experts_per_token=("K", "K"),
       all_processed_if="always",
     ),
-    about=About(_SOFTMAX, _TOP_K, _SOFTMAX, "2211.15841"),
-    without=(
+    about=RouterDescription(_SOFTMAX, _TOP_K, _SOFTMAX, "2211.15841"),
+    excluded_options=(
       "capacity_factor",
       "capacity_rounding",
       "capacity_multiple_of",
@@ -362,47 +367,53 @@ ROUTERS: dict[str, RouterSpec] = {
     noise_std=1.0,
   ),
   # Controls: routing that is not learned, wholly or in part.
-  "random": sparse(
+  "random": sparse_router_spec(
     Softmax,
     TokenChoice,
     RandomLogits,
-    about=About("random numbers", _TOP_K, "1 / K", "control"),
+    about=RouterDescription("random numbers", _TOP_K, "1 / K", "control"),
     weights="uniform",
     renormalize=True,
   ),
-  "hash": sparse(
+  "hash": sparse_router_spec(
     Linear,
     TokenChoice,
     PositionLogits,
     guarantees=_POSITION,
-    about=About("hash of the position", _TOP_K, "1 / K", "2106.04426"),
+    about=RouterDescription(
+      "hash of the position", _TOP_K, "1 / K", "2106.04426"
+    ),
     weights="uniform",
     renormalize=True,
     shuffled=True,
   ),
-  "identity": sparse(
+  "identity": sparse_router_spec(
     Linear,
     TokenChoice,
     PositionLogits,
     guarantees=_POSITION,
-    about=About("position modulo E", _TOP_K, "1 / K", _SOFT_MOE),
+    about=RouterDescription("position modulo E", _TOP_K, "1 / K", _SOFT_MOE),
     weights="uniform",
     renormalize=True,
   ),
   "soft_uniform": RouterSpec(
     SoftRouter,
     defaults={"uniform_combine": True},
-    about=About("as soft", "softmax over tokens", "1 / (E C)", _SOFT_MOE),
+    about=RouterDescription(
+      "as soft", "softmax over tokens", "1 / (E C)", _SOFT_MOE
+    ),
   ),
   "uniform_soft": RouterSpec(
     SoftRouter,
     defaults={"uniform_dispatch": True},
-    about=About("as soft", "1 / S", "softmax over slots", _SOFT_MOE),
+    about=RouterDescription(
+      "as soft", "1 / S", "softmax over slots", _SOFT_MOE
+    ),
   ),
   "uniform": RouterSpec(
     SoftRouter,
     defaults={"uniform_dispatch": True, "uniform_combine": True},
-    about=About("none", "1 / S", "1 / (E C)", _SOFT_MOE),
+    about=RouterDescription("none", "1 / S", "1 / (E C)", _SOFT_MOE),
   ),
 }
 
