@@ -24,7 +24,7 @@ def test_the_best_of_a_list(metric, values, best, waited):
   so_far = BestSoFar(BestSpec(metric, patience=2))
   rows = [{"step": s, metric: v} for s, v in enumerate(values)]
   so_far.replay([{"step": 0, "train/loss": -9.0}, *rows])
-  assert (so_far.step, so_far.waited) == (best, waited)
+  assert (so_far.step, so_far.evaluations_since_best) == (best, waited)
   assert so_far.value == values[best] or best < 0
   assert so_far.is_exhausted == (waited >= 2)
 
@@ -32,4 +32,4 @@ def test_the_best_of_a_list(metric, values, best, waited):
 def test_without_patience_it_waits_for_ever():
   so_far = BestSoFar(BestSpec("a/loss"))
   so_far.replay({"step": s, "a/loss": s} for s in range(100))
-  assert so_far.waited == 99 and not so_far.is_exhausted
+  assert so_far.evaluations_since_best == 99 and not so_far.is_exhausted

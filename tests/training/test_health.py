@@ -5,7 +5,11 @@ import logging
 import numpy as np
 import pytest
 
-from vmoe_study.training.health import HealthSpec, RouterWatch, TrainingFailure
+from vmoe_study.training.health import (
+  CollapseDetector,
+  HealthSpec,
+  TrainingFailure,
+)
 
 SPEC = HealthSpec(collapse_steps=3, max_unprocessed=0.5)
 
@@ -21,7 +25,7 @@ def metrics(load=(1, 1, 1), unprocessed=0.0):
 
 def tell(spec, series, caplog):
   """What is said after which step, and the final metrics."""
-  watch, said = RouterWatch(spec), {}
+  watch, said = CollapseDetector(spec), {}
   for step, values in enumerate(series, 1):
     caplog.clear()
     with caplog.at_level(logging.WARNING):

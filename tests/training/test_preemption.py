@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_study.training.health import MUST_BE_FINITE, HealthSpec, RouterWatch
+from vmoe_study.training.health import (
+  MUST_BE_FINITE,
+  CollapseDetector,
+  HealthSpec,
+)
 from vmoe_study.training.loop import Hooks, Timetable, train
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.metrics_file import read_metrics
@@ -71,7 +75,7 @@ def run(tmp_path):
         dict.fromkeys(MUST_BE_FINITE, s.params),
       ),
       TrainState.create(start, jnp.zeros(()), ()),
-      RouterWatch(HealthSpec()),
+      CollapseDetector(HealthSpec()),
       lambda *_: None,
       batches_ahead=2,
     )

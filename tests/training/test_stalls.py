@@ -6,7 +6,11 @@ import time
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_study.training.health import MUST_BE_FINITE, HealthSpec, RouterWatch
+from vmoe_study.training.health import (
+  MUST_BE_FINITE,
+  CollapseDetector,
+  HealthSpec,
+)
 from vmoe_study.training.loop import Hooks, Timetable, train
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.stalls import StallWatch
@@ -56,10 +60,10 @@ def test_stacks_are_shown_once_of_a_step_that_hangs(tmp_path, caplog):
       dict.fromkeys(MUST_BE_FINITE, state.params),
     ),
     TrainState.create(0, jnp.zeros(()), ()),
-    RouterWatch(HealthSpec()),
+    CollapseDetector(HealthSpec()),
     lambda *_: None,
     batches_ahead=2,
-    finished=stalls.finished,
+    finished=stalls.step_finished,
   )
   writer = MetricsWriter(tmp_path, 0)
   hooks = Hooks(

@@ -52,7 +52,7 @@ class BestModel:
       folder = workdir_lib.checkpoints(epath.Path(workdir) / FOLDER)
       self._store = CheckpointStore(folder, keep=1)
 
-  def judge(
+  def on_evaluation(
     self,
     step: int,
     variables: Mapping[str, Any],
@@ -86,7 +86,7 @@ class BestModel:
         "step %d: training stops early, because %d evaluations were not better "
         "than %s %.4g of step %d",
         step,
-        best.waited,
+        best.evaluations_since_best,
         name,
         best.value,
         best.step,
@@ -126,9 +126,10 @@ def _replayed(workdir: epath.PathLike, step: int, spec: BestSpec) -> BestSoFar:
       rows = read_metrics(workdir)
       best.replay(row for row in rows if row["step"] <= step)
   if jax.process_count() > 1:
-    own = np.array([best.step, best.value, best.waited], np.float64)
+    own = (best.step, best.value, best.evaluations_since_best)
+    own = np.array(own, np.float64)
     # As integers, because JAX would round the numbers to float32.
     shared = multihost_utils.broadcast_one_to_all(own.view(np.int32))
-    at, value, waited = np.asarray(shared).view(np.float64).tolist()
-    best = BestSoFar(spec, int(at), value, int(waited))
+    at, value, since = np.asarray(shared).view(np.float64).tolist()
+    best = BestSoFar(spec, int(at), value, int(since))
   return best

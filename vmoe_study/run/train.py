@@ -41,7 +41,7 @@ from vmoe_study.run.inputs import (
 )
 from vmoe_study.run.metadata import Metadata
 from vmoe_study.training import loop
-from vmoe_study.training.health import RouterWatch
+from vmoe_study.training.health import CollapseDetector
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.metrics_file import read_metrics
 from vmoe_study.training.optimizer import check_schedule
@@ -292,11 +292,11 @@ class _Run:
     steps = StepsAhead(
       self._training.step,
       state,
-      RouterWatch(spec.health),
+      CollapseDetector(spec.health),
       Failures(self._workdir, self._metadata, self._training, self._data),
       spec.batches_ahead,
       self._metadata.skipped_steps,
-      stalls.finished,
+      stalls.step_finished,
     )
     timetable = loop.Timetable(
       num_steps,
@@ -305,11 +305,11 @@ class _Run:
       spec.save_every,
       evaluated=start_step if evaluated else start_step - 1,
     )
-    judge = self._judge(start_step, stack)
+    on_evaluation = self._on_evaluation(start_step, stack)
     hooks = loop.Hooks(
       self._evaluators,
       self._save,
-      judge,
+      on_evaluation,
       stop,
       writer,
       self._observers,
@@ -320,16 +320,18 @@ class _Run:
     self._check_saved(int(state.step))
     return state, is_finished
 
-  def _judge(
+  def _on_evaluation(
     self, start_step: int, stack: contextlib.ExitStack
   ) -> Callable[[int, Any, dict[str, float]], dict[str, float]]:
-    """The callback `Hooks.judge`; does nothing if no best model is kept."""
+    """`Hooks.on_evaluation`, which does nothing if no best model is kept."""
     spec = self._config.train
     if not spec.best.metric:
       return lambda step, variables, metrics: {}
     best = BestModel(self._workdir, start_step, spec.best, spec.on_save_error)
     stack.callback(best.close)
-    return functools.partial(best.judge, metadata=self._metadata.to_dict())
+    return functools.partial(
+      best.on_evaluation, metadata=self._metadata.to_dict()
+    )
 
   def _has_metrics(self, step: int) -> tuple[bool, bool, bool]:
     """Whether the metrics file has sizes, the evaluation of a step, the end.

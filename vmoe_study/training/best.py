@@ -42,13 +42,13 @@ class BestSoFar:
     spec: defines which evaluation is the best.
     step: step of the best evaluation; -1 before there is any.
     value: value of the metric at that step.
-    waited: number of evaluations since then.
+    evaluations_since_best: number of evaluations since then.
   """
 
   spec: BestSpec
   step: int = -1
   value: float = math.nan
-  waited: int = 0
+  evaluations_since_best: int = 0
 
   def update(self, step: int, metrics: Mapping[str, float]) -> bool:
     """Takes the metrics of an evaluation; returns whether it is the best.
@@ -57,9 +57,9 @@ class BestSoFar:
     """
     value = metrics[self.spec.metric]
     if not self._is_better(value):
-      self.waited += 1
+      self.evaluations_since_best += 1
       return False
-    self.step, self.value, self.waited = step, value, 0
+    self.step, self.value, self.evaluations_since_best = step, value, 0
     return True
 
   def replay(self, rows: Iterable[Mapping[str, float]]) -> "BestSoFar":
@@ -72,7 +72,7 @@ class BestSoFar:
   @property
   def is_exhausted(self) -> bool:
     """Whether the patience is exhausted."""
-    return 0 < self.spec.patience <= self.waited
+    return 0 < self.spec.patience <= self.evaluations_since_best
 
   def _is_better(self, value: float) -> bool:
     if math.isnan(value) or math.isnan(self.value):

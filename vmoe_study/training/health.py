@@ -64,7 +64,7 @@ def is_finite(metrics: Mapping[str, Any]) -> bool:
   return all(math.isfinite(metrics[name]) for name in MUST_BE_FINITE)
 
 
-class RouterWatch:
+class CollapseDetector:
   """Detects collapsed routers from the metrics of consecutive steps."""
 
   def __init__(self, spec: HealthSpec):

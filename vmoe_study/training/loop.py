@@ -87,9 +87,9 @@ class Hooks:
     evaluators: run one after another at every evaluation.
     save: writes a checkpoint, given the step, the state and the number of
       skipped steps.
-    judge: called with step, variables and metrics of an evaluation before these
-      are written; returns further metrics, among them `STOPPED_EARLY` if
-      training ends here.
+    on_evaluation: called with step, variables and metrics of an evaluation
+      before these are written; returns further metrics, among them
+      `STOPPED_EARLY` if training ends here.
     stop: see `StopRequests`.
     writer: writer of all metrics.
     observers: called after every evaluation.
@@ -100,7 +100,7 @@ class Hooks:
 
   evaluators: Sequence[Evaluator]
   save: Callable[[int, TrainState, int], None]
-  judge: Callable[[int, Any, dict[str, float]], dict[str, float]]
+  on_evaluation: Callable[[int, Any, dict[str, float]], dict[str, float]]
   stop: StopRequests
   writer: MetricsWriter
   observers: Sequence[Observer] = ()
@@ -209,7 +209,7 @@ def _evaluate(
         found |= _measure(evaluator, variables, step)
   except StopRequested:
     return None
-  found |= hooks.judge(step, variables, found)
+  found |= hooks.on_evaluation(step, variables, found)
   if found:
     hooks.writer.write_scalars(step, found)
   for observer in hooks.observers:

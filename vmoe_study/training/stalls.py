@@ -43,7 +43,7 @@ class StallWatch:
     self._closed = threading.Event()
     self._thread: threading.Thread | None = None
 
-  def finished(self, step: int) -> None:
+  def step_finished(self, step: int) -> None:
     """Records that a step has finished and the next one begins."""
     seconds = time.perf_counter() - self._start
     if self._shown:
