@@ -43,7 +43,7 @@ def examine(labels, loss, probabilities, size=16, **options):
   evaluator = ClassificationEvaluator(
     "test", lambda _, x: x, batches, loss, probabilities, NAMES, **options
   )
-  return evaluator.examine({})
+  return evaluator.predict_all({})
 
 
 @pytest.fixture(scope="module")

@@ -130,16 +130,16 @@ def file_key(url: str) -> str:
   return digest(f"{url} {filesystem.ukey(path)}")
 
 
-def tfrecord_index(url: str, elsewhere: str | None = None) -> Path:
+def tfrecord_index(url: str, fallback_folder: str | None = None) -> Path:
   """Returns this host's copy of the index of a TFRecord file.
 
   It comes from the cache folder, from the folder next to a remote file, from
-  `elsewhere`, or from a scan, whose result is then stored in the cache and in
-  one of the other places.
+  `fallback_folder`, or from a scan, whose result is then stored in the cache and
+  in one of the other places.
 
   Args:
     url: the data file.
-    elsewhere: folder for the indices of read-only data.
+    fallback_folder: folder for the indices of read-only data.
 
   Raises:
     RecordError: a header's checksum is wrong.
@@ -148,7 +148,7 @@ def tfrecord_index(url: str, elsewhere: str | None = None) -> Path:
   target = cache_dir() / "offsets" / f"{key}.i64"
   if not target.exists():
     folders = [posixpath.join(posixpath.dirname(url), FOLDER)]
-    folders += [elsewhere] if elsewhere else []
+    folders += [fallback_folder] if fallback_folder else []
     shared = [posixpath.join(folder, f"{key}.i64") for folder in folders]
     shared = shared if is_remote(url) else []
     content = next(_stored(shared), None)

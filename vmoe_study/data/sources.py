@@ -79,7 +79,7 @@ class Source(Protocol):
 
 
 def make_indices(
-  spec: DataSpec, process_index: int, process_count: int, elsewhere: str
+  spec: DataSpec, process_index: int, process_count: int, fallback_folder: str
 ) -> None:
   """Makes the indices of one host's share of the files of a data set.
 
@@ -91,7 +91,9 @@ def make_indices(
   if spec.name not in IMAGE_FILES and is_remote(data_dir):
     from vmoe_study.data import tfds_source  # Imports TFDS.
 
-    tfds_source.make_indices(spec, process_index, process_count, elsewhere)
+    tfds_source.make_indices(
+      spec, process_index, process_count, fallback_folder
+    )
 
 
 def open_source(spec: DataSpec) -> Source:

@@ -147,7 +147,7 @@ class TfdsSource:
 
 
 def make_indices(
-  spec: DataSpec, process_index: int, process_count: int, elsewhere: str
+  spec: DataSpec, process_index: int, process_count: int, fallback_folder: str
 ) -> None:
   """Makes the indices of one host's share of a data set's TFRecord files.
 
@@ -155,13 +155,15 @@ def make_indices(
     spec: spec of a data set in an object store.
     process_index: number of this host.
     process_count: number of hosts.
-    elsewhere: folder for the indices of read-only data.
+    fallback_folder: folder for the indices of read-only data.
   """
   builder = builders.open_prepared(spec.name, spec.data_dir)
   if builder.info.file_format.value == "tfrecord":
     spans = _spans(builder, spec.name, spec.split)
     urls = [str(span.filename) for span in spans[process_index::process_count]]
-    all_indices(functools.partial(tfrecord_index, elsewhere=elsewhere), urls)
+    all_indices(
+      functools.partial(tfrecord_index, fallback_folder=fallback_folder), urls
+    )
 
 
 def open_tfds(

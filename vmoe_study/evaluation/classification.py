@@ -29,7 +29,7 @@ class ClassificationEvaluator:
     class_names: Sequence[str],
     keep_scores: bool = False,
   ):
-    """Makes an evaluator; data is only read by `run` and `examine`.
+    """Makes an evaluator; data is only read by `run` and `predict_all`.
 
     Args:
       name: prefix of the metric names.
@@ -40,8 +40,8 @@ class ClassificationEvaluator:
       loss: maps (logits, labels) to losses (B,).
       probabilities: maps logits to probabilities of the same shape.
       class_names: names of all classes.
-      keep_scores: whether `examine` keeps the logits of all images, to rank the
-        images for every class.
+      keep_scores: whether `predict_all` keeps the logits of all images, to rank
+        the images for every class.
     """
     self.name = name
     self._batches = batches
@@ -84,7 +84,7 @@ class ClassificationEvaluator:
     yield f"{self.name}/loss", float(loss / count)
     yield f"{self.name}/examples", float(count)
 
-  def examine(self, variables: Any) -> Classification:
+  def predict_all(self, variables: Any) -> Classification:
     """Predictions for every image; all processes get the same result.
 
     Args:

@@ -124,7 +124,7 @@ def _evaluate(checkpoint: Checkpoint) -> Evaluation:
   metrics: dict[str, float] = {"step": checkpoint.step}
   data_sets = {}
   for evaluator in evaluators:
-    found = evaluator.examine(variables)
+    found = evaluator.predict_all(variables)
     data_sets[evaluator.name] = found
     metrics |= found.metrics()
   for transfer in fewshot:
