@@ -232,7 +232,7 @@ def trained():
 
 def save(state, workdir, step, values):
   """A workdir as a run leaves it."""
-  workdir_lib.claim(workdir, values)
+  workdir_lib.write_config(workdir, values)
   store = CheckpointStore(workdir_lib.checkpoints(workdir))
   record = {"config": values, "image_shape": [8, 8, 1]}
   store.save(step, state.params, state.opt_state, record, wait=True)

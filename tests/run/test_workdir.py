@@ -17,7 +17,7 @@ def changed(**train):
 
 @pytest.fixture
 def claimed(tmp_path):
-  workdir.claim(tmp_path, CONFIG)
+  workdir.write_config(tmp_path, CONFIG)
   return tmp_path
 
 
@@ -27,7 +27,7 @@ def recorded(path):
 
 def test_a_new_folder_and_the_same_config_are_fine(tmp_path):
   workdir.check(tmp_path / "new", CONFIG)
-  workdir.claim(tmp_path / "new", CONFIG)
+  workdir.write_config(tmp_path / "new", CONFIG)
   workdir.check(tmp_path / "new", CONFIG)
   assert recorded(tmp_path / "new") == json.loads(json.dumps(CONFIG))
 
@@ -43,7 +43,7 @@ def test_a_harmless_change_is_refused_unless_allowed(claimed, caplog):
   workdir.check(claimed, new, allow_change=True)
   logging.getLogger("absl").removeHandler(caplog.handler)
   assert "train.save_every: 900 -> 7" in caplog.text
-  workdir.claim(claimed, new)
+  workdir.write_config(claimed, new)
   assert recorded(claimed)["train"]["save_every"] == 7
   workdir.check(claimed, new)
 

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
   from vmoe_study.drawing.render import markdown_table
   from vmoe_study.run import failures, replay
 
-  folder, step = failures.find(args.workdir, args.step)
+  folder, step = failures.find_failed_step(args.workdir, args.step)
   trees = replay.replay(folder, step, args.overrides)
   print(f"Step {step}: the loss is {trees['metrics']['loss']}.")
   for kind in ("batch", "params"):

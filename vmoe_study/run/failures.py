@@ -159,7 +159,9 @@ def _sentence(report: Mapping[str, Any]) -> str:
   )
 
 
-def find(workdir: epath.PathLike, step: int | None) -> tuple[epath.Path, int]:
+def find_failed_step(
+  workdir: epath.PathLike, step: int | None
+) -> tuple[epath.Path, int]:
   """The folder and number of a kept step, by default the newest one.
 
   Raises:

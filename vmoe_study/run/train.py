@@ -135,7 +135,7 @@ def train(
     state = run.restore_or_init(stack)
     with hosts.raise_on_all_hosts():
       check(saved=run.saved_config)  # No other run can write now.
-      workdir_lib.claim(workdir, config.to_dict())
+      workdir_lib.write_config(workdir, config.to_dict())
     logging.info("%s", run.describe(state))
     if verbose:
       run.log_details(state)

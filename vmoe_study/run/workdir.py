@@ -64,7 +64,7 @@ def check(
     )
 
 
-def claim(workdir: epath.PathLike, config: dict[str, Any]) -> None:
+def write_config(workdir: epath.PathLike, config: dict[str, Any]) -> None:
   """Writes the config to a workdir, unless it has one."""
   path = epath.Path(workdir) / CONFIG_FILE
   if jax.process_index() or (path.exists() and not _changes(workdir, config)):
