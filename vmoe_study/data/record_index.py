@@ -134,8 +134,8 @@ def tfrecord_index(url: str, fallback_folder: str | None = None) -> Path:
   """Returns this host's copy of the index of a TFRecord file.
 
   It comes from the cache folder, from the folder next to a remote file, from
-  `fallback_folder`, or from a scan, whose result is then stored in the cache and
-  in one of the other places.
+  `fallback_folder`, or from a scan, whose result is then stored in the cache
+  and in one of the other places.
 
   Args:
     url: the data file.
