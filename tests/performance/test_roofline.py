@@ -6,15 +6,15 @@ import pytest
 from vmoe_study.performance import roofline
 from vmoe_study.performance.chips import CHIPS, GPUS, parse_gpus, parse_slice
 from vmoe_study.performance.hlo import Collective, Event, Loop
-from vmoe_study.performance.links import NodeWiring, Wiring
+from vmoe_study.performance.links import NodeLinks, SliceLinks
 
 
-def wiring(name, slices=1):
+def slice_links(name, slices=1):
   """The chips of some slices, row by row."""
   where = parse_slice(name)
   grid = np.indices(where.shape)
   places = np.stack(grid, axis=-1).reshape(-1, len(where.shape))
-  return Wiring(
+  return SliceLinks(
     where,
     np.tile(places, (slices, 1)),
     np.repeat(np.arange(slices), len(places)),
@@ -78,7 +78,7 @@ def test_tori_and_grids(name, wraps):
 def test_the_busiest_link_bounds_an_all_to_all():
   """Half of what one half of a grid has goes through its middle."""
   for name, columns, halves in (("v5e:4x4", 4, 1), ("v5e:16x16", 16, 2)):
-    wires = wiring(name)
+    wires = slice_links(name)
     chips = len(wires.coordinates)
     crossing = chips / 2 * 1e6 / 2  # In one direction.
     links = columns * halves  # A torus is cut in two places.
@@ -88,7 +88,7 @@ def test_the_busiest_link_bounds_an_all_to_all():
 
 
 def test_an_exchange_along_a_row_uses_its_links_only():
-  wires = wiring("v5e:4x4")
+  wires = slice_links("v5e:4x4")
   rows = Collective("all-to-all", 1e6, np.arange(16).reshape(4, 4))
   # Two chips send half of their data over the middle link.
   assert wires.seconds(rows) == (pytest.approx(2 * 1e6 / 2 / 50e9), 0)
@@ -98,7 +98,7 @@ def test_rings_are_as_fast_as_the_chip_with_the_fewest_links():
   """In the corner of a grid a chip has two links, on a torus four."""
   shares = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}
   for name, links in (("v5e:2x4", 2), ("v5e:16x16", 4), ("v5p:4x4x4", 6)):
-    wires = wiring(name)
+    wires = slice_links(name)
     chips = len(wires.coordinates)
     bandwidth = 100e9 if name.startswith("v5p") else 50e9
     for kind, times in shares.items():
@@ -110,14 +110,14 @@ def test_rings_are_as_fast_as_the_chip_with_the_fewest_links():
 def test_rings_of_chips_that_are_not_neighbours_take_more_links():
   corners = Collective("all-gather", 1e6, np.array([[0, 2, 8, 10]]))
   expected = 1e6 * 3 / 4 * 2 / (2 * 50e9)
-  assert wiring("v5e:4x4").seconds(corners) == (pytest.approx(expected), 0)
+  assert slice_links("v5e:4x4").seconds(corners) == (pytest.approx(expected), 0)
 
 
 def test_two_devices_of_a_chip_share_its_links():
   where = parse_slice("tpu7x:2x2x1")
   places = np.array([[x, y, 0] for x in (0, 1) for y in (0, 1)])
-  alone = Wiring(where, places, np.zeros(4, int))
-  both = Wiring(where, np.repeat(places, 2, axis=0), np.zeros(8, int))
+  alone = SliceLinks(where, places, np.zeros(4, int))
+  both = SliceLinks(where, np.repeat(places, 2, axis=0), np.zeros(8, int))
   pairs = Collective("all-reduce", 1e6, np.array([[0, 1], [2, 3]]))
   assert both.seconds(pairs) == (0, 0)  # Within a chip.
   one, two = (
@@ -128,7 +128,7 @@ def test_two_devices_of_a_chip_share_its_links():
 
 
 def test_slices_share_the_way_over_the_network():
-  wires = wiring("v5e:2x2", slices=2)
+  wires = slice_links("v5e:2x2", slices=2)
   # Each chip holds a quarter of the sum of its slice, and swaps it.
   inside, network = wires.seconds(everyone("all-reduce", wires))
   assert inside == pytest.approx(2 * 1e6 * 3 / 4 / (2 * 50e9))
@@ -138,7 +138,7 @@ def test_slices_share_the_way_over_the_network():
 
 
 def test_gpus_exchange_within_nodes_and_between_them():
-  wires = NodeWiring(GPUS["h100"], per_node=8)
+  wires = NodeLinks(GPUS["h100"], per_node=8)
   whole = np.arange(16)[None]
   inside, network = wires.seconds(Collective("all-to-all", 1e6, whole))
   assert inside == pytest.approx(1e6 * 7 / 16 / 450e9)
@@ -148,13 +148,13 @@ def test_gpus_exchange_within_nodes_and_between_them():
 
 
 def test_a_group_of_one_sends_nothing():
-  wires = wiring("v5e:1x1")
+  wires = slice_links("v5e:1x1")
   for kind in ("all-gather", "all-reduce", "all-to-all"):
     assert wires.seconds(everyone(kind, wires)) == (0, 0)
 
 
 def test_a_step_is_work_over_peaks_and_what_nothing_overlaps():
-  wires = wiring("v5e:2x2")
+  wires = slice_links("v5e:2x2")
   reduce = Collective("all-reduce", 1e9, np.array([[0, 1], [2, 3]]))
   schedule = (Event(819e9), Loop((Event(0.0, reduce),), 2))
   seconds = roofline.step_seconds(98.5e12, schedule, wires)

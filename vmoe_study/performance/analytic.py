@@ -29,7 +29,7 @@ from vmoe_study.parallel.sharding import path_name
 from vmoe_study.performance import hlo, roofline
 from vmoe_study.performance.chips import parse_gpus
 from vmoe_study.performance.estimate import ResourceEstimate, speed_of
-from vmoe_study.performance.links import NodeWiring, Wiring
+from vmoe_study.performance.links import NodeLinks, SliceLinks
 from vmoe_study.performance.sizes import (
   bytes_per_device,
   host_bytes,
@@ -48,15 +48,15 @@ class Products:
 
   Attributes:
     flops: FLOPs of forward and backward pass.
-    moved: bytes of all operands and results, counted at each use.
-    saved: bytes of the results that the backward pass uses.
-    exchanged: bytes of each all-to-all.
+    operand_bytes: bytes of all operands and results, counted at each use.
+    saved_bytes: bytes of the results that the backward pass uses.
+    all_to_all_bytes: bytes of each all-to-all.
   """
 
   flops: float
-  moved: float
-  saved: float
-  exchanged: tuple[float, ...]
+  operand_bytes: float
+  saved_bytes: float
+  all_to_all_bytes: tuple[float, ...]
 
 
 def trace_products(model: Model) -> Products:
@@ -80,9 +80,9 @@ def trace_products(model: Model) -> Products:
   model_flops = size * cost.training_flops(model.module, model.image_shape)
   return Products(
     flops=max(model_flops, sum(p.flops for p in both)),
-    moved=sum(p.moved for p in both),
-    saved=_saved(model, forward),
-    exchanged=tuple(p.moved for p in both if p.is_exchange),
+    operand_bytes=sum(p.operand_bytes for p in both),
+    saved_bytes=_saved(model, forward),
+    all_to_all_bytes=tuple(p.operand_bytes for p in both if p.is_exchange),
   )
 
 
@@ -91,7 +91,7 @@ class _Product:
   """A product, kernel or exchange; bytes and FLOPs over all devices."""
 
   flops: float
-  moved: float
+  operand_bytes: float
   result: float
   is_batched: bool
   is_exchange: bool
@@ -129,14 +129,14 @@ def _product(equation: Any, times: int) -> _Product:
   result = times * sum(map(_size, outputs))
   if name == "all_to_all":
     return _Product(0.0, result, 0.0, False, True)
-  moved = result + times * sum(map(_size, inputs))
+  operand_bytes = result + times * sum(map(_size, inputs))
   flops, is_batched = 0.0, False
   if name == "dot_general":
     (contracted, _), (batched, _) = equation.params["dimension_numbers"]
     depth = math.prod(inputs[0].shape[axis] for axis in contracted)
     flops = 2.0 * times * depth * math.prod(outputs[0].shape)
     is_batched = bool(batched)
-  return _Product(flops, moved, result, is_batched, False)
+  return _Product(flops, operand_bytes, result, is_batched, False)
 
 
 def _size(aval: Any) -> float:
@@ -176,7 +176,7 @@ def memory(
       of `training`.
   """
   kept = kept_bytes(training)
-  saved = products.saved / training.model.mesh.size / train.accumulation
+  saved = products.saved_bytes / training.model.mesh.size / train.accumulation
   return {
     **kept,
     "waiting batches": train.batches_ahead * kept["batch"],
@@ -188,7 +188,7 @@ def step_seconds(
   training: Training,
   products: Products,
   accumulation: int,
-  wiring: Wiring | NodeWiring,
+  links: SliceLinks | NodeLinks,
 ) -> dict[str, float]:
   """Like `roofline.step_seconds`, but nothing overlaps with communication."""
   devices = training.model.mesh.size
@@ -197,10 +197,10 @@ def step_seconds(
   # read, and added to once for each further part of the batch.
   update = 2 * kept["optimizer"] + (1 + 2 * accumulation) * kept["parameters"]
   update += 2 * kept.get("moving average", 0)
-  schedule = [hlo.Event(products.moved / devices + update)]
+  schedule = [hlo.Event(products.operand_bytes / devices + update)]
   schedule += [hlo.Event(0.0, c) for c in _collectives(training, products)]
   flops = products.flops / devices
-  return roofline.step_seconds(flops, tuple(schedule), wiring)
+  return roofline.step_seconds(flops, tuple(schedule), links)
 
 
 def estimate_gpus(
@@ -221,9 +221,9 @@ def estimate_gpus(
     products = trace_products(model)
   parts = memory(training, products, config.train)
   total = sum(parts.values())
-  wiring = NodeWiring(chip)
+  links = NodeLinks(chip)
   accumulation = config.train.accumulation
-  seconds = step_seconds(training, products, accumulation, wiring)
+  seconds = step_seconds(training, products, accumulation, links)
   schedule = [hlo.Event(0.0, c) for c in _collectives(training, products)]
   return ResourceEstimate(
     **sizes_of(model),
@@ -251,7 +251,7 @@ def _collectives(
   """
   mesh = training.model.mesh
   names = mesh.axis_names
-  for size in products.exchanged:
+  for size in products.all_to_all_bytes:
     groups = _groups(mesh, ("expert",))
     yield hlo.Collective("all-to-all", size / mesh.size, groups)
   totals: collections.Counter = collections.Counter()

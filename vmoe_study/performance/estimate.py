@@ -25,7 +25,7 @@ from vmoe_study.performance.sizes import (
   sizes_of,
   with_plan_form,
 )
-from vmoe_study.performance.target import Target, libtpu_version
+from vmoe_study.performance.target import CompileTarget, libtpu_version
 from vmoe_study.routing.plan import best_plan_form
 from vmoe_study.run.experiment import Model, Training
 
@@ -112,7 +112,7 @@ class ResourceEstimate:
 
 def estimate_resources(
   config: Config,
-  target: Target,
+  target: CompileTarget,
   image_shape: tuple[int, int, int],
   num_examples: int,
 ) -> ResourceEstimate:
@@ -156,7 +156,9 @@ def estimate_resources(
   return ResourceEstimate(**sizes, fits=fits, hbm_bytes=memory, **speed)
 
 
-def _speed(compiled: Any, training: Training, target: Target) -> dict[str, Any]:
+def _speed(
+  compiled: Any, training: Training, target: CompileTarget
+) -> dict[str, Any]:
   """FLOPs and traffic of a step, and their times."""
   model, spec = training.model, training.model.config.train
   # XLA counts the body of the accumulation loop once, which is nearly the whole
@@ -164,7 +166,7 @@ def _speed(compiled: Any, training: Training, target: Target) -> dict[str, Any]:
   flops = compiled.cost_analysis()["flops"] * spec.accumulation
   schedule = hlo.schedule(compiled.as_text())
   traffic = hlo.traffic(schedule)
-  seconds = roofline.step_seconds(flops, schedule, target.wiring(model.mesh))
+  seconds = roofline.step_seconds(flops, schedule, target.links(model.mesh))
   return {
     "flops_per_chip": flops,
     "hbm_traffic_bytes": traffic.hbm_bytes,

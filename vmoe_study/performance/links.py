@@ -16,7 +16,7 @@ from vmoe_study.performance.hlo import Collective
 
 
 @dataclasses.dataclass(frozen=True)
-class Wiring:
+class SliceLinks:
   """The links between the devices of a mesh.
 
   Attributes:
@@ -172,7 +172,7 @@ class Wiring:
 
 
 @dataclasses.dataclass(frozen=True)
-class NodeWiring:
+class NodeLinks:
   """GPUs in nodes, in order: a switch in each node, a network between nodes.
 
   Attributes:

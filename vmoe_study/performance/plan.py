@@ -16,7 +16,7 @@ from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 from vmoe_study.performance import analytic, data_sizes
 from vmoe_study.performance.estimate import ResourceEstimate, estimate_resources
 from vmoe_study.performance.sizes import plan_form, with_plan_form
-from vmoe_study.performance.target import Target, open_target
+from vmoe_study.performance.target import CompileTarget, open_target
 from vmoe_study.run.experiment import Model, Training
 from vmoe_study.training.optimizer import OWN
 
@@ -189,7 +189,7 @@ def _memory_variants(config: Config) -> Iterator[Config]:
 
 def _rank_by_analytic_time(
   configs: Sequence[Config],
-  target: Target,
+  target: CompileTarget,
   image_shape: ImageShape,
   num_examples: int,
 ) -> list[Config]:
@@ -225,8 +225,8 @@ def _rank_by_analytic_time(
     run = training(config.mesh, train.optimizer.moment_dtype)
     fewest = dataclasses.replace(train, batches_ahead=0)
     size = sum(analytic.memory(run, work, fewest).values())
-    wiring = target.wiring(run.model.mesh)
-    seconds = analytic.step_seconds(run, work, train.accumulation, wiring)
+    links = target.links(run.model.mesh)
+    seconds = analytic.step_seconds(run, work, train.accumulation, links)
     return size, seconds["step"], number
 
   with waiting(f"comparing {len(configs)} candidates"):
@@ -241,7 +241,9 @@ def _rank_by_analytic_time(
   return [*best.values(), *(c for c in order if id(c) not in chosen)]
 
 
-def _model(config: Config, target: Target, image_shape: ImageShape) -> Model:
+def _model(
+  config: Config, target: CompileTarget, image_shape: ImageShape
+) -> Model:
   return Model(config, image_shape, make_mesh(config.mesh, target.devices))
 
 

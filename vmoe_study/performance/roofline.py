@@ -16,18 +16,18 @@ from vmoe_study.performance.hlo import (
   Schedule,
   traffic,
 )
-from vmoe_study.performance.links import Wiring
+from vmoe_study.performance.links import SliceLinks
 
 
 def step_seconds(
-  flops: float, schedule: Schedule, wiring: Wiring
+  flops: float, schedule: Schedule, links: SliceLinks
 ) -> dict[str, float]:
   """Seconds of one step.
 
   Args:
     flops: FLOPs of one chip.
     schedule: schedule of the program.
-    wiring: links of the devices that it runs on.
+    links: the links of the devices that it runs on.
 
   Returns:
     "compute" and "hbm": busy time of each; "interconnect" and "network":
@@ -35,16 +35,16 @@ def step_seconds(
     time in which a chip does nothing else; "step": the larger of "compute" and
     "hbm", plus "exposed".
   """
-  chip = wiring.chip
+  chip = links.chip
   total = traffic(schedule)
   compute = flops / (chip.flops / chip.devices)
   hbm = total.hbm_bytes / (chip.hbm_bandwidth / chip.devices)
   busy = max(compute, hbm)
-  seconds = [(c.count, wiring.seconds(c)) for c in total.collectives]
+  seconds = [(c.count, links.seconds(c)) for c in total.collectives]
   # Every operation gets a share of the busy time by its HBM traffic.
   scale = busy / total.hbm_bytes if total.hbm_bytes else 0.0
   exposed = exposed_seconds(
-    schedule, scale, lambda collective: sum(wiring.seconds(collective))
+    schedule, scale, lambda collective: sum(links.seconds(collective))
   )
   return {
     "compute": compute,

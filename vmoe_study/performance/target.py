@@ -15,7 +15,7 @@ from jax.experimental import topologies
 
 from vmoe_study.parallel.mesh import slice_of
 from vmoe_study.performance.chips import GIB, Slice, parse_slice
-from vmoe_study.performance.links import Wiring
+from vmoe_study.performance.links import SliceLinks
 
 # Without these, libtpu would look for TPUs and log that there are none.
 _LIBTPU_ENVIRONMENT = {
@@ -31,7 +31,7 @@ _LIBTPU_ENVIRONMENT = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class CompileTarget:
   """Equal slices, and their devices as the compiler describes them.
 
   Attributes:
@@ -44,13 +44,13 @@ class Target:
   num_slices: int
   devices: list[Any]
 
-  def wiring(self, mesh: jax.sharding.Mesh) -> Wiring:
+  def links(self, mesh: jax.sharding.Mesh) -> SliceLinks:
     """The links between the devices of a mesh, in its order."""
     axes = len(self.tpu_slice.shape)
     devices = list(mesh.devices.flat)
     places = np.array([device.coords[:axes] for device in devices])
     slices = np.array([slice_of(device) for device in devices])
-    return Wiring(self.tpu_slice, places, slices)
+    return SliceLinks(self.tpu_slice, places, slices)
 
   @functools.cached_property
   def hbm_bytes(self) -> float:
@@ -74,7 +74,7 @@ def libtpu_version() -> str:
   return importlib.metadata.version("libtpu")
 
 
-def open_target(topology: str, num_slices: int = 1) -> Target:
+def open_target(topology: str, num_slices: int = 1) -> CompileTarget:
   """Gets the devices of slices such as "v5e:4x4" from libtpu.
 
   From then on JAX itself computes on the CPU in this process.
@@ -111,4 +111,4 @@ def open_target(topology: str, num_slices: int = 1) -> Target:
       f"topology={topology!r}: libtpu has no such slice ({error}). Known "
       f"slices of this chip: {', '.join(chip.slices)}."
     ) from error
-  return Target(tpu_slice, num_slices, description.devices)
+  return CompileTarget(tpu_slice, num_slices, description.devices)
