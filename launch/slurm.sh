@@ -54,6 +54,8 @@ END
 }
 
 run() {
+  [[ -n "$cpus" ]] || say "note: without --cpus, a process often gets a single \
+core, and no other one decodes images."
   execute sbatch "--job-name=$name" "--output=$name.log" "--nodes=$nodes" \
     "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus" ${time:+"--time=$time"} \
     ${partition:+"--partition=$partition"} ${account:+"--account=$account"} \

@@ -707,6 +707,11 @@ def test_slurm_submits_one_process_per_gpu():
   assert command[0] == "sbatch"
   assert {"--nodes=2", "--ntasks-per-node=4", "--time=1:00"} <= set(command)
   assert command[-len(AWKWARD) :] == AWKWARD
+  options.remove("--cpus=12")
+  assert (
+    "note: without --cpus"
+    in run("slurm.sh", "run", *options, "--", *AWKWARD).stderr
+  )
   delete = dry_run("slurm.sh", "delete", "--name=m", "--dry-run")
   assert delete == [["scancel", "--name=m", "--me"]]
 
