@@ -126,8 +126,7 @@ def _replayed(workdir: epath.PathLike, step: int, spec: BestSpec) -> BestSoFar:
       rows = read_metrics(workdir)
       best.replay(row for row in rows if row["step"] <= step)
   if jax.process_count() > 1:
-    own = (best.step, best.value, best.evaluations_since_best)
-    own = np.array(own, np.float64)
+    own = np.array([best.step, best.value, best.evaluations_since_best], float)
     # As integers, because JAX would round the numbers to float32.
     shared = multihost_utils.broadcast_one_to_all(own.view(np.int32))
     at, value, since = np.asarray(shared).view(np.float64).tolist()
