@@ -47,7 +47,7 @@ project installed; without one, a note says that COMMAND was not checked.
 Environment: PYTHON, the interpreter that checks COMMAND (python if not set).
 
 Example:
-  launch/slurm.sh run --name=moe --nodes=4 --gpus=8 -- train \
+  launch/slurm.sh run --name=moe --nodes=4 --gpus=8 --cpus=12 -- train \
     --config=configs/pretrain.py:backbone=B/16 --config.mesh.expert=32 \
     --workdir=/shared/moe
 END
