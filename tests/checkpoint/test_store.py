@@ -1,14 +1,18 @@
 """Saving, restoring, and what happens to damaged checkpoints."""
 
+import contextlib
 import gc
 import resource
 import shutil
 import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from vmoe_study.checkpoint import load as load_lib
@@ -310,4 +314,30 @@ def test_a_failed_save_surfaces_and_leaves_the_last_intact(
   assert _same(load_lib.load_params(directory)[0], states[STEPS[-1]][0])
   store.save(8, *states[STEPS[0]], {})
   store.close()
+  assert load_lib.load_params(directory)[2] == 8
+
+
+def test_a_failed_save_that_is_still_written_does_not_fail_the_next(
+  directory, states, file_size_limit
+):
+  unfinished = directory / f"6{ocp.utils.TMP_DIR_SUFFIX}" / "params"
+  stop = time.monotonic() + 2
+
+  def write():  # As a thread of Orbax that has not noticed the error.
+    while time.monotonic() < stop:
+      with contextlib.suppress(OSError):
+        unfinished.mkdir(parents=True, exist_ok=True)
+        for number in range(50):
+          (unfinished / str(number)).touch()
+
+  writer = threading.Thread(target=write)
+  store = store_lib.CheckpointStore(directory, keep=1)
+  file_size_limit(True)
+  writer.start()
+  with pytest.raises(CheckpointError, match="unchanged; the newest is step 7"):
+    store.save(8, *states[STEPS[0]], {}, wait=True)
+  file_size_limit(False)
+  store.save(8, *states[STEPS[0]], {})
+  store.close()
+  writer.join()
   assert load_lib.load_params(directory)[2] == 8

@@ -14,6 +14,7 @@ DIRECTORY/damaged-STEP, so that the run can save these steps again.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ from vmoe_study.checkpoint.errors import CheckpointError, one_line
 from vmoe_study.parallel import hosts
 
 PyTree = Any
+
+SECONDS_TO_STOP = 10.0  # Granted to the threads of a failed save.
 
 
 class Restored(NamedTuple):
@@ -200,6 +203,8 @@ class CheckpointStore:
         yield
     except Exception as error:
       # After an error a manager cannot be used again.
+      if jax.process_index() == 0:
+        _remove_unfinished(self._directory)
       self._manager = ocp.CheckpointManager(
         self._directory, options=self._options
       )
@@ -227,3 +232,20 @@ class CheckpointStore:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("set_aside")
     self._manager.reload()
+
+
+def _remove_unfinished(directory: epath.Path) -> None:
+  """Removes what a failed save has written, once its threads have stopped.
+
+  Orbax does not wait for them; if they write while it removes their files, the
+  next save fails too.
+  """
+  deadline = time.monotonic() + SECONDS_TO_STOP
+  quiet = 0
+  while quiet < 2 and time.monotonic() < deadline:
+    unfinished = list(directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+    quiet = 0 if unfinished else quiet + 1
+    for path in unfinished:
+      with contextlib.suppress(OSError):
+        path.rmtree()
+    time.sleep(0.1)
