@@ -61,7 +61,7 @@ class OptionsError(ValueError):
     super().__init__("\n".join(self.problems))
 
 
-def problems_of(error: ValueError) -> tuple[str, ...]:
+def problems_of(error: Exception) -> tuple[str, ...]:
   """The messages of an error, one per problem."""
   return error.problems if isinstance(error, OptionsError) else (str(error),)
 

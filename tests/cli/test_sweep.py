@@ -265,6 +265,19 @@ def test_what_is_wrong_is_said_before_anything_runs(
   assert not (root / "soft").exists()
 
 
+def test_missing_data_are_said_before_anything_runs(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
+  table = ["sweep", "configs/tables.py:glyphs_gate", "--only=dense"]
+  root = tmp_path / "root"
+  assert main([*table, f"--root={root}"]) == 2
+  error = capsys.readouterr().err
+  assert "row glyphs,router=dense,select=true: " in error
+  assert error.count("prepare glyphs/2000") == 3
+  assert not root.exists()
+
+
 def test_what_is_missing_to_start_from_can_be_left_out(tables, tmp_path):
   words = ["sweep", f"{tables}:start", "--root", str(tmp_path), "--dry-run"]
   assert main(words) == 2

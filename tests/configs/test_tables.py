@@ -48,8 +48,9 @@ def build(*arguments, **more):
 
 
 def shapes_of(row):
-  """Rows that differ in other fields only differ in numbers."""
-  parts = ("router", "backbone", "recipe", "kind", "data", "group", "experts")
+  """Rows that differ in other fields have the same layers."""
+  parts = ("router", "backbone", "recipe", "kind", "data", "group")
+  parts += ("experts", "capacity", "width", "mlp")
   return (row.recipe, row.overrides, *map(row.arguments.get, parts))
 
 

@@ -8,8 +8,10 @@ import numpy as np
 from vmoe_study.config import parse
 from vmoe_study.nn import zoo
 
+from .. import routers
+
 ROUTERS = (*zoo.ROUTERS, "dense")
-STUDY = (*list(zoo.ROUTERS)[:7], "dense")
+STUDY = (*routers.STUDY, "dense")
 BATCH = 32
 
 
@@ -102,8 +104,8 @@ def assert_only_exchanges(hlo, router):
 
   Dropless routing exchanges the loads first, and has two programs for the rest.
   """
-  blocks = [f"encoderblock_{number}" for number in range(num_blocks(router))]
-  blocks = [] if router == "dense" else blocks
+  num_routed = 0 if router == "dense" else num_blocks(router)
+  blocks = [f"encoderblock_{number}" for number in range(num_routed)]
   is_dropless = router == "dropless_token_choice"
   counts = (
     {"forward": 5, "backward": 4}

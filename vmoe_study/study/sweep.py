@@ -5,6 +5,7 @@ stopped or killed at any time. Started again, it resumes the runs that had begun
 and skips those that have finished. What one run has compiled, the others load.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from absl import logging
 from etils import epath
 
 from vmoe_study.config import parse
+from vmoe_study.data.builders import MissingDataError
 from vmoe_study.data.sources import open_source
-from vmoe_study.data.spec import DataSpec
 from vmoe_study.options import OptionsError, check_names, problems_of
 from vmoe_study.run.config_file import load_config
 from vmoe_study.study import sweep_manifest
@@ -170,13 +171,7 @@ def _check_data(configs: Mapping[str, Any]) -> None:
   Args:
     configs: by row.
   """
-  sizes: dict[DataSpec, int] = {}
-
-  def num_examples(spec: DataSpec) -> int:
-    if spec not in sizes:
-      sizes[spec] = len(open_source(spec))
-    return sizes[spec]
-
+  num_examples = functools.cache(lambda spec: len(open_source(spec)))
   problems = []
   for name, values in configs.items():
     config = parse(values)
@@ -184,7 +179,7 @@ def _check_data(configs: Mapping[str, Any]) -> None:
     try:
       steps = config.train.total_steps(sum(map(num_examples, parts)))
       check_schedule(config.train.schedule, steps)
-    except ValueError as error:
+    except (ValueError, MissingDataError) as error:
       problems += [f"row {name}: {text}" for text in problems_of(error)]
   if problems:
     raise OptionsError(problems)
