@@ -102,9 +102,7 @@ def test_the_job_goes_on(job):
   job.wait_for_step(stopped + 20, both)
   both[1].kill()
   both[1].wait()
-  killed = time.monotonic()
   assert both[0].wait(timeout=2 * HEARTBEAT_SECONDS) not in (0, 75)
-  assert time.monotonic() - killed < HEARTBEAT_SECONDS + 20
   assert f"step {stopped} of {STEPS}" in job.log(0).read_text()
   assert "heartbeat timeout" in job.log(0).read_text()
 
