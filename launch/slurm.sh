@@ -26,9 +26,10 @@ Options:
   --partition=P     partition; the cluster's default if not given
   --account=A       account to charge; your default if not given
   --qos=Q           quality of service; your default if not given
-  --cpus=N          CPUs of each process; the cluster's default if not given
-  --mem=SIZE        memory of each node, such as 400G; the cluster's default if
-                    not given
+  --cpus=N          CPUs of each process; if not given, one for each worker of
+                    train.num_workers and two more, 14 if that is "auto"
+  --mem=SIZE        memory of each node, such as 400G; if not given, 1 GB for
+                    each worker, and 8 GB for each GPU
   --yes             delete without asking; otherwise delete asks, or refuses if
                     there is no terminal
   --dry-run         print the commands instead of running them
@@ -47,20 +48,28 @@ project installed; without one, a note says that COMMAND was not checked.
 Environment: PYTHON, the interpreter that checks COMMAND (python if not set).
 
 Example:
-  launch/slurm.sh run --name=moe --nodes=4 --gpus=8 --cpus=12 -- train \
+  launch/slurm.sh run --name=moe --nodes=4 --gpus=8 -- train \
     --config=configs/pretrain.py:backbone=B/16 --config.mesh.expert=32 \
     --workdir=/shared/moe
 END
 }
 
+# Sets the CPUs and the memory that were not given to what the input needs:
+# a worker decodes about 400 images/s and holds less than 1 GB.
+read_resources() {
+  local workers=12
+  [[ ! "$said" =~ num_workers=([0-9]+) ]] || workers="${BASH_REMATCH[1]}"
+  cpus="${cpus:-$((workers + 2))}"
+  mem="${mem:-$((gpus * (workers + 8)))G}"
+}
+
 run() {
-  [[ -n "$cpus" ]] || say "note: without --cpus, a process often gets a single \
-core, and no other one decodes images."
+  read_resources
   execute sbatch "--job-name=$name" "--output=$name.log" "--nodes=$nodes" \
     "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus" ${time:+"--time=$time"} \
     ${partition:+"--partition=$partition"} ${account:+"--account=$account"} \
-    ${qos:+"--qos=$qos"} ${cpus:+"--cpus-per-task=$cpus"} \
-    ${mem:+"--mem=$mem"} \
+    ${qos:+"--qos=$qos"} \
+    "--cpus-per-task=$cpus" "--mem=$mem" \
     "$launch/slurm.sbatch" "${command[@]}"
 }
 

@@ -707,13 +707,23 @@ def test_slurm_submits_one_process_per_gpu():
   assert command[0] == "sbatch"
   assert {"--nodes=2", "--ntasks-per-node=4", "--time=1:00"} <= set(command)
   assert command[-len(AWKWARD) :] == AWKWARD
-  options.remove("--cpus=12")
-  assert (
-    "note: without --cpus"
-    in run("slurm.sh", "run", *options, "--", *AWKWARD).stderr
-  )
   delete = dry_run("slurm.sh", "delete", "--name=m", "--dry-run")
   assert delete == [["scancel", "--name=m", "--me"]]
+
+
+@pytest.mark.parametrize(
+  "options, asked",
+  [
+    ([], ["--cpus-per-task=14", "--mem=160G"]),
+    (["--config.train.num_workers=5"], ["--cpus-per-task=7", "--mem=104G"]),
+  ],
+)
+def test_slurm_asks_for_what_the_input_needs(options, asked):
+  command = [*train_with("--workdir=/shared/run"), *options]
+  done = run(
+    "slurm.sh", "run", "--name=m", "--dry-run", *command, PYTHON=sys.executable
+  )
+  assert set(asked) <= set(shlex.split(done.stdout)), done.stderr
 
 
 @pytest.mark.parametrize("result", [0, 1, 75])

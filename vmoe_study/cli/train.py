@@ -58,6 +58,12 @@ def _count(text: str) -> int:
   return int(text)
 
 
+def check(args: argparse.Namespace) -> None:
+  """Checks the config, and prints what a launcher asks resources for."""
+  config = config_flags.load(args)
+  print(f"num_workers={config.train.num_workers}")
+
+
 def run(args: argparse.Namespace) -> int:
   """Runs the command."""
   config = config_flags.load(args)  # Errors in it cost no imports below.
