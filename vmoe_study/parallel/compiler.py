@@ -2,16 +2,26 @@
 
 from jax.sharding import AbstractMesh, Mesh
 
+from vmoe_study.parallel.mesh import slice_of
+
+# libtpu 0.0.52 fails on larger v5e slices: "Async all-to-all not supported on
+# limited ICI". v5p and v6e have no such limit.
+_MAX_ASYNC_CHIPS = {"TPU v5 lite": 16}
+
 
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str]:
   """Options for programs that exchange tokens, by the platform of the mesh.
 
   By default TPUs wait for an all-to-all. An asynchronous all-to-all takes more
   memory and lets some experts compute while the tokens of others are in transit
-  (`routing.exchange`).
+  (`routing.exchange`). v5e slices of more than 16 chips lack it.
   """
   if isinstance(mesh, AbstractMesh):  # Traced only.
     return {}
-  if mesh.devices.flat[0].platform == "tpu" and mesh.shape["expert"] > 1:
-    return {"xla_tpu_enable_async_all_to_all": "true"}
-  return {}
+  devices = list(mesh.devices.flat)
+  if devices[0].platform != "tpu" or mesh.shape["expert"] == 1:
+    return {}
+  chips = sum(slice_of(device) == slice_of(devices[0]) for device in devices)
+  if chips > _MAX_ASYNC_CHIPS.get(devices[0].device_kind, chips):
+    return {}
+  return {"xla_tpu_enable_async_all_to_all": "true"}

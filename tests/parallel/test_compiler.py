@@ -1,0 +1,59 @@
+"""Asynchronous exchanges compile on every slice that is asked for them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+
+pytest.importorskip("libtpu")
+
+from vmoe_study.parallel.compiler import compiler_options
+from vmoe_study.parallel.mesh import AXES, MeshSpec, make_mesh
+from vmoe_study.performance.target import open_target
+
+INPUTS, OUTPUTS = jax.P(None, AXES), jax.P("expert", "replica")
+
+
+@pytest.mark.parametrize(
+  ("topology", "expert", "is_async"),
+  [("v5e:4x4", 16, True), ("v5e:4x8", 32, False), ("v6e:4x8", 32, True)],
+)
+def test_two_exchanges_compile(topology, expert, is_async):
+  devices = open_target(topology).devices
+  mesh = make_mesh(MeshSpec(len(devices) // expert, expert), devices)
+
+  def exchange(split, concat, in_specs, out_specs):
+    function = functools.partial(
+      jax.lax.all_to_all,
+      axis_name="expert",
+      split_axis=split,
+      concat_axis=concat,
+      tiled=True,
+    )
+    return jax.shard_map(
+      function,
+      mesh=mesh,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      check_vma=False,
+    )
+
+  send = exchange(0, 1, INPUTS, OUTPUTS)
+  receive = exchange(1, 0, OUTPUTS, INPUTS)
+
+  def experts(parts, kernel):
+    inputs = [send(part) for part in parts]
+    return [receive(jnp.tanh(x @ kernel)) for x in inputs]
+
+  def placed(shape, spec):
+    sharding = NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+
+  part = placed((32, 128 * len(devices), 512), INPUTS)
+  lowered = jax.jit(experts, compiler_options=compiler_options(mesh)).lower(
+    [part, part], placed((512, 512), jax.P())
+  )
+  program = lowered.compile().as_text()
+  assert ("all-to-all-start(" in program) == is_async
