@@ -1,6 +1,6 @@
 """Reads, decodes and augments single examples."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -12,6 +12,7 @@ from vmoe_study.data.decoding import decode
 from vmoe_study.data.image_header import ImageError
 from vmoe_study.data.ops import Ops, parse_ops
 from vmoe_study.data.records import RecordError
+from vmoe_study.data.shared_array import shared_zeros
 from vmoe_study.data.sources import Source, open_source
 from vmoe_study.data.spec import DataSpec
 
@@ -44,19 +45,31 @@ def check_labels(label: int | Sequence[int], num_classes: int) -> np.ndarray:
   return labels
 
 
-def collate(examples: Sequence[Example]) -> Batch:
+def collate(examples: Iterable[Example], size: int) -> Batch:
   """Collates examples compactly for transfer between processes.
 
   Images stay uint8, and labels stay class numbers: `labels[i]` belongs to
-  example `owner[i]`.
+  example `owner[i]`. Every image is copied as soon as it is made, to memory
+  that another process can open.
+
+  Args:
+    examples: at least one example; all images have the same shape.
+    size: number of examples.
   """
-  labels = [example["labels"] for example in examples]
+  images, rest = None, []
+  for row, example in enumerate(examples):
+    image = example["image"]
+    if images is None:
+      images = shared_zeros((size, *image.shape), image.dtype)
+    images[row] = image
+    rest.append((example["labels"], example["mask"], example["skipped"]))
+  labels, mask, skipped = zip(*rest, strict=True)
   return {
-    "image": np.stack([example["image"] for example in examples]),
+    "image": images,
     "labels": np.concatenate(labels),
     "owner": np.repeat(np.arange(len(labels)), [len(x) for x in labels]),
-    "mask": np.asarray([e["mask"] for e in examples], np.float32),
-    "skipped": np.asarray([e["skipped"] for e in examples], np.int32),
+    "mask": np.asarray(mask, np.float32),
+    "skipped": np.asarray(skipped, np.int32),
   }
 
 

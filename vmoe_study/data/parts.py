@@ -132,8 +132,7 @@ class TrainParts:
         data_set, position = self.position(step, row)
         yield examples[data_set][position]
 
-    steps_ahead = -(-examples_ahead // max(1, len(rows)))
-    return _Part(readers, runs, compute, steps_ahead)
+    return _Part(readers, runs, compute, len(rows), examples_ahead)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,8 +177,7 @@ class EvalParts:
     def compute(step: int) -> Iterator[Example]:
       return (reader.read_or_mask(int(index)) for index in indices(step))
 
-    steps_ahead = -(-examples_ahead // max(1, len(rows)))
-    return _Part([reader], runs, compute, steps_ahead)
+    return _Part([reader], runs, compute, len(rows), examples_ahead)
 
 
 class _Part:
@@ -190,18 +188,19 @@ class _Part:
     readers: Sequence[ExampleReader],
     runs: Callable[[int], Iterator[tuple[int, Sequence[Run]]]],
     compute: Callable[[int], Iterator[Example]],
-    steps_ahead: int,
+    size: int,
+    examples_ahead: int,
   ):
     """Takes functions of the step: the runs to read, and the examples."""
     self._sources = [reader.source for reader in readers]
-    self._runs, self._compute = runs, compute
-    self._steps_ahead = steps_ahead
+    self._runs, self._compute, self._size = runs, compute, size
+    self._steps_ahead = -(-examples_ahead // size)
     self._expected: dict[int, list[list[Run]]] = {}
     self._counted = np.zeros(3)
 
   def __call__(self, step: int) -> Batch:
     self._read_ahead_for(range(step, step + self._steps_ahead + 1))
-    batch = collate(list(self._compute(step)))
+    batch = collate(self._compute(step), self._size)
     before, self._counted = self._counted, self._counters()
     return batch | {"reading": self._counted - before}
 

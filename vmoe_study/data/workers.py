@@ -3,12 +3,13 @@
 Every batch is cut into one part per worker. A worker always computes the same
 part, so it knows what it will read next, and no worker holds a finished batch
 while the others work on later ones. Parts are returned in anonymous shared
-memory (`memfd_create`), so the size of /dev/shm does not matter.
+memory (`shared_array`), so the size of /dev/shm does not matter.
 """
 
 import atexit
 import collections
 import contextlib
+import ctypes
 import itertools
 import mmap
 import multiprocessing
@@ -27,7 +28,10 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from vmoe_study.data.shared_array import ALIGNMENT, SharedMemory
+
 CPU_LIMIT = "/sys/fs/cgroup/cpu.max"  # "QUOTA PERIOD" in the same unit.
+KEPT_BYTES = 2**28  # Freed memory that a worker process keeps at most.
 THREADS = 2  # Of this process, if there are no worker processes.
 BATCHES_AHEAD = 2
 
@@ -235,6 +239,7 @@ def _serve(requests: connection.Connection) -> None:
   what to open) to begin an iteration, or (number, None, None) to drop it.
   """
   cv2.setNumThreads(1)  # The workers share the cores.
+  _keep_freed_memory()
   threading.Thread(target=_end_with_parent, daemon=True).start()
   compute: dict[int, ComputePart] = {}
   while True:
@@ -246,6 +251,17 @@ def _serve(requests: connection.Connection) -> None:
       compute.pop(number, None)
     else:
       _answer(requests, number, step, compute[number])
+
+
+def _keep_freed_memory() -> None:
+  """Keeps freed memory for the next images, as new pages cost time.
+
+  By default glibc returns the memory of every image to the system.
+  """
+  mmap_threshold, trim_threshold = -3, -1  # Names in malloc.h.
+  with contextlib.suppress(AttributeError):  # Another C library.
+    for parameter in (mmap_threshold, trim_threshold):
+      ctypes.CDLL(None).mallopt(parameter, KEPT_BYTES)
 
 
 def _answer(
@@ -279,15 +295,24 @@ Layout = list[
 def _pack(part: Part) -> tuple[int, Layout]:
   """Puts arrays into memory that another process can open.
 
+  The first array that is in such memory already is not copied.
+
   Returns:
     The descriptor of a file in memory, and where in it the arrays are.
   """
-  descriptor, layout = os.memfd_create("part"), []
+  bases = [array.base for array in part.values()]
+  shared = next((b for b in bases if isinstance(b, SharedMemory)), None)
+  memory = shared or SharedMemory(ALIGNMENT)
+  descriptor, layout = os.dup(memory.descriptor), []
   with os.fdopen(os.dup(descriptor), "wb") as file:
+    file.seek(0, os.SEEK_END)
     for name, array in part.items():
-      layout.append((name, array.dtype.str, array.shape, file.tell()))
-      file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-      file.write(bytes(-file.tell() % 64 or 64))  # Aligned, and never empty.
+      is_there = array.base is shared is not None
+      place = 0 if is_there else file.tell()
+      layout.append((name, array.dtype.str, array.shape, place))
+      if not is_there:
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        file.write(bytes(-file.tell() % ALIGNMENT))
   return descriptor, layout
 
 
