@@ -8,7 +8,7 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from vmoe_study.inspection import effects, measure
+from vmoe_study.inspection import content, effects, measure
 from vmoe_study.nn import parameter_names as names
 from vmoe_study.nn.moe import Moe, MoeOptions, make_experts
 from vmoe_study.nn.vit import VisionTransformer
@@ -133,6 +133,42 @@ def test_image_routing_is_what_loops_count(layer):
   promised = ROUTERS[layer.module.moe.router].guarantees.all_processed_if
   if promised != "always":  # Else this tests less than it seems to.
     assert some_unprocessed
+
+
+def test_patches_with_content_are_what_loops_count(layer):
+  images = np.array(IMAGES)
+  images[0, :4, :4] = images[1, 4:, :4] = 0.5  # Background.
+  images[2] = 0.5  # A blank image has none.
+  batch = {**BATCHED, "image": images}
+  found = content.measure_patch_routing(layer.module)(layer.variables, batch)
+  found = jax.device_get(found)[LAYER]
+  plan, _ = measure.capture_routing(layer.module, layer.variables, images)[
+    LAYER
+  ]
+  dispatch = np.asarray(plan.dispatch_tensor())
+  for image in range(BATCH):
+    expected = np.zeros((3, 2))
+    for patch in range(TOKENS - 1):  # The first token is the class token.
+      row, column = divmod(patch, 2)
+      pixels = images[image, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+      kind = int(pixels.max() > pixels.min())
+      place = image * TOKENS + 1 + patch
+      sent = dispatch[divmod(place, GROUP * TOKENS)].sum(axis=1)
+      expected[:, kind] += 1, sent.sum(), not sent.any()
+    np.testing.assert_allclose([x[image] for x in found], expected, atol=1e-5)
+  np.testing.assert_array_equal(found.patches[:, 0], [1, 1, 4, 0])
+
+
+def test_faint_noise_is_no_content():
+  images = np.array(IMAGES)
+  deviation = images.std(axis=(1, 2))[:, 0]
+  for factor, has in ((0.1, False), (0.5, True)):
+    patch = images[:, :4, :4]
+    patch *= (
+      factor * (deviation / patch.std(axis=(1, 2))[:, 0])[:, None, None, None]
+    )
+    found = content.has_content(images, 4)
+    assert (found[:, 0] == has).all() and found[:, 1:].all()
 
 
 def test_what_is_shown_is_the_first_group(layer):

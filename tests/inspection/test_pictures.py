@@ -11,6 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from vmoe_study.inspection import charts, pictures
+from vmoe_study.inspection.content import PatchRouting
 from vmoe_study.inspection.gallery import Gallery
 from vmoe_study.inspection.measure import (
   ImageRouting,
@@ -54,6 +55,7 @@ def inspection(gallery):
     10.0,
     np.ones(6),
     np.arange(24).reshape(6, 4) % 5 > 0,
+    PatchRouting(*np.ones((3, 6, 2))),
   )
   estimate = Estimate(0.75, 0.125, 6)
   names = ["encoderblock_1", "encoderblock_3"]

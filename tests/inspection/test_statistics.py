@@ -9,6 +9,11 @@ from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
 from vmoe_study.inspection import statistics
+from vmoe_study.inspection.content import (
+  ContentStatistics,
+  PatchRouting,
+  content_statistics,
+)
 from vmoe_study.inspection.measure import ImageRouting
 
 # Two images of three tokens, two experts with two slots per image.
@@ -17,6 +22,12 @@ ROUTING = ImageRouting(
   combined=np.array([[0.6, 0.2], [0.0, 0.7]]),
   tokens_by_experts=np.array([[1.0, 1.0, 1.0], [2.0, 1.0, 0.0]]),
   entropy=np.array([1.2, 0.6]),
+)
+# Background in column 0, content in column 1.
+PATCHES = PatchRouting(
+  patches=np.array([[1.0, 2.0], [2.0, 1.0]]),
+  dispatched=np.array([[0.0, 3.0], [0.0, 1.0]]),
+  unprocessed=np.array([[1.0, 0.0], [2.0, 0.0]]),
 )
 LABELS = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
@@ -29,6 +40,7 @@ def layer():
     slots_per_image=2,
     correct=np.array([1.0, 1.0]),
     without=np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
+    patches=PATCHES,
   )
 
 
@@ -44,6 +56,17 @@ def test_layer_statistics(layer):
   np.testing.assert_allclose(layer.class_by_expert, expected)
   assert [drop.mean for drop in layer.accuracy_drop] == [0, 0.5]
   assert layer.accuracy_drop_all.mean == 1
+  assert layer.content == ContentStatistics(0.5, 1.0, 0.0, 1.0)
+
+
+def test_images_without_background_have_no_share_of_it():
+  zeros = np.zeros((2, 2))
+  patches = PatchRouting(np.array([[0.0, 3.0], [0.0, 3.0]]), zeros, zeros)
+  found = content_statistics(patches)
+  assert (found.patches, found.unprocessed_content) == (1, 0)
+  assert math.isnan(found.dispatched) and math.isnan(
+    found.unprocessed_background
+  )
 
 
 def test_a_layer_that_nobody_uses():
@@ -51,7 +74,7 @@ def test_a_layer_that_nobody_uses():
   routing = ROUTING._replace(dispatched=nothing, combined=nothing)
   correct = np.ones(2)
   layer = statistics.layer_statistics(
-    routing, LABELS, 2, correct, np.ones((2, 3))
+    routing, LABELS, 2, correct, np.ones((2, 3)), PATCHES
   )
   assert layer.load_entropy == layer.mutual_information == 0
   np.testing.assert_array_equal(layer.load, 0)
@@ -88,7 +111,7 @@ def test_experts_that_take_the_same_of_every_image_still_tell_classes():
     entropy=np.ones(60),
   )
   layer = statistics.layer_statistics(
-    routing, np.eye(3)[classes], 2, np.ones(60), np.ones((60, 5))
+    routing, np.eye(3)[classes], 2, np.ones(60), np.ones((60, 5)), PATCHES
   )
   expected, total = 0.0, returned.sum()
   for label in range(3):
@@ -109,7 +132,7 @@ def test_shuffling_tells_chance_from_information():
     tokens_by_experts=np.ones((200, 5)),
     entropy=np.ones(200),
   )
-  args = routing, labels, 2, np.ones(200), np.ones((200, 5))
+  args = routing, labels, 2, np.ones(200), np.ones((200, 5)), PATCHES
   layer = statistics.layer_statistics(*args)
   assert layer.mutual_information == pytest.approx(math.log(4))
   # By chance about (T - 1)(E - 1) / 2N, as N images are the sample.

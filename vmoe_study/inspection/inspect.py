@@ -7,6 +7,7 @@ from absl import logging
 from etils import epath
 
 from vmoe_study.files.location import expand
+from vmoe_study.inspection.content import measure_patch_routing
 from vmoe_study.inspection.effects import (
   at_capacities,
   measure_ablation,
@@ -126,6 +127,7 @@ def _measure(
     "correct": measure_correct(module),
     "routing": measure_image_routing(module),
     "without": measure_ablation(module),
+    "patches": measure_patch_routing(module),
   }
   for factor, other in models_at_capacities.items():
     measures[_correct_at(factor)] = measure_correct(other.evaluation_module)
@@ -149,6 +151,7 @@ def _layers(
       slots_per_image,
       measured["correct"],
       measured["without"][layer],
+      measured["patches"][layer],
     )
     for layer in layer_names(model.evaluation_module)
   }

@@ -82,12 +82,16 @@ def _comparison_rows(inspection: Inspection) -> list[tuple[str, ...]]:
 def _quantities(layer: LayerStatistics) -> dict[str, str]:
   largest = f"{math.log(len(layer.load)):.3f}"
   information = layer.mutual_information
-  shuffled = layer.shuffled_information
+  shuffled, content = layer.shuffled_information, layer.content
   return {
     "load of the busiest expert": f"{layer.load.max():.3f}",
     "load of the least busy expert": f"{layer.load.min():.3f}",
     "unprocessed tokens": f"{layer.unprocessed:.2%}",
     "slots in use": f"{layer.slot_use.mean():.2%}",
+    "patches with content": _share(content.patches),
+    "dispatch weight on content": _share(content.dispatched),
+    "unprocessed patches with content": _share(content.unprocessed_content),
+    "unprocessed background": _share(content.unprocessed_background),
     "entropy of the router": f"{layer.router_entropy:.3f} of {largest} nats",
     "entropy of the load": f"{layer.load_entropy:.3f} of {largest} nats",
     "information between class and expert": f"{information:.4f} nats",
@@ -107,6 +111,10 @@ def _expert_rows(layer: LayerStatistics) -> list[tuple[str, ...]]:
     )
     for expert in range(len(layer.load))
   ]
+
+
+def _share(value: float) -> str:
+  return "none" if math.isnan(value) else f"{value:.2%}"
 
 
 def _percent(value: Estimate) -> str:

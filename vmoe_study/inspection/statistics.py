@@ -9,6 +9,11 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 from scipy.special import entr
 
+from vmoe_study.inspection.content import (
+  ContentStatistics,
+  PatchRouting,
+  content_statistics,
+)
 from vmoe_study.inspection.measure import ImageRouting
 from vmoe_study.study.statistics import Estimate, estimate
 
@@ -43,6 +48,7 @@ class LayerStatistics:
     accuracy_drop: drop in accuracy without each expert, with its 95% interval
       over images; negative if accuracy rises.
     accuracy_drop_all: drop in accuracy without any expert.
+    content: routing of patches with and without content.
   """
 
   load: Float[Array, "E"]
@@ -57,6 +63,7 @@ class LayerStatistics:
   shuffled_information: float
   accuracy_drop: list[Estimate]
   accuracy_drop_all: Estimate
+  content: ContentStatistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +89,7 @@ def layer_statistics(
   slots_per_image: float,
   correct: Float[Array, "N"],
   without: Float[Array, "N E+1"],
+  patches: PatchRouting,
 ) -> LayerStatistics:
   """Computes the statistics of one layer.
 
@@ -91,6 +99,7 @@ def layer_statistics(
     slots_per_image: slots of each expert per image: C / images per group.
     correct: 1 for an image that is classified correctly, else 0.
     without: the same without each expert and, in the last column, without any.
+    patches: NumPy arrays with one row per image.
   """
   num_tokens = routing.tokens_by_experts.sum()
   load = routing.dispatched.sum(axis=0)
@@ -108,6 +117,7 @@ def layer_statistics(
     shuffled_information=_shuffled_information(labels, routing.combined),
     accuracy_drop=drops[:-1],
     accuracy_drop_all=drops[-1],
+    content=content_statistics(patches),
   )
 
 
