@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.core import constants as tfds_constants
 
+from vmoe_study.checkpoint import exported
 from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint.errors import CheckpointError
 from vmoe_study.checkpoint.load import load_params
@@ -94,6 +95,32 @@ def test_it_opens_like_the_run(trained, hub):
   np.testing.assert_array_equal(found.apply(FLOATS), run.apply(FLOATS))
   pairs = zip(found.predict(IMAGES), run.predict(IMAGES), strict=True)
   assert all(a.top(3) == b.top(3) for a, b in pairs)
+
+
+def test_half_the_size_is_rounded_to_float16(trained, hub, tmp_path):
+  half = tmp_path / "half"
+  assert (
+    main(["export", f"--workdir={trained}", f"--out={half}", "--half"]) == 0
+  )
+  sizes = [(f / "model.safetensors").stat().st_size for f in (half, hub)]
+  arrays = [
+    safetensors.numpy.load_file(f / "model.safetensors") for f in (half, hub)
+  ]
+  data = [sum(a.nbytes for a in found.values()) for found in arrays]
+  assert data[0] == data[1] / 2 and sizes[0] < sizes[1]
+  run, found = open_checkpoint(trained), open_checkpoint(half)
+  rounded = jax.tree.map(lambda x: np.float16(x).astype(np.float32), run.params)
+  jax.tree.map(np.testing.assert_array_equal, found.params, rounded)
+  np.testing.assert_allclose(
+    found.apply(FLOATS), run.apply(FLOATS), rtol=0.02, atol=0.02
+  )
+
+
+def test_a_value_beyond_float16_is_named(tmp_path):
+  items = {"params": {"head": {"kernel": np.full(2, 7e4, np.float32)}}}
+  with pytest.raises(ValueError, match="params/head/kernel: the value 70000"):
+    exported.write(str(tmp_path / "out"), items, {"step": 1}, half=True)
+  assert not (tmp_path / "out").exists()
 
 
 def test_commands_take_it_for_a_workdir(trained, hub, tmp_path, capsys):

@@ -74,6 +74,13 @@ def test_errors_are_one_paragraph_and_change_nothing(tmp_path, capsys):
   assert "must be a folder, or end in .stable" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["x.npz", "x.stablehlo"])
+def test_only_folders_are_stored_as_float16(name, tmp_path, capsys):
+  out = f"--out={tmp_path / name}"
+  assert main(["export", f"--workdir={tmp_path}", out, "--half"]) == 2
+  assert "--half: must go with a folder" in capsys.readouterr().err
+
+
 CONFIG = """
 from ml_collections import config_dict
 

@@ -7,7 +7,8 @@
 The header of the safetensors file holds the manifest of `manifest.py` without
 the metadata, which are in config.json. The manifest's digest covers both files,
 and its fingerprints cover every array. Files may be links, as in the caches of
-hubs.
+hubs. Arrays stored as float16 are read, and described in the manifest, as
+float32.
 """
 
 import json
@@ -42,7 +43,10 @@ def is_exported(folder: epath.PathLike) -> bool:
 
 
 def write(
-  folder: str, items: Mapping[str, PyTree], metadata: Mapping[str, Any]
+  folder: str,
+  items: Mapping[str, PyTree],
+  metadata: Mapping[str, Any],
+  half: bool = False,
 ) -> None:
   """Writes a folder that `load.restore_trees` reads, without a model card.
 
@@ -51,14 +55,23 @@ def write(
     items: trees of arrays by name, such as "params".
     metadata: metadata of the checkpoint and its "step"; NaN and infinity become
       null.
+    half: store float32 as float16.
+
+  Raises:
+    ValueError: a value is beyond the range of float16.
   """
   text = to_json(metadata, indent=2)
-  manifest = manifest_lib.build(items, json.loads(text))
-  del manifest["config"]
   arrays = {
     name: np.asarray(leaf, order="C")
     for name, leaf in tree_lib.flatten(dict(items)).items()
   }
+  if half:
+    arrays = {name: _to_half(name, array) for name, array in arrays.items()}
+    items = tree_lib.unflatten(
+      {name: _from_half(array) for name, array in arrays.items()}
+    )
+  manifest = manifest_lib.build(items, json.loads(text))
+  del manifest["config"]
   content = safetensors.numpy.save(arrays, {_MANIFEST: json.dumps(manifest)})
   write_atomically(f"{folder}/{ARRAYS}", content)
   write_atomically(f"{folder}/{CONFIG}", text)
@@ -113,11 +126,27 @@ def read_item(folder: epath.PathLike, item: str) -> dict[str, Any]:
   prefix = f"{item}/"
   return tree_lib.unflatten(
     {
-      name.removeprefix(prefix): array
+      name.removeprefix(prefix): _from_half(array)
       for name, array in arrays.items()
       if name.startswith(prefix)
     }
   )
+
+
+def _to_half(name: str, array: np.ndarray) -> np.ndarray:
+  if array.dtype != np.float32:
+    return array
+  largest = np.abs(array).max(initial=0)
+  if largest > np.finfo(np.float16).max:
+    raise ValueError(
+      f"{name}: the value {largest:g} is beyond the range of float16. Export "
+      "as float32."
+    )
+  return array.astype(np.float16)
+
+
+def _from_half(array: np.ndarray) -> np.ndarray:
+  return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _read_header(url: str) -> bytes:

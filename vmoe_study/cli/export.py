@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="DIR|FILE",
     help="a new folder, FILE.stablehlo or FILE.npz; local path or URL",
   )
+  parser.add_argument(
+    "--half",
+    action="store_true",
+    help="of a folder: store parameters as float16, in half the size; they are "
+    "rounded to 11 bits, and read as float32",
+  )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -54,6 +60,10 @@ def check(args: argparse.Namespace) -> None:
     raise ValueError(
       f"--out={args.out}: has parameters only, which a config does not change. "
       "Leave out --config and its fields."
+    )
+  if args.half and extension in (NPZ, PROGRAM):
+    raise ValueError(
+      f"--half: must go with a folder, not with --out={args.out}. Leave it out."
     )
   if args.config:
     config_flags.load(args)
@@ -76,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
   from vmoe_study.run.export import export_model
 
-  export_model(checkpoint, args.out.rstrip("/"))
+  export_model(checkpoint, args.out.rstrip("/"), half=args.half)
   _report(checkpoint.params, checkpoint.step, args.out)
   return 0
 

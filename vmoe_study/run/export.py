@@ -21,7 +21,9 @@ _TAGS = ("mixture-of-experts", "vision-transformer", "jax", "flax")
 _MAX_CLASSES = 20  # Number of classes that the card names.
 
 
-def export_model(checkpoint: Checkpoint, folder: str) -> None:
+def export_model(
+  checkpoint: Checkpoint, folder: str, half: bool = False
+) -> None:
   """Writes a folder that `open_checkpoint` opens; see `checkpoint.exported`.
 
   The config is written unchanged, including its paths.
@@ -29,9 +31,12 @@ def export_model(checkpoint: Checkpoint, folder: str) -> None:
   Args:
     checkpoint: the model.
     folder: local path or URL; new or empty.
+    half: store the parameters as float16, rounded, in half the size. They are
+      read as float32.
 
   Raises:
-    ValueError: the folder is not empty.
+    ValueError: the folder is not empty, or a parameter is beyond the range of
+      float16.
     OSError: the folder cannot be written.
   """
   _check_empty(folder)
@@ -46,7 +51,7 @@ def export_model(checkpoint: Checkpoint, folder: str) -> None:
     **checkpoint.metadata.to_dict(),
   }
   items = {"params": checkpoint.params, ROUTER_STATE: checkpoint.router_state}
-  exported.write(folder, items, metadata)
+  exported.write(folder, items, metadata, half)
   card = "\n".join(_card(checkpoint, ops)) + "\n"
   write_atomically(f"{folder}/{exported.CARD}", card)
 
