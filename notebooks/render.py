@@ -24,7 +24,7 @@ BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 COLAB = "https://colab.research.google.com/github"
 GITHUB = "https://github.com/"
 FIRST_CELL = """\
-# Where the notebook is alone, as on Colab: fetches and installs the project.
+# Outside of a clone, as on Colab: fetches and installs the project.
 import importlib.util
 import pathlib
 
