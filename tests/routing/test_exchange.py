@@ -1,5 +1,6 @@
 """A layer on eight devices equals one on a single device; its transfers."""
 
+import functools
 import re
 
 import jax
@@ -11,6 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from vmoe_study.nn.moe import Moe, MoeOptions
 from vmoe_study.nn.parameter_names import ROUTER_STATE
 from vmoe_study.nn.zoo import ROUTERS
+from vmoe_study.routing import exchange as exchange_module
+from vmoe_study.routing import slot_kernel
 from vmoe_study.routing.exchange import Exchange
 
 pytestmark = pytest.mark.device
@@ -42,7 +45,7 @@ def _layer(name, exchange):
 def params(x):
   """Draws random parameters for a router's layer, without compilation."""
 
-  def draw(name):
+  def draw(name, x=x):
     layer = _layer(name, Exchange())
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
     random = np.random.default_rng(1)
@@ -135,6 +138,26 @@ def test_tpus_exchange_two_local_experts_in_two_parts(
   layer = _layer(name, Exchange(mesh))
   shapes = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
   assert shapes == jax.eval_shape(lambda: params(name))
+
+
+@pytest.mark.parametrize(
+  "name", ["softmax_token_choice", "softmax_expert_choice"]
+)
+def test_tpus_make_the_rows_in_kernels(name, mesh, monkeypatch, params):
+  x = jax.random.normal(jax.random.key(0), (128, 6, 128))
+  arguments = params(name, x), x
+  expected = jax.jit(_backward(_layer(name, Exchange())))(*arguments)
+  monkeypatch.setattr(Exchange, "platform", "tpu")
+  for kernel in (slot_kernel.dispatch, slot_kernel.combine):
+    emulated = functools.partial(kernel, interpret=True)
+    monkeypatch.setattr(exchange_module, kernel.__name__, emulated)
+  arguments = _shard(mesh, *arguments)
+  found = jax.jit(_backward(_layer(name, Exchange(mesh))))(*arguments)
+  for one, other in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    scale = np.abs(other).max()
+    np.testing.assert_allclose(one, other, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("name", ["softmax_token_choice", "soft"])

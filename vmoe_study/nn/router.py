@@ -7,6 +7,7 @@ for the logits, an affinity and a choice; `nn.zoo` lists all routers.
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple
 
@@ -120,7 +121,8 @@ class SparseRouter(Router):
       scores of the affinity, which include the noise.
     noisy_weights: whether the logits of the weights include the noise.
     plan_form: "index" copies rows, "dense" multiplies by the routing tensors,
-      "auto" takes the faster one, see `routing.plan.best_plan_form`.
+      "auto" takes the faster one, see `routing.plan.best_plan_form`. Kernels
+      for TPUs replace both for many shapes, see `routing.slot_kernel`.
     importance_loss_weight: weight of `balance.importance_loss`.
     load_loss_weight: weight of `balance.load_loss`, which is defined for token
       choice, in training, with noise.
@@ -183,7 +185,7 @@ class SparseRouter(Router):
     form = self.plan_form
     if form == "auto":
       form = best_plan_form(jax.default_backend(), self.num_experts * capacity)
-    return plan if form == "index" else plan.to_dense(), aux
+    return dataclasses.replace(plan, multiplies=form == "dense"), aux
 
   @nn.nowrap
   def capacity(self, num_tokens: int) -> int:

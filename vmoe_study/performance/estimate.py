@@ -127,12 +127,8 @@ def estimate_resources(
   Raises:
     ValueError: the config cannot run on this number of chips.
   """
-  mesh = make_mesh(config.mesh, target.devices)
-  model = Model(config, image_shape, mesh)
-  if plan_form(config) == "auto":
-    slots = cost.routing(model.module, image_shape).slots_per_group
-    config = with_plan_form(config, best_plan_form("tpu", slots))
-    model = Model(config, image_shape, mesh)
+  model = model_on(target, config, image_shape)
+  config = model.config
   training = Training(model, num_examples)
   kept = kept_bytes(training)
   sizes = sizes_of(model) | {
@@ -154,6 +150,19 @@ def estimate_resources(
   fits = memory["total"] <= memory["capacity"]
   speed = _speed(compiled, training, target)
   return ResourceEstimate(**sizes, fits=fits, hbm_bytes=memory, **speed)
+
+
+def model_on(
+  target: CompileTarget, config: Config, image_shape: tuple[int, int, int]
+) -> Model:
+  """The model on slices, in the plan form that TPUs take."""
+  mesh = make_mesh(config.mesh, target.devices)
+  model = Model(config, image_shape, mesh)
+  if plan_form(config) != "auto":
+    return model
+  slots = cost.routing(model.module, image_shape).slots_per_group
+  form = best_plan_form("tpu", slots)
+  return Model(with_plan_form(config, form), image_shape, mesh)
 
 
 def _speed(

@@ -79,12 +79,14 @@ class Event:
     collective: the communication that it does, or starts.
     starts: name of the asynchronous operation that it starts; else empty.
     ends: name of the asynchronous operation that it waits for; else empty.
+    source: what it computes, by JAX's name stack, or its kind.
   """
 
   hbm_bytes: float = 0.0
   collective: Collective | None = None
   starts: str = ""
   ends: str = ""
+  source: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +223,8 @@ class _Program:
           )
         chains[chain] = len(events)
       if event != Event():
-        events.append(event)
+        source = _source(instruction)
+        events.append(dataclasses.replace(event, source=source))
     return tuple(events)
 
   def _called(self, instruction: _Instruction) -> Schedule:
@@ -304,6 +307,12 @@ class _Program:
     return Collective(
       kind, scale * sum(_array_bytes(shape, tiled=False)), groups
     )
+
+
+def _source(instruction: _Instruction) -> str:
+  """JAX's name stack of an instruction or, without one, its operation."""
+  found = re.search(r'op_name="([^"]*)"', instruction.attributes)
+  return found[1] if found else instruction.op
 
 
 def _transfer_key(instruction: _Instruction) -> str:

@@ -8,7 +8,8 @@ The slots of an expert are sent as rows, in the order C G. TPUs pad the last two
 axes of an array to tiles of 8 by 128: 8 divides few capacities C, but most
 numbers of local groups. On TPUs the experts of a device are exchanged in parts,
 so that the experts of one part compute while the tokens of the next part are in
-transit.
+transit; and where `routing.slot_kernel` supports the shapes, it makes and reads
+the rows, in an order of its own.
 """
 
 import dataclasses
@@ -22,7 +23,8 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from vmoe_study.routing.balance import RoutingAux
-from vmoe_study.routing.plan import RoutingPlan
+from vmoe_study.routing.plan import IndexPlan, RoutingPlan
+from vmoe_study.routing.slot_kernel import combine, dispatch, is_supported
 
 _MAX_PARTS = 4  # A power of 2.
 
@@ -78,11 +80,10 @@ class Exchange:
 
     def local(tokens_GSD, logits):
       plan, aux = route(logits)
-      return (
-        [self._send(part, tokens_GSD) for part in self._parts(plan)],
-        plan,
-        aux,
-      )
+      inputs = self._to_rows(plan, tokens_GSD)
+      # From (all experts, local groups) to (local experts, all groups).
+      inputs = [self._all_to_all(x, split=0, concat=1) for x in inputs]
+      return inputs, plan, aux
 
     groups = PartitionSpec(self.group_axes)
     out_specs = self._by_expert(), groups, groups
@@ -103,34 +104,46 @@ class Exchange:
     """
 
     def local(plan, outputs):
-      parts = zip(self._parts(plan), outputs, strict=True)
-      return sum(
-        self._receive(part, outputs_END) for part, outputs_END in parts
-      )
+      outputs = [self._all_to_all(y, split=1, concat=0) for y in outputs]
+      return self._to_tokens(plan, outputs)
 
     groups = PartitionSpec(self.group_axes)
     in_specs = groups, self._by_expert()
     return self.per_device(local, in_specs, groups)(plan, outputs)
 
-  def _send(self, plan, tokens_GSD):
-    inputs_ECGD = jnp.moveaxis(plan.dispatch(tokens_GSD), 2, 1)
-    inputs_END = inputs_ECGD.reshape(len(inputs_ECGD), -1, tokens_GSD.shape[2])
-    # From (all experts, local groups) to (local experts, all groups).
-    return self._all_to_all(inputs_END, split=0, concat=1)
+  def _to_rows(self, plan, x_GSD):
+    """The rows (E, N, D) of each part, in the order in which they are sent."""
+    count = self._num_parts(plan)
+    if self._takes_kernel(plan, x_GSD):
+      return dispatch(x_GSD, plan.tokens, plan.num_tokens, count)
+    rows = []
+    for index in range(count):
+      inputs_ECGD = jnp.moveaxis(plan.part(index, count).dispatch(x_GSD), 2, 1)
+      rows.append(inputs_ECGD.reshape(len(inputs_ECGD), -1, x_GSD.shape[2]))
+    return rows
 
-  def _receive(self, plan, outputs_END):
-    outputs_END = self._all_to_all(outputs_END, split=1, concat=0)
-    num_experts, _, width = outputs_END.shape
-    shape = num_experts, -1, plan.num_groups, width
-    return plan.combine(jnp.moveaxis(outputs_END.reshape(shape), 2, 1))
+  def _to_tokens(self, plan, rows):
+    """Combines rows in the order of `_to_rows`."""
+    if self._takes_kernel(plan, rows[0]):
+      return combine(rows, plan.tokens, plan.weights, plan.num_tokens)
+    total = 0
+    for index, rows_END in enumerate(rows):
+      shape = len(rows_END), -1, plan.num_groups, rows_END.shape[2]
+      outputs_EGCD = jnp.moveaxis(rows_END.reshape(shape), 2, 1)
+      total += plan.part(index, len(rows)).combine(outputs_EGCD)
+    return total
 
-  def _parts(self, plan: RoutingPlan) -> list[RoutingPlan]:
+  def _takes_kernel(self, plan, x):
+    """Whether the kernels for TPUs carry tokens or rows like `x`."""
+    if self.platform != "tpu" or not isinstance(plan, IndexPlan):
+      return False
+    return is_supported(plan, x.shape[-1], x.dtype.itemsize)
+
+  def _num_parts(self, plan: RoutingPlan) -> int:
     """Parts with the same number of experts on each device."""
-    count = 1
-    if self.platform == "tpu" and self.num_devices > 1:
-      local_experts = plan.num_experts // self.num_devices
-      count = math.gcd(local_experts, _MAX_PARTS)
-    return [plan.part(i, count) for i in range(count)]
+    if self.platform != "tpu" or self.num_devices == 1:
+      return 1
+    return math.gcd(plan.num_experts // self.num_devices, _MAX_PARTS)
 
   @property
   def num_devices(self) -> int:

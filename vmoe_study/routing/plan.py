@@ -184,6 +184,8 @@ class IndexPlan(RoutingPlan):
       each token; E * C marks a dropped choice. With it, all passes forward and
       backward are gathers; without it, carrying outputs back to tokens is a
       scatter-add.
+    multiplies: whether `dispatch` and `combine` multiply by the routing tensors
+      instead of copying rows: the dense form, made when it is used.
 
   Example:
     >>> import jax.numpy as jnp
@@ -206,6 +208,7 @@ class IndexPlan(RoutingPlan):
   weights: Float[Array, "G E C"]
   num_tokens: int = dataclasses.field(metadata={"static": True})
   slots: Int[Array, "G S K"] | None = None
+  multiplies: bool = dataclasses.field(default=False, metadata={"static": True})
 
   @property
   def num_groups(self) -> int:
@@ -224,19 +227,23 @@ class IndexPlan(RoutingPlan):
       is_here_GSK = (expert_GSK % count == index) & (expert_GSK < num_experts)
       dropped = num_experts // count * capacity
       slots = jnp.where(is_here_GSK, found_GSK, dropped)
-    return IndexPlan(
-      self.tokens[:, index::count],
-      self.weights[:, index::count],
-      self.num_tokens,
-      slots,
+    return dataclasses.replace(
+      self,
+      tokens=self.tokens[:, index::count],
+      weights=self.weights[:, index::count],
+      slots=slots,
     )
 
   def dispatch(self, x: Float[ArrayLike, "G S D"]) -> Float[Array, "E G C D"]:
+    if self.multiplies:
+      return self.to_dense().dispatch(x)
     x = _check_leading_axes("x", x, (self.num_groups, self.num_tokens))
     slots_ECGD = _to_slots(x, self.tokens, self.slots, self.num_tokens)
     return jnp.moveaxis(slots_ECGD, 1, 2)
 
   def combine(self, y: Float[ArrayLike, "E G C D"]) -> Float[Array, "G S D"]:
+    if self.multiplies:
+      return self.to_dense().combine(y)
     num_groups, num_experts, capacity = self.tokens.shape
     y = _check_leading_axes("y", y, (num_experts, num_groups, capacity))
     weights = jnp.moveaxis(self.weights, 0, 2).astype(y.dtype)
@@ -302,7 +309,9 @@ def best_plan_form(platform: str, num_slots: int) -> Literal["index", "dense"]:
 
   With an exchange among 16 of these chips (50,432 tokens on each, E*C = 192)
   the HBM traffic is 8.34 GB (index form) and 4.86 GB (dense form). In both
-  measurements slots were in the order E G C.
+  measurements slots were in the order E G C. Where `routing.slot_kernel`
+  supports the shapes, an exchange on TPUs uses its kernels instead of either
+  form: `performance.layer_traffic` counts their bytes.
 
   Args:
     platform: JAX's name of the backend: "cpu", "gpu" or "tpu".
