@@ -4,7 +4,8 @@ A kernel makes the 0/1 tensor of a group, (S, E C), from the tokens in its
 slots, and multiplies by it, as `DensePlan` does. Slots are rows of experts in
 the order in which they are sent, so that nothing is transposed, sliced or
 padded in memory. Tokens are read, or written, once for all parts of an
-exchange.
+exchange. In return, the first part leaves only when all are dispatched, and
+tokens are combined only when the last part is back.
 
 A program works on 8 groups, one for each sublane of a vector register, and a
 range of features. In rows of an expert, blocks of 8 groups have the order C 8.
