@@ -16,16 +16,17 @@ import itertools
 import shlex
 import signal
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from configs.datasets import FEWSHOT
 from vmoe_study.drawing.render import markdown_table
 from vmoe_study.nn.cost import routing
 from vmoe_study.nn.vit import VisionTransformer
 from vmoe_study.options import check_names
 from vmoe_study.performance.data_sizes import image_side
 from vmoe_study.run.config_file import load_config
-from vmoe_study.study.planned import Analysis
+from vmoe_study.study.planned import Analysis, PlannedContrast
 
 VMOE = "2106.05974"
 VMOE_CONFIGS = "github.com/google-research/vmoe, vmoe/configs/vmoe_paper"
@@ -453,6 +454,112 @@ def _glyphs_tuning() -> Iterator[Row]:
       yield Row("glyphs", {**arguments, name: value, "select": "true"})
 
 
+def _cell(router: str, cost: int = 1, **more: Any) -> dict[str, Any]:
+  """Arguments of a cell of a grid: a router with `cost` slots per token."""
+  if router in TOKEN_CHOICE:
+    return {"router": router, "k": cost, "capacity": 1, "group": 8, **more}
+  if router in EXPERT_CHOICE:
+    return {"router": router, "capacity": cost, "group": 8, **more}
+  if router == "soft":
+    return {"router": router, "capacity": cost, **more}
+  return {"router": router, **more}
+
+
+_COSTS = (1, 2)
+_EXPERT_CHOICE_CELLS = [
+  _cell(router, cost) for router in EXPERT_CHOICE for cost in _COSTS
+]
+_TOKEN_CHOICE_CELLS = [
+  _cell(router, cost) for router in TOKEN_CHOICE for cost in _COSTS
+]
+_BATCH_PRIORITY_CELLS = [
+  {**cell, "batch_priority": "true"} for cell in _TOKEN_CHOICE_CELLS
+]
+_SINGLE_IMAGE_CELLS = [
+  _cell(router, group=1)
+  for router in ("softmax_token_choice", "softmax_expert_choice")
+]
+_GRID = [
+  _cell("dense"),
+  *_EXPERT_CHOICE_CELLS,
+  *_TOKEN_CHOICE_CELLS,
+  *_BATCH_PRIORITY_CELLS,
+  *(_cell("soft", cost) for cost in _COSTS),
+  *_SINGLE_IMAGE_CELLS,
+]
+
+
+def _planned(
+  row: Callable[[Mapping[str, Any]], Row],
+  end_points: Mapping[str, tuple[str, ...]],
+  best_sparse: Mapping[str, Any],
+  best_routed: Mapping[str, Any],
+) -> Analysis:
+  """The five contrasts of a grid (notebooks/study/PLAN.md).
+
+  Args:
+    row: the row of a cell.
+    end_points: metrics by end point.
+    best_sparse: the cell of the best sparse router, chosen before the grid.
+    best_routed: the cell of the best router, chosen before the grid.
+  """
+
+  def names(cells: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(row(cell).name for cell in cells)
+
+  by_affinity: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+  for cell in (*_TOKEN_CHOICE_CELLS, *_BATCH_PRIORITY_CELLS):
+    by_affinity[cell["router"].startswith("sinkhorn")].append(cell)
+  contrasts = (
+    PlannedContrast(
+      "expert choice against token choice",
+      names(_EXPERT_CHOICE_CELLS),
+      names(_TOKEN_CHOICE_CELLS),
+    ),
+    PlannedContrast(
+      "expert choice against token choice with batch priority",
+      names(_EXPERT_CHOICE_CELLS),
+      names(_BATCH_PRIORITY_CELLS),
+      margin=0.5,
+    ),
+    PlannedContrast(
+      "Soft MoE against the best sparse router",
+      names([_cell("soft")]),
+      names([best_sparse]),
+    ),
+    PlannedContrast(
+      "Sinkhorn against softmax token choice",
+      names(by_affinity[True]),
+      names(by_affinity[False]),
+    ),
+    PlannedContrast(
+      "the best MoE model against the dense model",
+      names([best_routed]),
+      names([_cell("dense")]),
+    ),
+  )
+  return Analysis(end_points, contrasts)
+
+
+def _imagenet1k_row(cell: Mapping[str, Any]) -> Row:
+  """A cell of the grid at the study's size, B/32 with 32 experts."""
+  size = {"data": "imagenet1k", "backbone": _B32, "experts": 32}
+  return pretrain(**cell, **size, fewshot="many")
+
+
+# `_EQUAL_MLP_DIM` of the grid on ImageNet-1k, whose routed blocks are two.
+_IMAGENET_MLP_DIM = {1: 3054, 2: 3587}
+
+
+def _imagenet1k_grid() -> Iterator[Row]:
+  """All cells, and dense models with the FLOPs of expert choice."""
+  yield from map(_imagenet1k_row, _GRID)
+  for cost, size in _IMAGENET_MLP_DIM.items():
+    routed = _imagenet1k_row(_cell("softmax_expert_choice", cost))
+    control = _imagenet1k_row(_cell("dense", mlp=size))
+    yield dataclasses.replace(control, note=f"FLOPs of {routed.name}")
+
+
 def _laptop_untuned() -> Iterator[Row]:
   """Token choice with the published weight of the balance losses, untuned.
 
@@ -483,6 +590,21 @@ TABLES: dict[str, Table] = {
     "2106.05974, public config of V-MoE-S/32 on ILSVRC2012, the only result "
     "from scratch on public data; other routers in the same recipe",
     tuple(_imagenet1k()),
+  ),
+  "imagenet1k_grid": Table(
+    "Of no paper: the grid of the small study on ImageNet-1k, at the size of "
+    "2401.15969, in the recipe of 2106.05974, with the planned contrasts; the "
+    "best routers are those of 2308.00951, Table 9",
+    tuple(_imagenet1k_grid()),
+    _planned(
+      _imagenet1k_row,
+      {
+        "ILSVRC2012 validation": ("test/accuracy",),
+        "10-shot": tuple(f"fewshot/{name}/10shot" for name in FEWSHOT["many"]),
+      },
+      best_sparse=_cell("softmax_expert_choice"),
+      best_routed=_cell("soft"),
+    ),
   ),
   "imagenet21k": Table(
     "2106.05974, public config of V-MoE-B/16 on ImageNet-21k; other routers in "

@@ -17,6 +17,7 @@ from vmoe_study.nn.cost import forward_flops
 from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 from vmoe_study.run.config_file import load_config
 from vmoe_study.run.experiment import Model, Training
+from vmoe_study.study.table_file import load_analysis
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +84,7 @@ def test_every_row_has_a_smoke_size():
     arguments = row.arguments
     if row.recipe in ("pretrain", "finetune"):
       kind = (row.recipe, *map(arguments.get, ("router", "recipe", "data")))
-      kinds[kind] = row
+      kinds.setdefault(kind, row)
   for row in kinds.values():
     model = build(f"{row.config},smoke=true", devices=8, image=(8, 8, 1))
     assert model.image_shape in ((8, 8, 1), (16, 16, 1)), name(row)
@@ -102,14 +103,32 @@ def test_every_model_has_a_dense_counterpart():
 
 
 def test_dense_controls_have_the_flops_of_routed_models():
-  study = {row.name: row for row in tables.TABLES["study"]}
-  for row in tables.TABLES["dense_controls"]:
-    routed = study[row.note.removeprefix("FLOPs of ")]
+  rows = {row.name: row for row in itertools.chain(*tables.TABLES.values())}
+  controls = [r for r in rows.values() if r.note.startswith("FLOPs of ")]
+  assert len(controls) > 8
+  for row in controls:
+    routed = rows[row.note.removeprefix("FLOPs of ")]
     flops = [
       sum(forward_flops(build(*r).module, (224, 224, 3)).values())
       for r in ((row.config, row.overrides), (routed.config,))
     ]
     assert flops[0] == pytest.approx(flops[1], rel=1e-4), row.name
+
+
+@pytest.mark.parametrize("table", tables.TABLES)
+def test_planned_contrasts_name_rows_with_their_metrics(table):
+  if tables.TABLES[table].analysis is None:
+    return
+  analysis = load_analysis(f"configs/tables.py:{table}")
+  rows = {row.name: row for row in tables.TABLES[table]}
+  for contrast in analysis.contrasts:
+    assert sum(contrast.weights.values()) == pytest.approx(0)
+    for name_of_row in contrast.weights:
+      config, _ = check(rows[name_of_row].config)
+      metrics = {f"{name}/accuracy" for name in config.evaluations}
+      metrics |= {f"fewshot/{name}/10shot" for name in config.fewshot}
+      assert metrics >= set(itertools.chain(*analysis.end_points.values()))
+      assert 10 in config.shots
 
 
 def test_few_shot_of_a_trained_model():
