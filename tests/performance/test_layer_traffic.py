@@ -33,6 +33,16 @@ def test_a_kernel_reads_and_writes_each_of_its_arrays_in_hbm_once():
   }
 
 
+def test_a_kernel_may_access_a_part_of_its_arrays():
+  words = 'custom_call_target="tpu_custom_call", '
+  stated = (8 * 128 + 8 * 128 + 6 * 128) * 2 + 8 * 4 * 4  # All arrays.
+  for share in (0.25, 1, 2):
+    cost = f'"cost_estimate":{{"bytes_accessed":"{int(share * stated)}"}}'
+    config = f'backend_config={{"custom_call_config":{{{cost}}}}}, '
+    found = layer_traffic.by_part(PROGRAM.replace(words, words + config))
+    assert found["dispatch and combine"] == min(1, share) * 2 * ARRAY
+
+
 def test_an_ideal_layer_of_b16():
   pytest.importorskip("libtpu")
   from vmoe_study import load_config

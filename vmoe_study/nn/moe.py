@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -146,7 +145,7 @@ class Moe(nn.Module):
       y, aux = self._grouped(experts, route, tokens, logits)
       return y.reshape(x.shape), aux
     inputs, plan, aux = self.exchange.send(route, tokens, logits)
-    outputs = self._outputs(experts, inputs, deterministic)
+    outputs = [experts(part, deterministic) for part in inputs]
     tokens = self.exchange.receive(plan, outputs)
     return tokens.reshape(x.shape), aux
 
@@ -166,36 +165,6 @@ class Moe(nn.Module):
     return grouped_layer(
       self.exchange, route, apply_mlp, params, tokens, logits
     )
-
-  def _outputs(
-    self, experts: nn.Module, inputs: list[Array], deterministic: bool
-  ) -> list[Array]:
-    """Applies the experts of each part of `Exchange.send` to their inputs."""
-    count = len(inputs)
-    if count == 1:
-      return [experts(inputs[0], deterministic)]
-    if self.is_initializing():
-      one_slot = jnp.concatenate([part[:, :1] for part in inputs])
-      experts(one_slot, deterministic)
-
-    def parameters(index):
-      return jax.tree.map(
-        lambda p: p.reshape(-1, count, *p.shape[1:])[:, index],
-        experts.variables,
-      )
-
-    def rngs(index):
-      if deterministic or not self.has_rng("dropout"):
-        return {}
-      shared = self.moe.shared_expert_init  # As are the masks within a part.
-      return {"dropout": key if shared else jax.random.fold_in(key, index)}
-
-    key = self.make_rng("dropout") if self.has_rng("dropout") else None
-    unbound: Any = experts.clone(parent=None, name=None)
-    return [
-      unbound.apply(parameters(i), part, deterministic, rngs=rngs(i))
-      for i, part in enumerate(inputs)
-    ]
 
 
 def make_experts(

@@ -292,6 +292,8 @@ class _Program:
       return Event()
     moved = _hbm_bytes(operands, by_name)
     moved += sum(_array_bytes(instruction.shape, hbm_only=True))
+    if op == "custom-call":
+      moved *= _accessed_share(instruction, by_name)
     if _kind(op):
       return Event(moved, self._collective(instruction, instruction.shape))
     if op == "fusion" and not self._chain(instruction):
@@ -381,6 +383,21 @@ def _instruction(name: str, shape: str, op: str, rest: str) -> _Instruction:
   if op in ("constant", "parameter"):
     names = (operands,)  # A value, or a number.
   return _Instruction(name, shape, op, names, attributes)
+
+
+def _accessed_share(
+  kernel: _Instruction, by_name: Mapping[str, _Instruction]
+) -> float:
+  """The share of its arrays that a kernel says it accesses; 1 without a word.
+
+  A kernel may read a part of an operand, or write a part of a result in place.
+  """
+  stated = re.search(r'"bytes_accessed":"(\d+)"', kernel.attributes)
+  if not stated:
+    return 1.0
+  operands = [by_name[name].shape for name in kernel.operands]
+  arrays = [_array_bytes(s, tiled=False) for s in (*operands, kernel.shape)]
+  return min(1.0, int(stated[1]) / sum(map(sum, arrays)))
 
 
 def _hbm_bytes(

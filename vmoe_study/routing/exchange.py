@@ -6,8 +6,8 @@ communicates the expert inputs and the expert outputs.
 
 The slots of an expert are sent as rows, in the order C G. TPUs pad the last two
 axes of an array to tiles of 8 by 128: 8 divides few capacities C, but most
-numbers of local groups. On TPUs the experts of a device are exchanged in parts,
-so that the experts of one part compute while the tokens of the next part are in
+numbers of local groups. On TPUs the groups of a device are exchanged in parts,
+so that experts work on one part while the tokens of the next part are in
 transit; and where `routing.slot_kernel` supports the shapes, it makes and reads
 the rows, in an order of its own.
 """
@@ -73,9 +73,9 @@ class Exchange:
       logits: tree of arrays with leading axis G, sharded by group.
 
     Returns:
-      For each `RoutingPlan.part`, inputs of the N = G * C slots of its experts,
-      in the dtype of the tokens, sharded by expert; the plan and the aux,
-      sharded by group.
+      For each part of the groups (`RoutingPlan.part`), the inputs of its N
+      slots of each expert, in the dtype of the tokens, sharded by expert; the
+      plan and the aux, sharded by group. N is G * C over the number of parts.
     """
 
     def local(tokens_GSD, logits):
@@ -117,21 +117,23 @@ class Exchange:
     if self._takes_kernel(plan, x_GSD):
       return dispatch(x_GSD, plan.tokens, plan.num_tokens, count)
     rows = []
-    for index in range(count):
-      inputs_ECGD = jnp.moveaxis(plan.part(index, count).dispatch(x_GSD), 2, 1)
-      rows.append(inputs_ECGD.reshape(len(inputs_ECGD), -1, x_GSD.shape[2]))
+    for index, part_GSD in enumerate(jnp.split(x_GSD, count)):
+      part = plan.part(index, count)
+      inputs_ECGD = jnp.moveaxis(part.dispatch(part_GSD), 2, 1)
+      rows.append(inputs_ECGD.reshape(plan.num_experts, -1, x_GSD.shape[2]))
     return rows
 
   def _to_tokens(self, plan, rows):
     """Combines rows in the order of `_to_rows`."""
     if self._takes_kernel(plan, rows[0]):
       return combine(rows, plan.tokens, plan.weights, plan.num_tokens)
-    total = 0
+    tokens = []
     for index, rows_END in enumerate(rows):
-      shape = len(rows_END), -1, plan.num_groups, rows_END.shape[2]
+      part = plan.part(index, len(rows))
+      shape = part.num_experts, -1, part.num_groups, rows_END.shape[2]
       outputs_EGCD = jnp.moveaxis(rows_END.reshape(shape), 2, 1)
-      total += plan.part(index, len(rows)).combine(outputs_EGCD)
-    return total
+      tokens.append(part.combine(outputs_EGCD))
+    return jnp.concatenate(tokens)
 
   def _takes_kernel(self, plan, x):
     """Whether the kernels for TPUs carry tokens or rows like `x`."""
@@ -140,10 +142,10 @@ class Exchange:
     return is_supported(plan, x.shape[-1], x.dtype.itemsize)
 
   def _num_parts(self, plan: RoutingPlan) -> int:
-    """Parts with the same number of experts on each device."""
+    """Number of parts, each with a multiple of 8 groups on each device."""
     if self.platform != "tpu" or self.num_devices == 1:
       return 1
-    return math.gcd(plan.num_experts // self.num_devices, _MAX_PARTS)
+    return max(1, math.gcd(plan.num_groups, 8 * _MAX_PARTS) // 8)
 
   @property
   def num_devices(self) -> int:

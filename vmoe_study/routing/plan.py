@@ -63,14 +63,15 @@ class RoutingPlan(abc.ABC):
   def num_experts(self) -> int:
     """E."""
 
-  @abc.abstractmethod
   def part(self, index: int, count: int) -> "RoutingPlan":
-    """The plan for experts `index`, `index` + `count`, ... only.
+    """The plan of one of `count` equal parts of the groups, in order.
 
     Args:
       index: from 0 to `count` - 1.
-      count: number of parts into which the experts are split; divides E.
+      count: number of parts into which the groups are split; divides G.
     """
+    size = self.num_groups // count
+    return jax.tree.map(lambda x: x[index * size : (index + 1) * size], self)
 
   @abc.abstractmethod
   def dispatch(self, x: Float[ArrayLike, "G S D"]) -> Float[Array, "E G C D"]:
@@ -140,9 +141,6 @@ class DensePlan(RoutingPlan):
   @property
   def num_experts(self) -> int:
     return self.combine_weights.shape[2]
-
-  def part(self, index: int, count: int) -> "DensePlan":
-    return jax.tree.map(lambda x_GSEC: x_GSEC[:, :, index::count], self)
 
   def dispatch(self, x: Float[ArrayLike, "G S D"]) -> Float[Array, "E G C D"]:
     x = _check_leading_axes("x", x, self.dispatch_weights.shape[:2])
@@ -217,22 +215,6 @@ class IndexPlan(RoutingPlan):
   @property
   def num_experts(self) -> int:
     return self.tokens.shape[1]
-
-  def part(self, index: int, count: int) -> "IndexPlan":
-    num_experts, capacity = self.tokens.shape[1:]
-    slots = self.slots
-    if slots is not None:
-      expert_GSK, slot_GSK = jnp.divmod(slots, capacity)
-      found_GSK = expert_GSK // count * capacity + slot_GSK
-      is_here_GSK = (expert_GSK % count == index) & (expert_GSK < num_experts)
-      dropped = num_experts // count * capacity
-      slots = jnp.where(is_here_GSK, found_GSK, dropped)
-    return dataclasses.replace(
-      self,
-      tokens=self.tokens[:, index::count],
-      weights=self.weights[:, index::count],
-      slots=slots,
-    )
 
   def dispatch(self, x: Float[ArrayLike, "G S D"]) -> Float[Array, "E G C D"]:
     if self.multiplies:

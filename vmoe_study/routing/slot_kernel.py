@@ -3,9 +3,9 @@
 A kernel makes the 0/1 tensor of a group, (S, E C), from the tokens in its
 slots, and multiplies by it, as `DensePlan` does. Slots are rows of experts in
 the order in which they are sent, so that nothing is transposed, sliced or
-padded in memory. Tokens are read, or written, once for all parts of an
-exchange. In return, the first part leaves only when all are dispatched, and
-tokens are combined only when the last part is back.
+padded in memory. Groups are split into parts, each with its own kernel, so that
+one part is in transit while the next is dispatched or combined. Kernels read
+their part of the tokens, and write it, in place.
 
 A program works on 8 groups, one for each sublane of a vector register, and a
 range of features. In rows of an expert, blocks of 8 groups have the order C 8.
@@ -18,6 +18,7 @@ With x the tokens, y the rows of slots, and ' for gradients:
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,27 +47,31 @@ def dispatch(
   num_tokens: int,
   parts: int,
   interpret: bool = False,
-) -> list[Float[Array, "part N D"]]:
+) -> list[Float[Array, "E N D"]]:
   """Rows of all slots. Differentiable in reverse mode only.
 
   Args:
     x: tokens of any float dtype.
     tokens: as in an `IndexPlan`.
     num_tokens: S.
-    parts: number of parts into which experts are split: `RoutingPlan.part`.
+    parts: number of parts into which groups are split: `RoutingPlan.part`; each
+      has a multiple of 8 groups.
     interpret: whether to emulate the kernel without a TPU, for tests.
 
   Returns:
-    N = G * C rows for the experts of each part; zero for an empty slot.
+    For each part N = G * C / parts rows of every expert; zero for empty slots.
   """
-  sizes = _Sizes(tokens, num_tokens, parts, x)
-  index = [sizes.by_part(tokens)]
-  return sizes.call(_dispatch_kernel, index, [x], sizes.rows, interpret)
+  sizes = _Sizes(tokens, num_tokens, parts, x, interpret)
+  rows = []
+  for part in range(parts):
+    inputs = [sizes.plan(part, tokens), sizes.tokens(part, x)]
+    rows += sizes.call(_dispatch_kernel, inputs, [sizes.rows()])
+  return rows
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def combine(
-  rows: list[Float[Array, "part N D"]],
+  rows: list[Float[Array, "E N D"]],
   tokens: Int[Array, "G E C"],
   weights: Float[Array, "G E C"],
   num_tokens: int,
@@ -84,10 +89,13 @@ def combine(
     num_tokens: S.
     interpret: whether to emulate the kernel without a TPU, for tests.
   """
-  sizes = _Sizes(tokens, num_tokens, len(rows), rows[0])
-  plan = [sizes.by_part(tokens), sizes.by_part(weights)]
-  (x,) = sizes.call(_combine_kernel, plan, rows, [sizes.tokens], interpret)
-  return x
+  sizes = _Sizes(tokens, num_tokens, len(rows), rows[0], interpret)
+  found: list[Array] = []
+  for part, of_part in enumerate(rows):
+    inputs = [sizes.plan(part, tokens), sizes.plan(part, weights)]
+    inputs.append(sizes.rows(of_part))
+    found = sizes.call(_combine_kernel, inputs, [sizes.tokens(part)], found)
+  return found[0]
 
 
 def _dispatch_forward(x, tokens, num_tokens, parts, interpret):
@@ -107,13 +115,16 @@ def _combine_forward(rows, tokens, weights, num_tokens, interpret):
 
 def _combine_backward(num_tokens, interpret, residuals, d_x):
   rows, tokens, weights = residuals
-  sizes = _Sizes(tokens, num_tokens, len(rows), d_x)
-  plan = [sizes.by_part(tokens), sizes.by_part(weights)]
-  outputs = [sizes.slots, *sizes.rows]
-  d_weights, *d_rows = sizes.call(
-    _gradient_kernel, plan, [d_x, *rows], outputs, interpret
-  )
-  return d_rows, None, sizes.by_expert(d_weights)
+  sizes = _Sizes(tokens, num_tokens, len(rows), d_x, interpret)
+  d_weights, d_rows = [], []
+  for part, of_part in enumerate(rows):
+    inputs = [sizes.plan(part, tokens), sizes.plan(part, weights)]
+    inputs += [sizes.tokens(part, d_x), sizes.rows(of_part)]
+    outputs = [sizes.slots(), sizes.rows()]
+    d_slots, d_of_part = sizes.call(_gradient_kernel, inputs, outputs)
+    d_weights.append(d_slots)
+    d_rows.append(d_of_part)
+  return d_rows, None, jnp.concatenate(d_weights).reshape(weights.shape)
 
 
 dispatch.defvjp(_dispatch_forward, _dispatch_backward)
@@ -134,94 +145,116 @@ def _block_width(
   return found
 
 
-class _Sizes:
-  """Sizes of a kernel: its programs, and the blocks that they work on.
+class _Block(NamedTuple):
+  """What a kernel reads or writes: an array, and its blocks.
 
-  `tokens`, `rows` and `slots` are arrays of a kernel, with their blocks; slots
-  are (G, E C).
+  Attributes:
+    array: the array to read, or the shape of the array to write.
+    spec: the blocks of the programs.
+    bytes: bytes in all blocks.
   """
 
-  def __init__(self, tokens_GEC, num_tokens, parts, x):
-    num_groups, num_experts, capacity = self._shape = tokens_GEC.shape
+  array: Array | jax.ShapeDtypeStruct
+  spec: pl.BlockSpec
+  bytes: int
+
+
+class _Sizes:
+  """The kernels of one plan: their programs, and the blocks they work on."""
+
+  def __init__(self, tokens_GEC, num_tokens, parts, x, interpret):
+    num_groups, num_experts, capacity = tokens_GEC.shape
     num_slots, width = num_experts * capacity, x.shape[-1]
-    sizes = num_tokens, num_slots, width, x.dtype.itemsize
-    block, local = _block_width(*sizes), num_experts // parts
-    self._parts = parts
-    self._grid = num_groups // _GROUPS, width // block
-    self._flops = 2 * num_groups * num_tokens * num_slots * width
+    block = _block_width(num_tokens, num_slots, width, x.dtype.itemsize)
+    self._grid = num_groups // parts // _GROUPS, width // block
+    self._capacity, self._num_slots, self._block = capacity, num_slots, block
+    rows = num_experts, num_groups // parts * capacity, width
+    self._rows = jax.ShapeDtypeStruct(rows, x.dtype)
+    x = jax.ShapeDtypeStruct((num_groups, num_tokens, width), x.dtype)
+    self._tokens, self._parts, self._interpret = x, parts, interpret
+    self._flops = 2 * x.size // parts * num_slots
     scratch = block // _LANES, num_slots * _GROUPS, _LANES
     self._scratch = pltpu.VMEM(scratch, jnp.float32)
-    self.tokens = (
-      jax.ShapeDtypeStruct((num_groups, num_tokens, width), x.dtype),
-      pl.BlockSpec((_GROUPS, num_tokens, block), lambda i, j: (i, 0, j)),
-    )
-    rows = (
-      jax.ShapeDtypeStruct((local, num_groups * capacity, width), x.dtype),
-      pl.BlockSpec((local, _GROUPS * capacity, block), lambda i, j: (0, i, j)),
-    )
-    self.rows = [rows] * parts
-    self.slots = (
-      jax.ShapeDtypeStruct((num_groups, num_slots), jnp.float32),
-      pl.BlockSpec((_GROUPS, num_slots), lambda i, j: (i, 0)),
-    )
 
-  def by_part(self, x_GEC):
-    """(G, E C), the experts of a part next to each other."""
-    num_groups, _, capacity = self._shape
-    split = x_GEC.reshape(num_groups, -1, self._parts, capacity)
-    return split.swapaxes(1, 2).reshape(num_groups, -1)
+  def plan(self, part, x_GEC):
+    """The slots of a part, to be read as (groups, E C)."""
+    first, x_GN = part * self._grid[0], x_GEC.reshape(len(x_GEC), -1)
+    shape = _GROUPS, self._num_slots
+    spec = pl.BlockSpec(shape, lambda i, j: (first + i, 0))
+    return _Block(x_GN, spec, x_GN.size * 4 // self._parts)
 
-  def by_expert(self, x_GN):
-    """(G, E, C), the inverse of `by_part`."""
-    num_groups, _, capacity = self._shape
-    split = x_GN.reshape(num_groups, self._parts, -1, capacity)
-    return split.swapaxes(1, 2).reshape(self._shape)
+  def slots(self):
+    """Numbers of the slots of a part, to be written as (groups, E C)."""
+    shape = self._grid[0] * _GROUPS, self._num_slots
+    array = jax.ShapeDtypeStruct(shape, jnp.float32)
+    spec = pl.BlockSpec((_GROUPS, self._num_slots), lambda i, j: (i, 0))
+    return _Block(array, spec, array.size * 4)
 
-  def call(self, kernel, plan, arrays, outputs, interpret):
+  def tokens(self, part, x=None):
+    """The tokens of a part, which is read or written in place."""
+    first, shape = part * self._grid[0], self._tokens
+    block = _GROUPS, shape.shape[1], self._block
+    spec = pl.BlockSpec(block, lambda i, j: (first + i, 0, j))
+    size = shape.size * shape.dtype.itemsize // self._parts
+    return _Block(shape if x is None else x, spec, size)
+
+  def rows(self, rows=None):
+    """All rows of a part."""
+    shape = self._rows
+    block = shape.shape[0], _GROUPS * self._capacity, self._block
+    spec = pl.BlockSpec(block, lambda i, j: (0, i, j))
+    size = shape.size * shape.dtype.itemsize
+    return _Block(shape if rows is None else rows, spec, size)
+
+  def call(self, kernel, inputs, outputs, into=()):
     """Runs a kernel.
 
     Args:
-      kernel: takes references to the blocks of `plan`, `arrays` and outputs,
-        and to float32 memory for the rows of a program, in the order E C 8.
-      plan: arrays (G, E C).
-      arrays: tokens and rows.
-      outputs: as in `tokens`, `rows` and `slots`.
-      interpret: computes without a TPU.
+      kernel: takes references to the blocks of inputs and outputs, and to
+        float32 memory for the rows of a program, in the order E C 8.
+      inputs: what it reads.
+      outputs: what it writes.
+      into: the arrays whose other blocks the first outputs keep. Without one,
+        the blocks that no program writes are undefined.
     """
-    known = [self.tokens, *self.rows]
-    specs = {array.shape: spec for array, spec in known}
-    shapes, out_specs = zip(*outputs, strict=True)
-    moved = [*plan, *arrays, *shapes]
+    blocks = [*inputs, *outputs]
     cost = pl.CostEstimate(
       flops=self._flops * (2 if kernel is _gradient_kernel else 1),
       transcendentals=0,
-      bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
+      bytes_accessed=sum(block.bytes for block in blocks),
     )
+    arrays, in_specs, _ = map(list, zip(*inputs, strict=True))
+    count = len(inputs)
+    arrays += into
+    in_specs += [pl.BlockSpec(memory_space=pl.ANY) for _ in into]
+
+    def without_into(*refs):
+      kernel(*refs[:count], *refs[count + len(into) :])
+
     program = pl.pallas_call(
-      kernel,
+      without_into,
       grid=self._grid,
-      in_specs=[self.slots[1]] * len(plan) + [specs[x.shape] for x in arrays],
-      out_specs=out_specs,
-      out_shape=shapes,
+      in_specs=in_specs,
+      out_specs=[block.spec for block in outputs],
+      out_shape=[block.array for block in outputs],
       scratch_shapes=[self._scratch],
+      input_output_aliases={count + i: i for i in range(len(into))},
       cost_estimate=cost,
-      interpret=interpret,
+      interpret=self._interpret,
     )
-    return list(program(*plan, *arrays))
+    return program(*arrays)
 
 
-def _dispatch_kernel(tokens_ref, x_ref, *refs):
-  *parts, rows_ref = refs
+def _dispatch_kernel(tokens_ref, x_ref, out_ref, rows_ref):
   for group in range(_GROUPS):
     x = x_ref[group]
     Dispatch = _is_in_slot(tokens_ref, group, len(x)).astype(x.dtype)
     _write_group(rows_ref, group, _dot(Dispatch, x, 0, 0))
-  _store(rows_ref, parts)
+  _store(rows_ref, out_ref)
 
 
-def _combine_kernel(tokens_ref, weights_ref, *refs):
-  *parts, x_ref, rows_ref = refs
-  _load(parts, rows_ref)
+def _combine_kernel(tokens_ref, weights_ref, in_ref, x_ref, rows_ref):
+  _load(in_ref, rows_ref)
   for group in range(_GROUPS):
     Dispatch = _is_in_slot(tokens_ref, group, x_ref.shape[1])
     Combine = jnp.where(Dispatch, weights_ref[group : group + 1], 0.0)
@@ -230,11 +263,10 @@ def _combine_kernel(tokens_ref, weights_ref, *refs):
     x_ref[group] = x.astype(x_ref.dtype)
 
 
-def _gradient_kernel(tokens_ref, weights_ref, d_x_ref, *refs):
-  *refs, rows_ref = refs
-  count = len(refs) // 2
-  parts, d_weights_ref, d_parts = refs[:count], refs[count], refs[count + 1 :]
-  _load(parts, rows_ref)
+def _gradient_kernel(
+  tokens_ref, weights_ref, d_x_ref, in_ref, d_weights_ref, out_ref, rows_ref
+):
+  _load(in_ref, rows_ref)
 
   @pl.when(pl.program_id(1) == 0)
   def _():
@@ -249,7 +281,7 @@ def _gradient_kernel(tokens_ref, weights_ref, d_x_ref, *refs):
     d_weights_ref[group : group + 1] += d_Combine.sum(axis=0, keepdims=True)
     d_rows = _dot(Combine.astype(d_x.dtype), d_x, 0, 0)
     _write_group(rows_ref, group, d_rows)
-  _store(rows_ref, d_parts)
+  _store(rows_ref, out_ref)
 
 
 def _is_in_slot(tokens_ref, group, num_tokens):
@@ -280,27 +312,19 @@ def _write_group(rows_ref, group, x):
     rows_ref.at[i][_of_group(rows_ref, group)] = x[:, lanes]
 
 
-def _load(parts, rows_ref):
-  """Reads the rows of all parts."""
-  for part, rows, i, lanes in _blocks(parts, rows_ref):
-    x = part[:, :, lanes].astype(jnp.float32)
-    rows_ref.at[i][rows] = x.reshape(-1, _LANES)
+def _load(ref, rows_ref):
+  """Reads all rows of a program."""
+  for i in range(len(rows_ref)):
+    lanes = slice(i * _LANES, (i + 1) * _LANES)
+    rows_ref[i] = ref[:, :, lanes].astype(jnp.float32).reshape(-1, _LANES)
 
 
-def _store(rows_ref, parts):
-  """Writes the rows of all parts."""
-  for part, rows, i, lanes in _blocks(parts, rows_ref):
-    x = rows_ref.at[i][rows].reshape(*part.shape[:2], _LANES)
-    part[:, :, lanes] = x.astype(part.dtype)
-
-
-def _blocks(parts, rows_ref):
-  """Each part with its rows, and each register with its lanes of the part."""
-  size = rows_ref.shape[1] // len(parts)
-  for p, part in enumerate(parts):
-    for i in range(len(rows_ref)):
-      lanes = slice(i * _LANES, (i + 1) * _LANES)
-      yield part, pl.ds(p * size, size), i, lanes
+def _store(rows_ref, ref):
+  """Writes all rows of a program."""
+  for i in range(len(rows_ref)):
+    lanes = slice(i * _LANES, (i + 1) * _LANES)
+    rows = rows_ref[i].reshape(*ref.shape[:2], _LANES)
+    ref[:, :, lanes] = rows.astype(ref.dtype)
 
 
 def _dot(x, y, x_axis, y_axis):
