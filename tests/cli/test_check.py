@@ -34,7 +34,10 @@ TABLES = {
 def test_a_valid_command_line_is_not_run(words, capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert main(words) == 0
-  assert capsys.readouterr().out == "The command line is valid.\n"
+  *resources, last = capsys.readouterr().out.splitlines()
+  assert last == "The command line is valid."
+  # For launch/slurm.sh.
+  assert resources == ["num_workers=auto"] * (words[0] == "train")
   assert not [*tmp_path.iterdir()]
 
 
