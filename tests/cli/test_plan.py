@@ -170,8 +170,8 @@ def test_slices_exchange_gradients_only(tmp_path):
   assert (report["slices"], report["devices"]) == (2, 8)
   assert report["mesh"] == {"replica": 2, "expert": 4}
   assert report["step_seconds"]["network"] > 0
-  # Each way, forward and backward, for two parts of the experts of a device.
-  assert report["collectives"]["all-to-all"]["count"] == 8
+  # Each way, forward and backward; a device has too few groups for two parts.
+  assert report["collectives"]["all-to-all"]["count"] == 4
 
 
 def test_python_gets_what_the_command_prints(report, monkeypatch):
