@@ -507,9 +507,11 @@ def _planned(
   def names(cells: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(row(cell).name for cell in cells)
 
-  by_affinity: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-  for cell in (*_TOKEN_CHOICE_CELLS, *_BATCH_PRIORITY_CELLS):
-    by_affinity[cell["router"].startswith("sinkhorn")].append(cell)
+  token_choice = [*_TOKEN_CHOICE_CELLS, *_BATCH_PRIORITY_CELLS]
+  softmax, sinkhorn = (
+    [cell for cell in token_choice if cell["router"] == router]
+    for router in TOKEN_CHOICE
+  )
   contrasts = (
     PlannedContrast(
       "expert choice against token choice",
@@ -529,8 +531,8 @@ def _planned(
     ),
     PlannedContrast(
       "Sinkhorn against softmax token choice",
-      names(by_affinity[True]),
-      names(by_affinity[False]),
+      names(sinkhorn),
+      names(softmax),
     ),
     PlannedContrast(
       "the best MoE model against the dense model",

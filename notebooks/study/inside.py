@@ -26,8 +26,8 @@ from vmoe_study.files.atomic import write_atomically
 from vmoe_study.files.json_text import to_json
 from vmoe_study.inspection.images import EvaluationImages
 from vmoe_study.inspection.measure import (
-  measure_image_routing,
   measure_images,
+  measure_routing,
 )
 from vmoe_study.inspection.statistics import mutual_information
 from vmoe_study.run.checkpoint import Checkpoint
@@ -64,13 +64,17 @@ def expert_use_by_script(checkpoint: Checkpoint) -> dict[str, Any]:
     )
     images = EvaluationImages(model, {})
     measured = measure_images(
-      {"routing": measure_image_routing(model.evaluation_module)},
+      {
+        "weights": measure_routing(
+          model.evaluation_module, lambda tokens, _: tokens.combined.sum(axis=1)
+        )
+      },
       checkpoint.variables,
       images.batches(IMAGES_OF_SCRIPT),
       images.to_devices,
     )
-    for layer, routing in measured["routing"].items():
-      weight_E = routing.combined.sum(axis=0)
+    for layer, weights_NE in measured["weights"].items():
+      weight_E = weights_NE.sum(axis=0)
       found.setdefault(layer, {})[name] = (weight_E / weight_E.sum()).tolist()
   return found
 

@@ -15,7 +15,7 @@ from vmoe_study.config import parse
 from vmoe_study.run import train as train_lib
 from vmoe_study.run.experiment import Model, Training
 
-pytestmark = pytest.mark.fuzz
+pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(60)]
 
 ROUTERS = ("softmax_token_choice", "sinkhorn_expert_choice", "soft", "dense")
 CONFIGS = {r: digits.get_config(f"router={r}").to_dict() for r in ROUTERS}

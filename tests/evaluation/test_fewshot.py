@@ -154,12 +154,14 @@ def test_best_penalty_among_ties_is_the_authors(case):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(60)
 def test_imagenet_size_fits_in_seconds():
   features, labels = _problem(10_000, 512, 1000)
-  fewshot.fewshot_accuracies(
+  found = fewshot.fewshot_accuracies(
     features, labels, features[:500], labels[:500], 1000
   )
+  # Images that were trained on are recognised better than by chance.
+  assert found.max() > 10 / 1000
 
 
 def _batches(features, labels, classes, size):

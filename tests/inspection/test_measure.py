@@ -1,5 +1,7 @@
 """What routers do, against plain loops over the routing tensors."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -51,6 +53,12 @@ def make_params(module, collection="params"):
   leaves, tree = jax.tree.flatten(shapes.get(collection, {}))
   rng = np.random.default_rng(0)
   return tree.unflatten([rng.normal(size=s.shape) for s in leaves])
+
+
+def measure_image_routing(module):
+  return measure.measure_routing(
+    module, lambda tokens, images: measure.image_routing(tokens)
+  )
 
 
 class Layer:
@@ -108,7 +116,7 @@ def test_the_plan_is_what_the_layer_computed_with(layer):
 
 
 def test_image_routing_is_what_loops_count(layer):
-  found = measure.measure_image_routing(layer.module)(layer.variables, BATCHED)
+  found = measure_image_routing(layer.module)(layer.variables, BATCHED)
   found = jax.device_get(found)[LAYER]
   logits = np.asarray(layer.logits.clean)
   some_unprocessed = False
@@ -140,7 +148,8 @@ def test_patches_with_content_are_what_loops_count(layer):
   images[0, :4, :4] = images[1, 4:, :4] = 0.5  # Background.
   images[2] = 0.5  # A blank image has none.
   batch = {**BATCHED, "image": images}
-  found = content.measure_patch_routing(layer.module)(layer.variables, batch)
+  summary = functools.partial(content.patch_routing, patch_size=4)
+  found = measure.measure_routing(layer.module, summary)(layer.variables, batch)
   found = jax.device_get(found)[LAYER]
   plan, _ = measure.capture_routing(layer.module, layer.variables, images)[
     LAYER
@@ -233,7 +242,5 @@ def test_a_dense_model_has_no_layers():
   module = make_module("softmax_expert_choice").clone(moe=None)
   assert measure.layer_names(module) == ()
   params = make_params(module)
-  assert (
-    measure.measure_image_routing(module)({"params": params}, BATCHED) == {}
-  )
+  assert measure_image_routing(module)({"params": params}, BATCHED) == {}
   assert effects.measure_ablation(module)({"params": params}, BATCHED) == {}

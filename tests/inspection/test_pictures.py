@@ -51,11 +51,11 @@ def inspection(gallery):
   counts = np.tile([1.0, 3.0, 1.0, 0.0], (6, 1))
   layer = layer_statistics(
     ImageRouting(sent, sent / 20, counts, np.ones(6)),
+    PatchRouting(*np.ones((3, 6, 2))),
     np.eye(2)[np.arange(6) % 2],
     10.0,
     np.ones(6),
     np.arange(24).reshape(6, 4) % 5 > 0,
-    PatchRouting(*np.ones((3, 6, 2))),
   )
   estimate = Estimate(0.75, 0.125, 6)
   names = ["encoderblock_1", "encoderblock_3"]

@@ -36,11 +36,11 @@ LABELS = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 def layer():
   return statistics.layer_statistics(
     ROUTING,
+    PATCHES,
     LABELS,
     slots_per_image=2,
     correct=np.array([1.0, 1.0]),
     without=np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
-    patches=PATCHES,
   )
 
 
@@ -74,7 +74,7 @@ def test_a_layer_that_nobody_uses():
   routing = ROUTING._replace(dispatched=nothing, combined=nothing)
   correct = np.ones(2)
   layer = statistics.layer_statistics(
-    routing, LABELS, 2, correct, np.ones((2, 3)), PATCHES
+    routing, PATCHES, LABELS, 2, correct, np.ones((2, 3))
   )
   assert layer.load_entropy == layer.mutual_information == 0
   np.testing.assert_array_equal(layer.load, 0)
@@ -111,7 +111,7 @@ def test_experts_that_take_the_same_of_every_image_still_tell_classes():
     entropy=np.ones(60),
   )
   layer = statistics.layer_statistics(
-    routing, np.eye(3)[classes], 2, np.ones(60), np.ones((60, 5)), PATCHES
+    routing, PATCHES, np.eye(3)[classes], 2, np.ones(60), np.ones((60, 5))
   )
   expected, total = 0.0, returned.sum()
   for label in range(3):
@@ -132,7 +132,7 @@ def test_shuffling_tells_chance_from_information():
     tokens_by_experts=np.ones((200, 5)),
     entropy=np.ones(200),
   )
-  args = routing, labels, 2, np.ones(200), np.ones((200, 5)), PATCHES
+  args = routing, PATCHES, labels, 2, np.ones(200), np.ones((200, 5))
   layer = statistics.layer_statistics(*args)
   assert layer.mutual_information == pytest.approx(math.log(4))
   # By chance about (T - 1)(E - 1) / 2N, as N images are the sample.

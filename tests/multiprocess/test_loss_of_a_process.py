@@ -110,7 +110,7 @@ def test_the_job_goes_on(job):
   job.wait_for_step(stopped + 20, both)
   both[1].kill()
   both[1].wait()
-  assert both[0].wait(timeout=5 * HEARTBEAT_SECONDS) not in (0, 75)
+  assert both[0].wait(timeout=HEARTBEAT_SECONDS + 20) not in (0, 75)
   assert f"step {stopped} of {STEPS}" in job.log(0).read_text()
   assert "heartbeat timeout" in job.log(0).read_text()
 

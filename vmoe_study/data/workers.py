@@ -32,6 +32,7 @@ from vmoe_study.data.shared_array import ALIGNMENT, SharedMemory
 
 CPU_LIMIT = "/sys/fs/cgroup/cpu.max"  # "QUOTA PERIOD" in the same unit.
 KEPT_BYTES = 2**28  # Freed memory that a worker process keeps at most.
+KEPT_ARRAY = 2**25  # The largest array whose memory is kept; glibc's maximum.
 THREADS = 2  # Of this process, if there are no worker processes.
 BATCHES_AHEAD = 2
 
@@ -260,8 +261,9 @@ def _keep_freed_memory() -> None:
   """
   mmap_threshold, trim_threshold = -3, -1  # Names in malloc.h.
   with contextlib.suppress(AttributeError):  # Another C library.
-    for parameter in (mmap_threshold, trim_threshold):
-      ctypes.CDLL(None).mallopt(parameter, KEPT_BYTES)
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(mmap_threshold, KEPT_ARRAY)
+    mallopt(trim_threshold, KEPT_BYTES)
 
 
 def _answer(
@@ -303,8 +305,8 @@ def _pack(part: Part) -> tuple[int, Layout]:
   bases = [array.base for array in part.values()]
   shared = next((b for b in bases if isinstance(b, SharedMemory)), None)
   memory = shared or SharedMemory(ALIGNMENT)
-  descriptor, layout = os.dup(memory.descriptor), []
-  with os.fdopen(os.dup(descriptor), "wb") as file:
+  layout = []
+  with os.fdopen(memory.descriptor, "wb", closefd=False) as file:
     file.seek(0, os.SEEK_END)
     for name, array in part.items():
       is_there = array.base is shared is not None
@@ -313,7 +315,7 @@ def _pack(part: Part) -> tuple[int, Layout]:
       if not is_there:
         file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         file.write(bytes(-file.tell() % ALIGNMENT))
-  return descriptor, layout
+  return os.dup(memory.descriptor), layout
 
 
 def _unpack(descriptor: int, layout: Layout) -> Part:

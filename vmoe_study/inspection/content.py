@@ -7,17 +7,10 @@ A patch has content if its pixels vary: if their standard deviation is at least
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vmoe_study.inspection.measure import (
-  Measure,
-  TokenRouting,
-  capture_routing,
-  token_routing,
-)
-from vmoe_study.nn.vit import VisionTransformer
+from vmoe_study.inspection.measure import TokenRouting
 
 CONTRAST = 0.25
 
@@ -68,9 +61,12 @@ def has_content(
 
 
 def patch_routing(
-  tokens: TokenRouting, content: Bool[Array, "B P"]
+  tokens: TokenRouting,
+  images: Float[Array, "B H W channels"],
+  patch_size: int,
 ) -> PatchRouting:
   """Sums over the patches of each image; a class token does not count."""
+  content = has_content(images, patch_size)
   kinds_BP2 = jnp.stack([~content, content], axis=-1).astype(jnp.float32)
   sent_BPE = tokens.dispatched[:, -content.shape[1] :]
   unprocessed_BP = ~jnp.any(sent_BPE > 0, axis=2)
@@ -79,23 +75,6 @@ def patch_routing(
     jnp.einsum("bpe,bpk->bk", sent_BPE, kinds_BP2),
     jnp.einsum("bp,bpk->bk", unprocessed_BP.astype(jnp.float32), kinds_BP2),
   )
-
-
-def measure_patch_routing(module: VisionTransformer) -> Measure:
-  """Compiled measure: the `PatchRouting` of every layer, by name."""
-
-  @jax.jit
-  def measure(variables, batch):
-    images = batch["image"]
-    content = has_content(images, module.patch_size)
-    return {
-      layer: patch_routing(token_routing(plan, logits, len(images)), content)
-      for layer, (plan, logits) in capture_routing(
-        module, variables, images
-      ).items()
-    }
-
-  return measure
 
 
 def content_statistics(routing: PatchRouting) -> ContentStatistics:

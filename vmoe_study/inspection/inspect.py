@@ -7,7 +7,7 @@ from absl import logging
 from etils import epath
 
 from vmoe_study.files.location import expand
-from vmoe_study.inspection.content import measure_patch_routing
+from vmoe_study.inspection.content import patch_routing
 from vmoe_study.inspection.effects import (
   at_capacities,
   measure_ablation,
@@ -18,9 +18,10 @@ from vmoe_study.inspection.files import write_inspection
 from vmoe_study.inspection.gallery import make_gallery
 from vmoe_study.inspection.images import EvaluationImages
 from vmoe_study.inspection.measure import (
+  image_routing,
   layer_names,
-  measure_image_routing,
   measure_images,
+  measure_routing,
 )
 from vmoe_study.inspection.result import Inspection
 from vmoe_study.inspection.statistics import (
@@ -122,12 +123,16 @@ def _measure(
 ) -> dict[str, Any]:
   """Measures everything per image, in one pass over the data."""
   module = model.evaluation_module
+
+  def summarize(tokens, images):
+    patches = patch_routing(tokens, images, module.patch_size)
+    return image_routing(tokens), patches
+
   measures = {
     "label": lambda variables, batch: batch["label"],
     "correct": measure_correct(module),
-    "routing": measure_image_routing(module),
+    "routing": measure_routing(module, summarize),
     "without": measure_ablation(module),
-    "patches": measure_patch_routing(module),
   }
   for factor, other in models_at_capacities.items():
     measures[_correct_at(factor)] = measure_correct(other.evaluation_module)
@@ -146,12 +151,11 @@ def _layers(
   slots_per_image = slots_per_expert(model) / model.config.group_images
   return {
     layer: layer_statistics(
-      measured["routing"][layer],
+      *measured["routing"][layer],
       measured["label"],
       slots_per_image,
       measured["correct"],
       measured["without"][layer],
-      measured["patches"][layer],
     )
     for layer in layer_names(model.evaluation_module)
   }

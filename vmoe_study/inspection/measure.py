@@ -133,14 +133,23 @@ def image_routing(tokens: TokenRouting) -> ImageRouting:
   )
 
 
-def measure_image_routing(module: VisionTransformer) -> Measure:
-  """Compiled measure: the `ImageRouting` of every layer, by name."""
+def measure_routing(
+  module: VisionTransformer,
+  summarize: Callable[[TokenRouting, Float[Array, "B H W channels"]], Any],
+) -> Measure:
+  """Compiled measure: a summary of the routing of every layer, by name.
+
+  Args:
+    module: the model.
+    summarize: takes the routing of a layer and the images; returns a tree of
+      arrays with one row per image.
+  """
 
   @jax.jit
   def measure(variables, batch):
     images = batch["image"]
     return {
-      layer: image_routing(token_routing(plan, logits, len(images)))
+      layer: summarize(token_routing(plan, logits, len(images)), images)
       for layer, (plan, logits) in capture_routing(
         module, variables, images
       ).items()

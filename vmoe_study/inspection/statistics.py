@@ -85,21 +85,21 @@ class CapacityPoint:
 
 def layer_statistics(
   routing: ImageRouting,
+  patches: PatchRouting,
   labels: Float[Array, "N T"],
   slots_per_image: float,
   correct: Float[Array, "N"],
   without: Float[Array, "N E+1"],
-  patches: PatchRouting,
 ) -> LayerStatistics:
   """Computes the statistics of one layer.
 
   Args:
     routing: NumPy arrays with one row per image.
+    patches: NumPy arrays with one row per image.
     labels: label mass of each image and class.
     slots_per_image: slots of each expert per image: C / images per group.
     correct: 1 for an image that is classified correctly, else 0.
     without: the same without each expert and, in the last column, without any.
-    patches: NumPy arrays with one row per image.
   """
   num_tokens = routing.tokens_by_experts.sum()
   load = routing.dispatched.sum(axis=0)

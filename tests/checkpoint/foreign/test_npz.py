@@ -157,7 +157,7 @@ def test_of_two_towers_that_of_images_is_read(tmp_path, state):
   assert loaded.keys() == set(tower.values()) - {"head/kernel"}
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(20)
 @pytest.mark.parametrize("shapes_only", [False, True])
 @pytest.mark.parametrize("shape", [(10**9, 0), (0, 3), (60_000_000, 1)])
 @pytest.mark.parametrize(
