@@ -18,10 +18,14 @@ chunk with its position (field 1) and its number of records (field 3).
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vmoe_study.files.ranges import file_size, read_range
+
+if TYPE_CHECKING:
+  from array_record.python.array_record_module import ArrayRecordReader
 
 BLOCK = 1 << 16
 BLOCK_HEADER = 24
@@ -86,28 +90,47 @@ def read_part(
   Returns:
     Each record, or the error if it is damaged.
   """
-  from array_record.python.array_record_module import ArrayRecordReader
-
   file = os.memfd_create("records")
   try:
     for data, position in ((part, start), (tail, tail_start)):
       _write(file, data, position)
-    reader = ArrayRecordReader(f"/proc/self/fd/{file}", ONE_BY_ONE)
+    reader = open_reader(f"/proc/self/fd/{file}")
     try:
-      return list(reader.read(records.start, records.stop))
-    except Exception:  # One of them is damaged.
-      return [_read_one(reader, number) for number in records]
+      return read_run(reader, records)
     finally:
       reader.close()
   finally:
     os.close(file)
 
 
-def _read_one(reader, number: int) -> bytes | Exception:
+def open_reader(path: str) -> "ArrayRecordReader":
+  """Opens a local file; reading reports what is wrong with its contents.
+
+  Raises:
+    OSError: it cannot be opened.
+  """
+  from array_record.python.array_record_module import ArrayRecordReader
+
+  with open(path, "rb"):
+    pass  # The reader would be empty instead of raising an error.
+  return ArrayRecordReader(path, ONE_BY_ONE)
+
+
+def read_run(
+  reader: "ArrayRecordReader", records: range
+) -> list[bytes | Exception]:
+  """Reads consecutive records; the time does not depend on the file's size.
+
+  Returns:
+    Each record, or the error if it is damaged.
+  """
+  # A list of numbers instead takes longer, the more records the file has.
   try:
-    return reader.read([number])[0]
+    return list(reader.read(records.start, records.stop))
   except (ValueError, RuntimeError, IndexError) as error:
-    return error
+    if len(records) == 1:
+      return [error]
+  return [read_run(reader, range(n, n + 1))[0] for n in records]
 
 
 def _write(file: int, data: bytes, position: int) -> None:

@@ -15,7 +15,7 @@ import resource
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from absl import logging
@@ -149,6 +149,17 @@ class Records:
     """Reads records with these numbers in one file."""
     raise NotImplementedError
 
+  def _with_record_errors(
+    self, shard: int, numbers: range, found: Sequence[bytes | Exception]
+  ) -> list[bytes | RecordError]:
+    """Names the record in every error."""
+    return [
+      RecordError(f"{self._where(shard, number)}: {record}. {REMEDY}")
+      if isinstance(record, Exception)
+      else record
+      for number, record in zip(numbers, found, strict=True)
+    ]
+
   def _offsets(self, shard: int, numbers: range) -> np.ndarray:
     """The starts of records and the end of the last, as far as they exist."""
     return np.fromfile(
@@ -234,19 +245,10 @@ class RemoteArrayRecords(Records):
     stop = int(offsets[np.searchsorted(offsets, last, side="right")])
     tail = index.with_suffix(".tail").read_bytes()
     part = read_range(str(span.filename), first, stop)
-    records = array_record_file.read_part(
+    found = array_record_file.read_part(
       part, first, tail, int(offsets[-1]), numbers
     )
-    return [
-      _as_record_error(record, self._where(shard, number))
-      if isinstance(record, Exception)
-      else record
-      for number, record in zip(numbers, records, strict=True)
-    ]
-
-
-def _as_record_error(error: Exception, where: str) -> RecordError:
-  return RecordError(f"{where}: {error}. {REMEDY}")
+    return self._with_record_errors(shard, numbers, found)
 
 
 RESERVED_FILES = 200  # For the rest of the process.
@@ -277,35 +279,34 @@ def allow_open_files(count: int) -> None:
 
 
 class LocalArrayRecords(Records):
-  """Records of ArrayRecord files on local disks, which are kept open."""
+  """Records of ArrayRecord files on local disks, which are kept open.
+
+  Pickled objects open the files again.
+  """
 
   def __init__(self, spans: Sequence[FileSpan]):
-    """Opens all files and keeps them open."""
+    """Opens a file when it is first read."""
     super().__init__(spans)
     allow_open_files(len(spans))
-    from grain.sources import ArrayRecordDataSource  # Slow to import.
+    self._readers: dict[int, Any] = {}
 
-    self._source = ArrayRecordDataSource(
-      [f"{s.filename}[{s.skip}:{s.skip + s.take}]" for s in spans]
-    )
+  def __getstate__(self) -> dict[str, Any]:
+    return {**self.__dict__, "_readers": {}}
 
   def blocks(self) -> np.ndarray:
     urls = [str(span.filename) for span in self._spans]
     self._indices = all_indices(array_record_index, urls)
     return super().blocks()
 
-  def read(self, indices: Sequence[int]) -> list[bytes | RecordError]:
-    return [self._read(int(index)) for index in indices]
-
-  def _read(self, index: int) -> bytes | RecordError:
-    try:
-      return self._source[index]
-    except (ValueError, RuntimeError, IndexError) as error:
-      if "Too many open files" in str(error):  # The record is not damaged.
-        raise OSError(
-          f"{self.where(index)}: {error}. Raise the limit with `ulimit -n`."
-        ) from error
-      return _as_record_error(error, self.where(index))
+  def _read_run(self, shard: int, numbers: range) -> list[bytes | RecordError]:
+    if shard not in self._readers:
+      path = str(self._spans[shard].filename)
+      try:
+        self._readers[shard] = array_record_file.open_reader(path)
+      except FileNotFoundError as error:
+        return self._with_record_errors(shard, numbers, [error] * len(numbers))
+    found = array_record_file.read_run(self._readers[shard], numbers)
+    return self._with_record_errors(shard, numbers, found)
 
 
 def open_array_records(spans: Sequence[FileSpan]) -> Records:
