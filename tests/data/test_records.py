@@ -233,3 +233,16 @@ def test_masked_crc_of_a_known_string():
   crc = 0xE3069283
   expected = ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
   assert record_index.masked_crc(b"123456789") == expected
+
+
+def test_a_missing_file_and_one_that_cannot_be_opened(folder, monkeypatch):
+  span = FileSpan(f"{folder}/missing.array", 0, 5)
+  with pytest.raises(RecordError, match=r"missing.array, record 3: .*No such"):
+    LocalArrayRecords([span])[3]
+
+  def refuse(path, mode):
+    raise PermissionError(13, "Permission denied", path)
+
+  monkeypatch.setattr("builtins.open", refuse)
+  with pytest.raises(PermissionError):  # Nothing is wrong with the record.
+    LocalArrayRecords(spans(folder, "array"))[3]
