@@ -22,12 +22,17 @@ def run(args: argparse.Namespace) -> int:
   """Runs the command."""
   import json
 
+  import jax
   from etils import epath
 
+  from vmoe_study.data.freed_memory import keep_freed_memory
   from vmoe_study.drawing.render import markdown_table
   from vmoe_study.performance.step_bench import bench_step
 
-  result = bench_step(config_flags.load(args), args.rounds)
+  config = config_flags.load(args)
+  if jax.default_backend() == "cpu":
+    keep_freed_memory()  # As `train` does.
+  result = bench_step(config, args.rounds)
   cells = [[name, f"{value:.4g}"] for name, value in result.items()]
   print(markdown_table(["quantity", "value"], cells))
   if args.out:

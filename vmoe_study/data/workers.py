@@ -9,7 +9,6 @@ memory (`shared_array`), so the size of /dev/shm does not matter.
 import atexit
 import collections
 import contextlib
-import ctypes
 import itertools
 import mmap
 import multiprocessing
@@ -28,11 +27,11 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from vmoe_study.data.freed_memory import keep_freed_memory
 from vmoe_study.data.shared_array import ALIGNMENT, SharedMemory
 
 CPU_LIMIT = "/sys/fs/cgroup/cpu.max"  # "QUOTA PERIOD" in the same unit.
 KEPT_BYTES = 2**28  # Freed memory that a worker process keeps at most.
-KEPT_ARRAY = 2**25  # The largest array whose memory is kept; glibc's maximum.
 THREADS = 2  # Of this process, if there are no worker processes.
 BATCHES_AHEAD = 2
 
@@ -240,7 +239,7 @@ def _serve(requests: connection.Connection) -> None:
   what to open) to begin an iteration, or (number, None, None) to drop it.
   """
   cv2.setNumThreads(1)  # The workers share the cores.
-  _keep_freed_memory()
+  keep_freed_memory(KEPT_BYTES)
   threading.Thread(target=_end_with_parent, daemon=True).start()
   compute: dict[int, ComputePart] = {}
   while True:
@@ -252,18 +251,6 @@ def _serve(requests: connection.Connection) -> None:
       compute.pop(number, None)
     else:
       _answer(requests, number, step, compute[number])
-
-
-def _keep_freed_memory() -> None:
-  """Keeps freed memory for the next images, as new pages cost time.
-
-  By default glibc returns the memory of every image to the system.
-  """
-  mmap_threshold, trim_threshold = -3, -1  # Names in malloc.h.
-  with contextlib.suppress(AttributeError):  # Another C library.
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(mmap_threshold, KEPT_ARRAY)
-    mallopt(trim_threshold, KEPT_BYTES)
 
 
 def _answer(
