@@ -16,10 +16,12 @@ from configs import digits
 from configs.tables import TABLES as TABLES_OF_THE_STUDY
 from vmoe_study.cli.main import main
 from vmoe_study.config import parse
-from vmoe_study.study import results, task_runner
+from vmoe_study.study import results, sweep, sweep_manifest, task_runner
 from vmoe_study.study.sweep import make_cells
 from vmoe_study.study.sweep_manifest import run_folder
 from vmoe_study.study.table_file import load_table
+
+from ..fake_gcs import fake_gcs
 
 pytestmark = pytest.mark.process
 
@@ -172,6 +174,52 @@ def test_dry_run_prints_the_commands(tables, tmp_path, capsys):
   assert len(lines) == 2
   assert "--config.seed=1" in lines[1]
   assert not root.exists()
+
+
+LAUNCHER = """#!/bin/sh
+printf '%s\\n' "$*" >> "$(dirname "$0")/launched.txt"
+"""
+
+
+def launcher(folder, text=LAUNCHER):
+  """A script that appends its arguments to a file."""
+  script = folder / "launch.sh"
+  script.write_text(text)
+  script.chmod(0o755)
+  return f"--launcher={script} run --topology=v5e:4x4"
+
+
+@pytest.mark.slow  # Starts a server.
+def test_runs_are_launched_elsewhere(tables, tmp_path):
+  """With the manifest in a bucket, where `report` finds it."""
+  (tmp_path / "bucket").mkdir()
+  words = [f"{tables}:one", "--seeds=2", "--root=gs://bucket/My_Grid"]
+  with fake_gcs(tmp_path):
+    assert main(["sweep", *words, launcher(tmp_path)]) == 0
+    manifest = sweep_manifest.read("gs://bucket/My_Grid")
+  assert manifest.seeds == [0, 1] and list(manifest.cells) == ["soft"]
+  lines = (tmp_path / "launched.txt").read_text().splitlines()
+  assert len(lines) == 2
+  for seed, line in enumerate(lines):
+    start = f"run --topology=v5e:4x4 --name=my-grid-0-seed{seed} -- train "
+    assert line.startswith(start + "--config=configs/digits.py:router=soft")
+    assert line.endswith(f" --workdir=gs://bucket/My_Grid/soft/seed{seed}")
+
+
+def test_a_launcher_that_fails_ends_the_sweep(tables, tmp_path, capsys):
+  words = [f"{tables}:one", "--seeds=2", f"--root={tmp_path / 'root'}"]
+  failing = launcher(tmp_path, LAUNCHER + "exit 3\n")
+  assert main(["sweep", *words, failing]) == 2
+  assert "exit status 3. Run the sweep" in capsys.readouterr().err
+  assert len((tmp_path / "launched.txt").read_text().splitlines()) == 1
+
+
+def test_runs_here_need_a_local_root(tables, capsys, monkeypatch):
+  monkeypatch.setattr(sweep_manifest, "exists", lambda root: False)
+  monkeypatch.setattr(sweep, "final_metrics", lambda workdir: None)
+  words = [f"{tables}:one", "--root=gs://bucket/grid"]
+  assert main(["sweep", *words]) == 2
+  assert "root=gs://bucket/grid: runs on" in capsys.readouterr().err
 
 
 def test_the_documented_table_is_one(tmp_path, capsys):

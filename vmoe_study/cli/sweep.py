@@ -5,10 +5,10 @@ that had begun and skips those that have finished.
 """
 
 import argparse
-import pathlib
 import shlex
 
 from absl import logging
+from etils import epath
 
 from vmoe_study.cli import paths
 from vmoe_study.run.exit_codes import FAILED, PREEMPTED
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=paths.path,
     required=True,
     metavar="DIR",
-    help="folder for all runs",
+    help="folder for all runs; a URL if --launcher starts them",
   )
   parser.add_argument(
     "--seeds",
@@ -52,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="DIR",
     help="results of earlier runs, as `report` reads them; runs of the same "
     "config and seed are not repeated",
+  )
+  parser.add_argument(
+    "--launcher",
+    type=shlex.split,
+    metavar="COMMAND",
+    help="start each missing run elsewhere with a script of launch/, such as "
+    "'launch/gke.sh run --topology=v5e:4x4 --image=IMAGE', and stop",
   )
   parser.add_argument(
     "--dry-run", action="store_true", help="print the commands and stop"
@@ -79,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
   if args.dry_run:
     print("\n".join(shlex.join(task.command) for task in missing))
     return 0
+  if args.launcher:
+    sweep.launch(missing, args.launcher)
+    return 0
   outcome = sweep.run(missing, args.jobs)
   if outcome.stopped:
     logging.warning("Stopped. Run again to resume.")
@@ -95,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
   return FAILED if outcome.failed else 0
 
 
-def _reason(log: pathlib.Path) -> str:
+def _reason(log: epath.Path) -> str:
   """The last error in a run's log; if there is none, the last line of it."""
   text = "\n" + log.read_text(errors="replace").strip()
   _, mark, error = text.rpartition("\nerror: ")

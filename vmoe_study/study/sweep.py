@@ -7,8 +7,10 @@ and skips those that have finished. What one run has compiled, the others load.
 
 import functools
 import json
+import re
+import shlex
+import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import logging
@@ -17,6 +19,7 @@ from etils import epath
 from vmoe_study.config import parse
 from vmoe_study.data.builders import MissingDataError
 from vmoe_study.data.sources import open_source
+from vmoe_study.files.ranges import is_remote
 from vmoe_study.options import OptionsError, check_names, problems_of
 from vmoe_study.run.config_file import load_config
 from vmoe_study.study import sweep_manifest
@@ -45,7 +48,7 @@ class Sweep:
     """
     if seeds < 1:
       raise ValueError(f"seeds={seeds}: must be at least 1.")
-    self._root, self._seeds = Path(root), seeds
+    self._root, self._seeds = epath.Path(root), seeds
     self._manifest = _extend_manifest(self._root, make_cells(rows), seeds)
 
   def missing_runs(
@@ -74,7 +77,7 @@ class Sweep:
       Task(
         name,
         seed,
-        Path(run_folder(self._root, name, seed)),
+        run_folder(self._root, name, seed),
         cells[name]["words"],
       )
       for seed in range(self._seeds)
@@ -106,14 +109,47 @@ class Sweep:
       jobs: number of runs at a time, each on its share of the CPU cores.
 
     Raises:
-      ValueError: there are fewer CPU cores than jobs, or training data are not
-        there or too few for the schedule of a row.
+      ValueError: there are fewer CPU cores than jobs, training data are not
+        there or too few for the schedule of a row, or the root is not local.
     """
+    if is_remote(self._root):
+      raise ValueError(
+        f"root={self._root}: runs on this machine need a local folder. Give "
+        "one, or --launcher to start the runs elsewhere."
+      )
     runner = TaskRunner(tasks, jobs, self._root)
     names = dict.fromkeys(task.name for task in tasks)
     _check_data({n: self._manifest.cells[n]["config"] for n in names})
     sweep_manifest.write(self._root, self._manifest)
     return runner.run()
+
+  def launch(self, tasks: list[Task], launcher: Sequence[str]) -> None:
+    """Writes the manifest and starts tasks elsewhere, without waiting for them.
+
+    Args:
+      tasks: of `missing_runs`.
+      launcher: a command that takes the name of a job and, after `--`, the
+        command to run, as the scripts of `launch/` do. The name is that of the
+        root, with the number of the row and the seed.
+
+    Raises:
+      ValueError: the launcher failed.
+    """
+    sweep_manifest.write(self._root, self._manifest)
+    numbers = {name: number for number, name in enumerate(self._manifest.cells)}
+    for task in tasks:
+      name = f"{self._root.name}-{numbers[task.name]}-seed{task.seed}"
+      name = re.sub("[^a-z0-9]+", "-", name.lower())
+      logging.info("%s is launched as %s", task.label, name)
+      command = [*launcher, f"--name={name}", "--", *task.words]
+      try:
+        subprocess.run(command, check=True)
+      except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(
+          f"launcher={shlex.join(launcher)}: {str(error).rstrip('.')}. Run the "
+          "sweep again when the cause is removed; runs that have been launched "
+          "and not finished are launched again."
+        ) from error
 
 
 def make_cells(rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
@@ -186,7 +222,7 @@ def _check_data(configs: Mapping[str, Any]) -> None:
 
 
 def _extend_manifest(
-  root: Path, cells: Mapping[str, Any], seeds: int
+  root: epath.Path, cells: Mapping[str, Any], seeds: int
 ) -> SweepManifest:
   """The manifest of these cells, with the seeds that the root has already.
 

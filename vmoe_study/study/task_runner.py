@@ -14,10 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import logging
+from etils import epath
 
 from vmoe_study.console.progress import Progress
 from vmoe_study.parallel import compilation_cache
@@ -44,20 +44,24 @@ class Task:
     seed: seed of the run.
     workdir: workdir of the run; the output of the command is appended to its
       `train.log`.
-    words: options of the `train` command, apart from seed and workdir.
+    options: options of the `train` command, apart from seed and workdir.
   """
 
   name: str
   seed: int
-  workdir: Path
-  words: Sequence[str]
+  workdir: epath.Path
+  options: Sequence[str]
+
+  @property
+  def words(self) -> list[str]:
+    """The command and its options."""
+    seed = f"--config.seed={self.seed}"
+    return ["train", *self.options, seed, f"--workdir={self.workdir}"]
 
   @property
   def command(self) -> list[str]:
-    """The command line of the run."""
-    python = [sys.executable, "-m", "vmoe_study", "train"]
-    seed = f"--config.seed={self.seed}"
-    return [*python, *self.words, seed, f"--workdir={self.workdir}"]
+    """The command line of the run on this machine."""
+    return [sys.executable, "-m", "vmoe_study", *self.words]
 
   @property
   def label(self) -> str:
@@ -105,14 +109,14 @@ class _Running:
     return f"{self.task.label} ({at})"
 
 
-def _steps(workdir: Path) -> tuple[int, int]:
+def _steps(workdir: epath.Path) -> tuple[int, int]:
   """The last step with metrics and the length of the run; 0 if unknown."""
   rows = list(read_metrics(workdir))
   step = int(rows[-1]["step"]) if rows else 0
   return step, last_step(rows) or 0
 
 
-def _fraction(workdir: Path) -> float:
+def _fraction(workdir: epath.Path) -> float:
   step, num_steps = _steps(workdir)
   return step / num_steps if num_steps else 0.0
 
@@ -120,7 +124,7 @@ def _fraction(workdir: Path) -> float:
 class TaskRunner:
   """Runs tasks, several at a time, and shows their progress."""
 
-  def __init__(self, tasks: Sequence[Task], jobs: int, root: Path):
+  def __init__(self, tasks: Sequence[Task], jobs: int, root: epath.Path):
     """Prepares the tasks; `run` starts them.
 
     Args:
