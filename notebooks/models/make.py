@@ -1,30 +1,25 @@
-"""Makes the models and images in this folder, and README's figure of them.
+"""Takes models of the study into this folder; makes README's figure of them.
 
-  python notebooks/models/make.py
+  python notebooks/models/make.py ROOT
 
-Trains six small models in workdir/models, or resumes their training, then
-replaces the folders here. Everything that depends on the data set is at the
-top.
+ROOT is a sweep of `configs/tables.py:glyphs_tuning`. Every router's recipe with
+the best accuracy, averaged over its seeds, is taken, and its model of seed 0.
 """
 
 import csv
+import dataclasses
 import pathlib
 import shutil
+import sys
 
-import numpy as np
-
-from vmoe_study import (
-  compare,
-  load_config,
-  log_progress,
-  open_checkpoint,
-  train,
-)
+from vmoe_study import compare, load_config, log_progress, open_checkpoint
 from vmoe_study.data.classes import class_label
 from vmoe_study.data.sources import open_source
 from vmoe_study.data.spec import DataSpec
 from vmoe_study.inspection.files import save_png
 from vmoe_study.run.export import export_model
+from vmoe_study.study import results
+from vmoe_study.study.sweep_manifest import run_folder
 
 ROUTERS = (
   "softmax_token_choice",
@@ -34,37 +29,40 @@ ROUTERS = (
   "sparsity_constrained_expert_choice",
   "soft",
 )
-CONFIG = "configs/digits.py:router="
-OVERRIDES = (
-  "model.fields.width=32",
-  "model.fields.mlp_dim=64",
-  "data.ops=rgb|value_range(-1, 1)",
-  "evaluations.test.data.ops=rgb|value_range(-1, 1)",
-  "fewshot={}",
-)
-NUM_IMAGES, NUM_SHOWN = 12, 8
+TEST = "configs/glyphs.py:router=dense"  # Its test images are shown.
+METRIC = "test/accuracy"
+NUM_IMAGES, NUM_SHOWN = 16, 8  # Two groups of eight, and one of them.
 
 HERE = pathlib.Path(__file__).resolve().parent
 IMAGES = HERE / "images"
 FIGURE = HERE.parent / "figures" / "routers.png"
-WORKDIRS = HERE.parents[1] / "workdir" / "models"
 
 
-def make_model(router: str) -> None:
-  """Trains a model and exports it."""
-  workdir, folder = WORKDIRS / router, HERE / router
-  train(load_config(CONFIG + router, OVERRIDES), workdir)
+def export_best(root: str, router: str) -> None:
+  """Exports the model of a router, without the few-shot data sets."""
+  cells = [cell for cell in results.load([root]) if cell.router == router]
+
+  def accuracy(cell: results.Cell) -> float:
+    values = cell.values(METRIC)
+    return sum(values) / len(values)
+
+  best = max((cell for cell in cells if 0 in cell.runs), key=accuracy)
+  workdir = run_folder(root, best.name, 0)
+  folder = HERE / router
   shutil.rmtree(folder, ignore_errors=True)
-  export_model(open_checkpoint(workdir), str(folder))
+  found = open_checkpoint(workdir, overrides=["fewshot={}"])
+  metadata = dataclasses.replace(found.metadata, config=found.config.to_dict())
+  checkpoint = dataclasses.replace(found, metadata=metadata)
+  export_model(checkpoint, str(folder), half=True)
 
 
 def write_images(spec: DataSpec) -> None:
   """Writes a few images, and test.csv, which lists them for image_csv.
 
-  The classes of the images are spread evenly over those of the data set.
+  Their classes are spread evenly over those of the data set, and they take
+  turns in the designs.
   """
   source = open_source(spec)
-  unused = list(range(len(source)))
   labels = source.labels()
   shutil.rmtree(IMAGES, ignore_errors=True)
   IMAGES.mkdir()
@@ -73,17 +71,11 @@ def write_images(spec: DataSpec) -> None:
     rows.writerow(["image", "label"])
     for place in range(NUM_IMAGES):
       label = place * spec.num_classes // NUM_IMAGES
-      number = next(n for n in unused if labels[n] == label)
-      unused.remove(number)
+      designs = (labels == label).nonzero()[0]
+      number = int(designs[place % len(designs)])
       name = f"{place:02d}.png"
-      (IMAGES / name).write_bytes(_as_png(source[number]["image"]))
+      (IMAGES / name).write_bytes(source[number]["image"])
       rows.writerow([name, class_label(source.class_names, label)])
-
-
-def _as_png(image: bytes | np.ndarray) -> bytes:
-  import cv2
-
-  return image if isinstance(image, bytes) else cv2.imencode(".png", image)[1]
 
 
 def write_figure() -> None:
@@ -94,15 +86,14 @@ def write_figure() -> None:
   save_png(compare(models, num_images=NUM_SHOWN), FIGURE)
 
 
-def main() -> None:
+def main(root: str) -> None:
   """Makes the models, the images and the figure."""
   log_progress()
   for router in ROUTERS:
-    make_model(router)
-  config = load_config(CONFIG + ROUTERS[0], OVERRIDES)
-  write_images(config.evaluations["test"].data)
+    export_best(root, router)
+  write_images(load_config(TEST).evaluations["test"].data)
   write_figure()
 
 
 if __name__ == "__main__":
-  main()
+  main(*sys.argv[1:])

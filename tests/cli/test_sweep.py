@@ -222,6 +222,14 @@ def test_runs_here_need_a_local_root(tables, capsys, monkeypatch):
   assert "root=gs://bucket/grid: runs on" in capsys.readouterr().err
 
 
+def test_a_field_is_changed_in_all_rows(tables, tmp_path, capsys):
+  words = ["sweep", f"{tables}:one", f"--root={tmp_path}", "--dry-run"]
+  assert main([*words, "--config.train.batch_size=64"]) == 0
+  assert " --config.train.batch_size=64 " in capsys.readouterr().out
+  assert main([*words, "--config.train.batch_sise=64"]) == 2
+  assert "row soft: config.train: unknown name" in capsys.readouterr().err
+
+
 def test_the_documented_table_is_one(tmp_path, capsys):
   readme = pathlib.Path(digits.__file__).with_name("README.md").read_text()
   _, text = readme.split("## Your own sweep")

@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> int:
   unknown = [
     word for word in overrides if not word.startswith(config_flags.PREFIX)
   ]
-  if unknown or (overrides and not hasattr(args, "config")):
+  has_configs = hasattr(args, "config") or hasattr(args, "table")
+  if unknown or (overrides and not has_configs):
     args.parser.error(
       f"unrecognized arguments: {' '.join(unknown or overrides)}"
     )

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "table",
     metavar="FILE.py:TABLE",
     help="a file with TABLES of rows, and one of its tables, such as "
-    "configs/tables.py:laptop",
+    "configs/tables.py:laptop; change any field of all its rows with "
+    "--config.FIELD=VALUE",
   )
   parser.add_argument(
     "--root",
@@ -70,7 +71,7 @@ def check(args: argparse.Namespace) -> None:
   from vmoe_study.study.sweep import make_cells
   from vmoe_study.study.table_file import load_table
 
-  make_cells(load_table(args.table))
+  make_cells(load_table(args.table), args.overrides)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
   from vmoe_study.study.table_file import load_table
   from vmoe_study.study.task_runner import LOG_FILE
 
-  sweep = Sweep(load_table(args.table), args.root, args.seeds)
+  table = load_table(args.table)
+  sweep = Sweep(table, args.root, args.seeds, args.overrides)
   missing = sweep.missing_runs(args.only, results.load(args.known))
   if args.dry_run:
     print("\n".join(shlex.join(task.command) for task in missing))

@@ -34,7 +34,11 @@ class Sweep:
   """The runs of some rows in a root folder."""
 
   def __init__(
-    self, rows: Mapping[str, Row], root: epath.PathLike, seeds: int = 1
+    self,
+    rows: Mapping[str, Row],
+    root: epath.PathLike,
+    seeds: int = 1,
+    overrides: Sequence[str] = (),
   ):
     """Checks the config of every row, and the root.
 
@@ -42,6 +46,7 @@ class Sweep:
       rows: by name.
       root: folder for all runs; it may hold runs of the same rows.
       seeds: number of runs of each row, with seeds 0, 1, ...
+      overrides: changes of fields in all rows, "FIELD=VALUE".
 
     Raises:
       ValueError: configs are wrong, or the root holds runs of other configs.
@@ -49,7 +54,8 @@ class Sweep:
     if seeds < 1:
       raise ValueError(f"seeds={seeds}: must be at least 1.")
     self._root, self._seeds = epath.Path(root), seeds
-    self._manifest = _extend_manifest(self._root, make_cells(rows), seeds)
+    cells = make_cells(rows, overrides)
+    self._manifest = _extend_manifest(self._root, cells, seeds)
 
   def missing_runs(
     self, only: str = "", known: Sequence[Cell] = ()
@@ -152,8 +158,10 @@ class Sweep:
         ) from error
 
 
-def make_cells(rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
-  """The entries of rows in the manifest.
+def make_cells(
+  rows: Mapping[str, Row], overrides: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+  """The entries of rows, with changes of all of them, in the manifest.
 
   Checks all configs before any run starts, as runs may take hours.
 
@@ -164,7 +172,7 @@ def make_cells(rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
   problems: list[str] = []
   for name, row in rows.items():
     try:
-      cells[name] = _cell(row)
+      cells[name] = _cell(row, [*row.overrides, *overrides])
     except ValueError as error:
       problems += [f"row {name}: {text}" for text in problems_of(error)]
   if problems:
@@ -172,12 +180,12 @@ def make_cells(rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
   return cells
 
 
-def _cell(row: Row) -> dict[str, Any]:
-  config = load_config(row.config, row.overrides).to_dict()
+def _cell(row: Row, overrides: Sequence[str]) -> dict[str, Any]:
+  config = load_config(row.config, overrides).to_dict()
   del config["seed"]
-  overrides = [f"--config.{override}" for override in row.overrides]
+  options = [f"--config.{override}" for override in overrides]
   return {
-    "words": [f"--config={row.config}", *overrides],
+    "words": [f"--config={row.config}", *options],
     "config": config,
     "expected": dict(row.expected),
     "source": "; ".join(filter(None, [row.source, row.note])),
