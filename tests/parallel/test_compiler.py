@@ -57,3 +57,22 @@ def test_two_exchanges_compile(topology, expert, is_async):
   )
   program = lowered.compile().as_text()
   assert ("all-to-all-start(" in program) == is_async
+
+
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v6e:2x2"])
+def test_a_program_that_scatters_can_be_read(topology):
+  """As the gradients of routers do; these chips have SparseCores."""
+  devices = open_target(topology).devices
+  mesh = make_mesh(MeshSpec(len(devices), 1), devices)
+
+  def placed(dtype):
+    shape, sharding = (512 * len(devices),), NamedSharding(mesh, jax.P(AXES))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  def scatter(indices, values):
+    return jnp.zeros_like(values).at[indices].add(values)
+
+  lowered = jax.jit(scatter, compiler_options=compiler_options(mesh)).lower(
+    placed(jnp.int32), placed(jnp.float32)
+  )
+  assert "scatter" in lowered.compile().as_text()
