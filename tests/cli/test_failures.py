@@ -22,7 +22,8 @@ TINY = [
   f"--config.train.num_steps={STEPS}",
   "--config.train.schedule.warmup_steps=0",
   "--config.train.report_every=4",
-  "--config.shots=(1,)",
+  "--config.evaluations={}",
+  "--config.fewshot={}",
 ]
 # The first update makes parameters so large that nothing is finite after it.
 DIVERGING = [

@@ -31,7 +31,8 @@ TINY = [
   "--config.train.schedule.warmup_steps=0",
   "--config.train.save_every=2",
   "--config.train.report_every=1",
-  "--config.shots=(1,)",
+  "--config.evaluations={}",
+  "--config.fewshot={}",
 ]
 
 

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from vmoe_study.checkpoint.load import complete_steps, read_manifest
+from vmoe_study.run import lock
 from vmoe_study.training.metrics_file import read_metrics
 
 from ..programs import xla_flags
@@ -33,7 +34,7 @@ TINY = [
   "--config.train.num_workers=2",
   "--config.train.save_every=3",
   "--config.train.report_every=3",
-  "--config.shots=(1,)",
+  "--config.fewshot={}",
 ]
 TIMING = ("second", "wait")
 
@@ -154,20 +155,11 @@ def test_killed_at_any_moment_and_stopped(undisturbed, environment, tmp_path):
 
 def test_a_second_run_in_the_same_workdir_is_refused(environment, tmp_path):
   workdir = tmp_path / "work"
-  first = start(workdir, environment)
-  wait_for(lambda: (workdir / "config.json").exists(), first)
-  second = subprocess.run(
-    [sys.executable, "-m", "vmoe_study", "train", *TINY]
-    + [f"--workdir={workdir}"],
-    cwd=ROOT,
-    env=environment,
-    capture_output=True,
-    text=True,
-  )
-  assert second.returncode == 2
-  assert f"in use by another run, process {first.pid}" in second.stderr
-  assert first.poll() is None
-  kill(first)
+  with lock.hold(workdir):
+    second = start(workdir, environment)
+    assert second.wait(timeout=100) == 2
+  said = workdir.with_suffix(".log").read_text()
+  assert f"in use by another run, process {os.getpid()}" in said
 
 
 def test_a_killed_worker_is_one_sentence(undisturbed, environment, tmp_path):

@@ -184,11 +184,12 @@ def test_python_gets_what_the_command_prints(report, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_sweep_recommends_the_fastest(tmp_path, capsys):
+def test_a_sweep_recommends_the_fastest(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(planning, "NUM_COMPILED", 2)
   report = plan(tmp_path, "--topology=v5e:1x1", "--sweep")
   candidates = report["candidates"]
   assert {c["plan_form"] for c in candidates} == {"index", "dense"}
-  assert len(candidates) == 6
+  assert len(candidates) == 2
   best = max(candidates, key=lambda c: c["images_per_second"])
   assert report.keys() >= PROMISED
   assert report["plan_form"] == best["plan_form"]

@@ -54,7 +54,7 @@ class Row:
     small = {"width": 16, "depth": 2, "mlp_dim": 32, "num_heads": 2}
     overrides = [f"train.{k}={v}" for k, v in short.items()]
     overrides += [f"model.fields.{k}={v}" for k, v in small.items()]
-    overrides += ["shots=(1,)"]
+    overrides += ["fewshot={}"]
     if self.name == "diverging":
       overrides += ["train.schedule.peak=1e38", "train.optimizer.clip_norm=0.0"]
     if self.start:
@@ -80,11 +80,27 @@ TABLES = {
 IGNORED = ("seconds", "per_second", "wait_share")
 
 
-@pytest.fixture
-def tables(tmp_path):
-  file = tmp_path / "tables.py"
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+  file = tmp_path_factory.mktemp("tables") / "tables.py"
   file.write_text(textwrap.dedent(TABLES))
   return file
+
+
+@pytest.fixture(scope="module")
+def whole(tables, tmp_path_factory):
+  """The root of a finished sweep of one run, where its programs are kept."""
+  root = tmp_path_factory.mktemp("whole")
+  with pytest.MonkeyPatch.context() as patch:
+    forget_the_folder_of_programs(patch)
+    assert main(["sweep", f"{tables}:one", f"--root={root}"]) == 0
+  return root
+
+
+def forget_the_folder_of_programs(patch):
+  """A sweep, and its runs, then have one of their own."""
+  patch.delenv("JAX_COMPILATION_CACHE_DIR")
+  patch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
 
 
 def metrics(root):
@@ -102,11 +118,10 @@ def start(grid, root):
   return subprocess.Popen([*command, f"--root={root}"])
 
 
-def test_a_killed_sweep_gives_the_numbers_of_one_that_was_not(tables, tmp_path):
-  whole, killed = tmp_path / "whole", tmp_path / "killed"
-  grid = f"{tables}:one"
-  assert main(["sweep", grid, "--root", str(whole)]) == 0
-
+def test_a_killed_sweep_gives_the_numbers_of_one_that_was_not(
+  tables, whole, tmp_path
+):
+  killed, grid = tmp_path / "killed", f"{tables}:one"
   process = start(grid, killed)
   checkpoints = killed / "soft" / "seed0" / "checkpoints"
   deadline = time.monotonic() + 300
@@ -130,27 +145,21 @@ def test_a_killed_sweep_gives_the_numbers_of_one_that_was_not(tables, tmp_path):
   assert log.read_text() == before
 
 
-def test_seeds_share_what_is_compiled(tables, tmp_path, monkeypatch, caplog):
-  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-  monkeypatch.delenv(
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False
-  )
+def test_seeds_share_what_is_compiled(tables, whole, monkeypatch, caplog):
+  forget_the_folder_of_programs(monkeypatch)
   monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
   caplog.set_level("INFO", logger="absl")
-  counts = []
-  for seeds in (1, 2):
-    words = [f"{tables}:one", f"--root={tmp_path}", f"--seeds={seeds}"]
-    assert main(["sweep", *words]) == 0
-    found = [path.name for path in tmp_path.glob(".compiled/*/*-cache")]
-    counts.append(sum("train_step" in name for name in found))
-    counts.append(len(found))
-  assert counts[0] == counts[2] == 1
-  assert counts[1] == counts[3]
-  started = [text for text in caplog.messages if "starts:" in text]
-  assert [text.partition(":")[0] for text in started] == [
-    "soft seed 0 starts",
-    "soft seed 1 starts",
-  ]
+
+  def programs():
+    return sorted(path.name for path in whole.glob(".compiled/*/*-cache"))
+
+  before = programs()
+  assert sum("train_step" in name for name in before) == 1
+  words = [f"{tables}:one", f"--root={whole}", "--seeds=2"]
+  assert main(["sweep", *words]) == 0
+  assert programs() == before
+  [started] = [text for text in caplog.messages if "starts:" in text]
+  assert started.startswith("soft seed 1 starts:")
 
 
 def test_why_a_run_failed_is_said(tables, tmp_path, caplog, monkeypatch):

@@ -91,7 +91,7 @@ def test_from_a_folder_to_a_table_row(photos, tmp_path, capsys):
     (second, f"{base},epochs=1,start={first},size=16"),
   ]
   for workdir, config in runs:
-    arguments = [config, f"--workdir={workdir}", "--config.shots=(1,)"]
+    arguments = [config, f"--workdir={workdir}", "--config.fewshot={}"]
     assert main(["train", *arguments]) == 0
   capsys.readouterr()
   assert main(["report", str(first), str(second)]) == 0

@@ -16,7 +16,7 @@ TINY = [
   "train.num_epochs=0.0",
   "train.num_steps=5",
   "train.schedule.warmup_steps=0",
-  "evaluations.test.batch_size=64",
+  "evaluations={}",
   "fewshot={}",
 ]
 

@@ -25,10 +25,10 @@ DIVERGING = [
 ]
 
 
-def test_both_stop_at_the_step_and_keep_it(tmp_path):
+def test_both_stop_at_the_step_and_keep_it(tmp_path, digits_folder):
   environment = {
     "PYTHON": sys.executable,
-    "TFDS_DATA_DIR": str(tmp_path / "data"),
+    "TFDS_DATA_DIR": str(digits_folder),
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": xla_flags(2),
   }

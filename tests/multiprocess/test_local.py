@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+from tensorflow_datasets.core import constants as tfds_constants
 
+from vmoe_study.cli.main import main
 from vmoe_study.training.metrics_file import read_metrics
 
 from ..programs import xla_flags
@@ -58,12 +60,7 @@ def finish(process):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def runs(data, tmp_path_factory):
+def runs(digits_folder, tmp_path_factory):
   """Workdirs of the same run in one process and in two; what two printed.
 
   Two steps of the second one are traced.
@@ -71,9 +68,9 @@ def runs(data, tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs")
   one, two = folder / "one", folder / "two"
   train = ["train", *TINY]
-  alone = command(data, *train, f"--workdir={one}")
+  alone = command(digits_folder, *train, f"--workdir={one}")
   traced = *train, f"--workdir={two}", "--profile=2"
-  pair = command(data, *traced, processes=2, devices=4)
+  pair = command(digits_folder, *traced, processes=2, devices=4)
   finish(alone)
   return one, two, finish(pair)
 
@@ -111,11 +108,13 @@ def test_every_process_traces_its_steps(runs):
     assert names.count("train") == 2
 
 
-def test_one_process_evaluates_what_two_have_trained(runs, data, tmp_path):
+def test_one_process_evaluates_what_two_have_trained(
+  runs, digits_folder, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(tfds_constants, "DATA_DIR", str(digits_folder))
   _, two, _ = runs
   out = tmp_path / "metrics.json"
-  arguments = ["evaluate", f"--workdir={two}", f"--out={out}"]
-  finish(command(data, *arguments, devices=1))
+  assert main(["evaluate", f"--workdir={two}", f"--out={out}"]) == 0
   found, expected = json.loads(out.read_text()), measured(two)[-1]
   shared = {"test/accuracy", "test/loss", *(found.keys() & expected.keys())}
   assert {k: found[k] for k in shared} == pytest.approx(
@@ -123,9 +122,9 @@ def test_one_process_evaluates_what_two_have_trained(runs, data, tmp_path):
   )
 
 
-def test_a_killed_process_takes_the_others_along(data, tmp_path):
+def test_a_killed_process_takes_the_others_along(digits_folder, tmp_path):
   train = ["train", *TINY, f"--workdir={tmp_path}"]
-  run = command(data, *train, processes=2, devices=4)
+  run = command(digits_folder, *train, processes=2, devices=4)
   while not (tmp_path / "config.json").exists():  # They are connected by now.
     assert run.poll() is None
     time.sleep(0.2)

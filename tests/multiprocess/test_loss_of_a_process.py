@@ -8,15 +8,13 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 from vmoe_study.checkpoint.load import complete_steps, read_manifest
 from vmoe_study.training.metrics_file import read_metrics
 
 from ..programs import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 300
+STEPS = 200
 HEARTBEAT_SECONDS = 20
 # `python -m vmoe_study`, with a heartbeat for which a test can wait.
 PROGRAM = f"""
@@ -36,17 +34,17 @@ TINY = [
   f"--config.train.num_steps={STEPS}",
   "--config.train.save_every=20",
   "--config.train.report_every=20",
-  "--config.shots=(1,)",
+  "--config.evaluations={}",
+  "--config.fewshot={}",
 ]
 
 
 class Job:
   """Two processes that nobody watches: no launcher ends one for the other."""
 
-  def __init__(self, folder, name="work"):
+  def __init__(self, folder, data, name="work"):
     self.workdir = folder / name
-    self._data = folder / "data"
-    self._folder, self._starts = folder, 0
+    self._folder, self._data, self._starts = folder, data, 0
 
   def start(self):
     self._starts += 1
@@ -93,12 +91,8 @@ class Job:
     return max(complete_steps(self.workdir / "checkpoints"), default=0)
 
 
-@pytest.fixture
-def job(tmp_path):
-  return Job(tmp_path)
-
-
-def test_the_job_goes_on(job):
+def test_the_job_goes_on(tmp_path, digits_folder):
+  job = Job(tmp_path, digits_folder)
   both = job.start()
   job.wait_for_step(20, both)
   both[1].send_signal(signal.SIGTERM)  # A notice to one of them.
@@ -123,6 +117,6 @@ def test_the_job_goes_on(job):
   steps = [row["step"] for row in rows]
   assert steps == sorted(set(steps)) and {*steps} >= {*range(20, STEPS + 1, 20)}
 
-  undisturbed = Job(job.workdir.parent, "undisturbed")
+  undisturbed = Job(tmp_path, digits_folder, "undisturbed")
   assert [p.wait(timeout=300) for p in undisturbed.start()] == [0, 0]
   assert job.final() == undisturbed.final()

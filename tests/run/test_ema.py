@@ -27,7 +27,7 @@ TINY = (
   *("model.fields.num_heads=2", "model.moe.options.num_experts=4"),
   *("train.num_epochs=0.0", f"train.num_steps={STEPS}", "train.keep=10"),
   *("train.schedule.warmup_steps=0", "train.report_every=3"),
-  *("train.save_every=1", "mesh.expert=4"),
+  *("train.save_every=1", "mesh.expert=4", "fewshot={}"),
 )
 
 

@@ -79,11 +79,11 @@ def test_statistics_of_experts_stay_with_their_experts(fsdp):
     assert (*rows[kernel], *columns[kernel][1:]) == (*spec, None)[:3]
 
 
-@pytest.mark.parametrize("optimizer", [ADAFACTOR, LION])
-def test_a_step_on_eight_devices_is_that_on_one(optimizer):
+def test_a_step_on_eight_devices_is_that_on_one():
+  """Of the optimizer whose statistics are sums over shards."""
   found = []
   for devices, expert in ((jax.devices(), 4), (jax.devices()[:1], 1)):
-    training = _training(*optimizer, f"mesh.expert={expert}", devices=devices)
+    training = _training(*ADAFACTOR, f"mesh.expert={expert}", devices=devices)
     size = training.model.config.train.batch_size
     state, metrics = training.step(training.init(), _batch(size))
     found.append((jax.device_get(state.params), float(metrics["update_norm"])))
