@@ -39,7 +39,7 @@ FIGURE = HERE.parent / "figures" / "routers.png"
 
 
 def export_best(root: str, router: str) -> None:
-  """Exports the model of a router, without the few-shot data sets."""
+  """Exports the model of a router, to be evaluated on the test images alone."""
   cells = [cell for cell in results.load([root]) if cell.router == router]
 
   def accuracy(cell: results.Cell) -> float:
@@ -50,7 +50,8 @@ def export_best(root: str, router: str) -> None:
   workdir = run_folder(root, best.name, 0)
   folder = HERE / router
   shutil.rmtree(folder, ignore_errors=True)
-  found = open_checkpoint(workdir, overrides=["fewshot={}"])
+  changes = ("evaluations.test.data.split=test", "fewshot={}")
+  found = open_checkpoint(workdir, overrides=changes)
   metadata = dataclasses.replace(found.metadata, config=found.config.to_dict())
   checkpoint = dataclasses.replace(found, metadata=metadata)
   export_model(checkpoint, str(folder), half=True)

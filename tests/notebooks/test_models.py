@@ -22,7 +22,7 @@ MODELS = ROOT / "notebooks" / "models"
 PATHS = sorted(path.parent for path in MODELS.glob("*/model.safetensors"))
 DOCUMENTS = ("README.md", "notebooks/models/README.md")
 MOST_BYTES = 3_000_000  # Of a model.
-QUICK = {"inspect": ["--num-images=16", "--num-shown=2", "--capacities=1"]}
+QUICK = {"inspect": ["--num-images=16", "--num-shown=8", "--capacities=1"]}
 CSV = [
   "evaluations.test.data.name=image_csv",
   f"evaluations.test.data.data_dir={MODELS / 'images'}",

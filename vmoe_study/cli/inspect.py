@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=[],
     metavar="DIR",
     help="workdirs of other runs: writes comparison.png, the same images "
-    "through the routers of all runs",
+    "through the routers of all runs, with the changes of evaluations.*",
   )
 
 
@@ -82,8 +82,11 @@ def run(args: argparse.Namespace) -> int:
   from vmoe_study.run.checkpoint import open_checkpoint
 
   checkpoint = config_flags.open_checkpoint(args)
+  data = [name for name in args.overrides if name.startswith("evaluations.")]
   others = [
-    open_checkpoint(workdir, trust_data_dirs=args.trust_data_dirs)
+    open_checkpoint(
+      workdir, overrides=data, trust_data_dirs=args.trust_data_dirs
+    )
     for workdir in args.compare_with
   ]
   inspect(
