@@ -59,20 +59,30 @@ def test_two_exchanges_compile(topology, expert, is_async):
   assert ("all-to-all-start(" in program) == is_async
 
 
+def gather(values, indices):
+  return jnp.take_along_axis(values, indices, axis=2)
+
+
+def scatter(values, indices):
+  return jnp.zeros_like(values).at[indices].add(values)
+
+
+@pytest.mark.parametrize(
+  ("function", "values", "indices"),
+  [(gather, (32, 128, 257), (32, 128, 2)), (scatter, (512,), (512,))],
+)
 @pytest.mark.parametrize("topology", ["v5p:2x2x1", "v6e:2x2"])
-def test_a_program_that_scatters_can_be_read(topology):
-  """As the gradients of routers do; these chips have SparseCores."""
+def test_programs_of_routers_can_be_read(topology, function, values, indices):
+  """These chips have SparseCores."""
   devices = open_target(topology).devices
   mesh = make_mesh(MeshSpec(len(devices), 1), devices)
 
-  def placed(dtype):
-    shape, sharding = (512 * len(devices),), NamedSharding(mesh, jax.P(AXES))
+  def placed(shape, dtype):
+    shape = (shape[0] * len(devices), *shape[1:])
+    sharding = NamedSharding(mesh, jax.P(AXES))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-  def scatter(indices, values):
-    return jnp.zeros_like(values).at[indices].add(values)
-
-  lowered = jax.jit(scatter, compiler_options=compiler_options(mesh)).lower(
-    placed(jnp.int32), placed(jnp.float32)
+  lowered = jax.jit(function, compiler_options=compiler_options(mesh)).lower(
+    placed(values, jnp.float32), placed(indices, jnp.int32)
   )
-  assert "scatter" in lowered.compile().as_text()
+  assert function.__name__ in lowered.compile().as_text()
