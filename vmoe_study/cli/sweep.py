@@ -109,6 +109,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _reason(log: epath.Path) -> str:
   """The last error in a run's log; if there is none, the last line of it."""
-  text = "\n" + log.read_text(errors="replace").strip()
+  text = "\n" + log.read_bytes().decode(errors="replace").strip()
   _, mark, error = text.rpartition("\nerror: ")
   return f"error: {error}" if mark else text.splitlines()[-1]

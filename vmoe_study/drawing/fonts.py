@@ -27,9 +27,12 @@ def fit_fonts(figure: Figure) -> Figure:
 
   Characters that no font has are drawn as boxes.
   """
+  boxes = [f.name for f in fontManager.ttflist if f.name.startswith(_BOXES)]
   for text in figure.findobj(Text):
-    if more := families(text.get_text()):
-      text.set_fontfamily([*text.get_fontfamily(), *more])
+    content = text.get_text()
+    if not content.isascii():
+      fonts = [*text.get_fontfamily(), *families(content), *boxes]
+      text.set_fontfamily(list(dict.fromkeys(fonts)))
   return figure
 
 

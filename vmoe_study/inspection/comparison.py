@@ -40,6 +40,7 @@ def compare(
   >>> len(figure.axes)  # Two images, each alone and with two runs.
   6
   """
+  from vmoe_study.drawing.fonts import fit_fonts
   from vmoe_study.inspection.pictures import comparison_picture
 
   labels = None
@@ -54,7 +55,7 @@ def compare(
     _check(found, gallery, galleries)
     router = found.config.evaluation_moe.router
     galleries.append((labels[number] if labels else router, gallery))
-  return comparison_picture(galleries)
+  return fit_fonts(comparison_picture(galleries))
 
 
 def _check(

@@ -77,6 +77,7 @@ class Inspection:
     layer "LAYER_charts", "LAYER_classes", "LAYER_patches" and "LAYER_tensors".
     "training" and "capacity" are missing if there is nothing to show.
     """
+    from vmoe_study.drawing.fonts import fit_fonts
     from vmoe_study.inspection import charts, pictures
 
     if not self.layers:
@@ -97,4 +98,4 @@ class Inspection:
           self.gallery.layers[name], self.tokens_per_image
         ),
       }
-    return figures
+    return {name: fit_fonts(figure) for name, figure in figures.items()}
