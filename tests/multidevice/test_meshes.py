@@ -13,6 +13,7 @@ from vmoe_study.run.experiment import Model, Training
 from .tiny import (
   DEEP,
   ROUTERS,
+  STUDY,
   assert_only_exchanges,
   batch,
   config,
@@ -25,26 +26,34 @@ CASES = [(router, mesh) for router in DEEP for mesh in MESHES]
 CASES += [(router, BOTH_AXES) for router in ROUTERS if router not in DEEP]
 
 
-def train_state(training):
-  """A state with random weights, without compiling their initialization.
-
-  The head is not zero, so that every parameter has a gradient.
-  """
+def with_head(state):
+  """A head that is not zero, so that every parameter has a gradient."""
+  head = state.params["head"]
   rng = np.random.default_rng(1)
+  kernel = rng.normal(size=head["kernel"].shape).astype(np.float32)
+  kernel = jax.device_put(kernel, head["kernel"].sharding)
+  params = {**state.params, "head": {**head, "kernel": kernel}}
+  return state.replace(params=params)
 
-  def draw(path, like):
-    is_factor = not like.shape or path[-1].key == "scale"
-    drawn = 1 if is_factor else 0.25 * rng.normal(size=like.shape)
-    return jax.device_put(np.full(like.shape, drawn, np.float32), like.sharding)
 
+@functools.cache
+def first_state(router):
+  """The first state of a run on one device, in host memory."""
+  made = config(router, 1, 1)
+  model = Model(made, (8, 8, 1), make_mesh(made.mesh, jax.devices()[:1]))
+  state = with_head(Training(model, num_examples=1000).init())
+  return jax.device_get((state.params, state.opt_state, state.router_state))
+
+
+def train_state(training):
+  """The first state on the devices of a run, compiled once per router."""
   like = training.state_template()
-  params = jax.tree_util.tree_map_with_path(draw, like.params)
-  momentum = jax.tree.map(
-    lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding),
-    like.opt_state,
+  placed = jax.tree.map(
+    lambda x, like: jax.device_put(x, like.sharding),
+    first_state(training.model.config.model.moe.router),
+    (like.params, like.opt_state, like.router_state),
   )
-  router_state = training.model.init_router_state()
-  return training.state_at(0, params, momentum, router_state)
+  return training.state_at(0, *placed)
 
 
 @functools.cache
@@ -118,8 +127,8 @@ def assert_same_training(found, expected):
 def test_training_does_not_depend_on_the_mesh(router, mesh):
   expected = run(router, 1, 1)
   assert_same_training(run(router, *mesh), expected)
-  if router in DEEP:
-    assert expected["losses"][-1] < 0.95 * expected["losses"][0]
+  if router in STUDY:
+    assert expected["losses"][-1] < 0.8 * expected["losses"][0]
 
 
 @pytest.mark.parametrize("router", ["softmax_expert_choice", "relu"])
@@ -170,7 +179,7 @@ def two_losses(accumulation=1, remat="none"):
   model = Model(made, (8, 8, 1))
   training = Training(model, num_examples=1000)
   images = jax.device_put(batch(), sharding.batch_sharding(model.mesh))
-  state = train_state(training)
+  state = with_head(training.init())
   losses = []
   for _ in range(2):
     state, metrics = training.step(state, images)
@@ -198,7 +207,7 @@ def test_bfloat16_trains_with_float32_parameters():
   model = Model(made, (8, 8, 1))
   training = Training(model, num_examples=1000)
   images = jax.device_put(batch(), sharding.batch_sharding(model.mesh))
-  state = train_state(training)
+  state = with_head(training.init())
   state, first = training.step(state, images)
   state, second = training.step(state, images)
   expected = run("softmax_expert_choice", 1, 1)["losses"][0]

@@ -12,8 +12,8 @@ from .. import routers
 
 ROUTERS = (*zoo.ROUTERS, "dense")
 STUDY = (*routers.STUDY, "dense")
-# One router of every form of plan, and none: they have two routed blocks. What
-# is exchanged depends on the plan, not on how its tokens were chosen.
+# One router of every form of plan, and none: they train on every mesh. What is
+# exchanged depends on the plan, not on how its tokens were chosen.
 DEEP = ("softmax_token_choice", "softmax_expert_choice", "soft", "dense")
 BATCH = 32
 
@@ -65,12 +65,12 @@ def config(router, replica, expert, **changes):
 
 def num_blocks(router):
   """All are routed."""
-  return 2 if router in DEEP else 1
+  return 2 if router in STUDY else 1
 
 
 def num_steps(router):
   """Until rounding has grown, or decided a choice, in some of the others."""
-  return 20 if router in DEEP else 5
+  return 20 if router in STUDY else 5
 
 
 def batch(number=0):
