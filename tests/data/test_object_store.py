@@ -116,10 +116,11 @@ def test_a_resumed_run_reads_no_block_that_it_does_not_need(store):
   source = open_split("tiny", "train", "gs://bucket/tfrecord")
   read = []
   part = data.parts.open(0, 1, examples_ahead=80)
+  images = np.empty(data.parts.shape, np.uint8)
   (ahead,) = part._sources
   ahead._source = _Recording(ahead._source, read)
   for step in (8, 9):
-    part(step)
+    part(step, images)
   blocks = set(itertools.pairwise(source.blocks().tolist()))
   cut = [r for r in read if (r.start, r.stop) not in blocks]
   assert read and len(cut) <= 2 * data.parts.lanes
@@ -219,11 +220,12 @@ def test_what_is_held_in_memory_is_bounded(folder):
   local = str(folder / "bucket" / "tfrecord")
   data = train_input(spec(local), batch_size=8, seed=0, shuffle="blocks")
   part = data.parts.open(0, 2, examples_ahead=16)
+  images = np.empty(data.parts.shape, np.uint8)
   (ahead,) = part._sources
   assert isinstance(ahead, ReadAhead)
   order = data.parts.orders[0]
   for step in range(300):  # Four epochs.
-    part(step)
+    part(step, images)
     windows = {
       order.window(data.parts.position(s, row)[1])[0]
       for s in range(step, step + 5)

@@ -21,18 +21,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 
 class Numbers:
-  """Batches of 8 rows that hold their step; step 5 fails."""
+  """Batches of 8 images that hold their step; step 5 fails."""
 
-  size = 8
+  shape = (8, 50_000)
 
   def open(self, number, count):
-    rows = range(self.size * number // count, self.size * (number + 1) // count)
+    start, stop = (8 * n // count for n in (number, number + 1))
 
-    def compute(step):
+    def compute(step, images):
       if step == 5:
         raise ValueError("step 5 fails")
-      values = np.full((len(rows), 50_000), step, np.float32)
-      return {"x": values, "pid": np.array([os.getpid()]), "no": np.zeros(0)}
+      images[start:stop] = step
+      return {"rows": np.arange(start, stop), "pid": np.array([os.getpid()])}
 
     return compute
 
@@ -52,19 +52,33 @@ def test_parts_arrive_in_order_from_the_same_processes(workers):
   )
   pids = set()
   for step, pair in enumerate(both):
-    for parts, value in zip(pair, (step, step + 10), strict=True):
-      assert len(parts) == 2
-      for part in parts:
-        assert part["x"].shape == (4, 50_000) and (part["x"] == value).all()
-        assert part["no"].shape == (0,)
+    for (images, parts), value in zip(pair, (step, step + 10), strict=True):
+      assert images.shape == (8, 50_000) and (images == value).all()
+      rows = [part["rows"].tolist() for part in parts]
+      assert rows == [[0, 1, 2, 3], [4, 5, 6, 7]]
       pids.add(tuple(int(part["pid"][0]) for part in parts))
   ((first, second),) = pids
   assert len({first, second, os.getpid()}) == 3
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_images_that_are_still_used_are_not_overwritten(count):
+  workers = Workers(count)
+  kept, seen = [], set()
+  for images, _ in workers.iterate(Numbers(), range(6, 18)):
+    step = int(images[0, 0])
+    if step % 4 == 0:
+      kept.append((step, images[3:]))  # A view holds the batch.
+    seen.add(images.ctypes.data)
+  workers.close()
+  assert [step for step, _ in kept] == [8, 12, 16]
+  assert all((rows == step).all() for step, rows in kept)
+  assert len(seen) < 12  # The memory of the other batches is used again.
+
+
 def test_an_error_of_a_worker_is_raised_here_and_the_others_go_on(workers):
   batches = workers.iterate(Numbers(), range(3, 8))
-  assert [next(batches)[0]["x"][0, 0] for _ in range(2)] == [3, 4]
+  assert [next(batches)[0][0, 0] for _ in range(2)] == [3, 4]
   with pytest.raises(ValueError, match="step 5 fails") as error:
     next(batches)
   assert "in compute" in "".join(error.value.__notes__)
@@ -73,7 +87,8 @@ def test_an_error_of_a_worker_is_raised_here_and_the_others_go_on(workers):
 
 def test_a_worker_that_is_killed_is_missed(workers):
   batches = workers.iterate(Numbers(), iter(range(6, 10**6)))
-  pid = int(next(batches)[1]["pid"][0])
+  _, parts = next(batches)
+  pid = int(parts[1]["pid"][0])
   os.kill(pid, signal.SIGKILL)
   with pytest.raises(WorkerError, match=r"has ended: Killed.*num_workers"):
     for _ in range(20):
@@ -99,7 +114,8 @@ def test_a_small_dev_shm_is_enough(tmp_path):
 
       if __name__ == "__main__":
         workers = Workers(2)  # Not closed: they end with this process.
-        print(sum(len(parts) for parts in workers.iterate(Numbers(), range(5))))
+        batches = workers.iterate(Numbers(), range(5))
+        print(sum(len(parts) for _, parts in batches))
     """)
   )
   inside = f"mount -t tmpfs -o size=64k tmpfs /dev/shm && {sys.executable}"

@@ -12,7 +12,6 @@ from vmoe_study.data.decoding import decode
 from vmoe_study.data.image_header import ImageError
 from vmoe_study.data.ops import Ops, parse_ops
 from vmoe_study.data.records import RecordError
-from vmoe_study.data.shared_array import shared_zeros
 from vmoe_study.data.sources import Source, open_source
 from vmoe_study.data.spec import DataSpec
 
@@ -45,27 +44,25 @@ def check_labels(label: int | Sequence[int], num_classes: int) -> np.ndarray:
   return labels
 
 
-def collate(examples: Iterable[Example], size: int) -> Batch:
-  """Collates examples compactly for transfer between processes.
+def collate(examples: Iterable[Example], images: np.ndarray) -> Batch:
+  """Writes the images of examples into an array, and collates all else.
 
-  Images stay uint8, and labels stay class numbers: `labels[i]` belongs to
-  example `owner[i]`. Every image is copied as soon as it is made, to memory
-  that another process can open.
+  Labels stay class numbers: `labels[i]` belongs to example `owner[i]`.
 
   Args:
-    examples: at least one example; all images have the same shape.
-    size: number of examples.
+    examples: one example for each row of `images`.
+    images: uint8 (n, H, W, C), with n > 0; receives each image as soon as it is
+      made.
+
+  Returns:
+    "labels" and "owner", int64; "mask", float32 (n,); "skipped", int32 (n,).
   """
-  images, rest = None, []
-  for row, example in enumerate(examples):
-    image = example["image"]
-    if images is None:
-      images = shared_zeros((size, *image.shape), image.dtype)
-    images[row] = image
+  rest = []
+  for row, example in zip(images, examples, strict=True):
+    row[...] = example["image"]
     rest.append((example["labels"], example["mask"], example["skipped"]))
   labels, mask, skipped = zip(*rest, strict=True)
   return {
-    "image": images,
     "labels": np.concatenate(labels),
     "owner": np.repeat(np.arange(len(labels)), [len(x) for x in labels]),
     "mask": np.asarray(mask, np.float32),

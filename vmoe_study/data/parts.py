@@ -36,11 +36,15 @@ class HostRows:
   def host_size(self) -> int:
     return self.batch_size // self.process_count
 
+  def local(self, number: int, count: int) -> range:
+    """Part `number` of `count`, as rows of the batch of this host."""
+    start, stop = (self.host_size * n // count for n in (number, number + 1))
+    return range(start, stop)
+
   def of(self, number: int, count: int) -> range:
     """The rows of part `number` of `count` of this host."""
-    first = self.process_index * self.host_size
-    start, stop = (self.host_size * n // count for n in (number, number + 1))
-    return range(first + start, first + stop)
+    first, rows = self.process_index * self.host_size, self.local(number, count)
+    return range(first + rows.start, first + rows.stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +68,9 @@ class TrainParts:
   read_threads: int
 
   @property
-  def size(self) -> int:
-    return self.rows.host_size
+  def shape(self) -> tuple[int, ...]:
+    """See `workers.Parts`."""
+    return self.rows.host_size, *self.readers[0].image_shape
 
   @functools.cached_property
   def _mixed(self) -> grain.MapDataset:
@@ -132,7 +137,8 @@ class TrainParts:
         data_set, position = self.position(step, row)
         yield examples[data_set][position]
 
-    return _Part(readers, runs, compute, len(rows), examples_ahead)
+    local = self.rows.local(number, count)
+    return _Part(readers, runs, compute, local, examples_ahead)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +158,9 @@ class EvalParts:
   read_threads: int
 
   @property
-  def size(self) -> int:
-    return self.rows.host_size
+  def shape(self) -> tuple[int, ...]:
+    """See `workers.Parts`."""
+    return self.rows.host_size, *self.reader.image_shape
 
   def __len__(self) -> int:
     """Number of batches."""
@@ -177,7 +184,8 @@ class EvalParts:
     def compute(step: int) -> Iterator[Example]:
       return (reader.read_or_mask(int(index)) for index in indices(step))
 
-    return _Part([reader], runs, compute, len(rows), examples_ahead)
+    local = self.rows.local(number, count)
+    return _Part([reader], runs, compute, local, examples_ahead)
 
 
 class _Part:
@@ -188,19 +196,28 @@ class _Part:
     readers: Sequence[ExampleReader],
     runs: Callable[[int], Iterator[tuple[int, Sequence[Run]]]],
     compute: Callable[[int], Iterator[Example]],
-    size: int,
+    rows: range,
     examples_ahead: int,
   ):
-    """Takes functions of the step: the runs to read, and the examples."""
+    """Prepares the part.
+
+    Args:
+      readers: readers of the examples.
+      runs: function of the step that returns the runs to read.
+      compute: function of the step that returns the examples.
+      rows: the rows of the batch of this host that the examples are.
+      examples_ahead: number of examples to read ahead.
+    """
     self._sources = [reader.source for reader in readers]
-    self._runs, self._compute, self._size = runs, compute, size
-    self._steps_ahead = -(-examples_ahead // size)
+    self._runs, self._compute, self._rows = runs, compute, rows
+    self._steps_ahead = -(-examples_ahead // len(rows))
     self._expected: dict[int, list[list[Run]]] = {}
     self._counted = np.zeros(3)
 
-  def __call__(self, step: int) -> Batch:
+  def __call__(self, step: int, images: np.ndarray) -> Batch:
     self._read_ahead_for(range(step, step + self._steps_ahead + 1))
-    batch = collate(self._compute(step), self._size)
+    rows = images[self._rows.start : self._rows.stop]
+    batch = collate(self._compute(step), rows)
     before, self._counted = self._counted, self._counters()
     return batch | {"reading": self._counted - before}
 
@@ -248,14 +265,14 @@ def _numbered(number: int, position: int) -> tuple[int, int]:
   return number, position
 
 
-def join(parts: Sequence[Batch]) -> Batch:
-  """Joins the parts of a batch."""
+def join(images: np.ndarray, parts: Sequence[Batch]) -> Batch:
+  """Makes a batch of its images and of the other arrays of its parts."""
   batch = {
     name: np.concatenate([part[name] for part in parts]) for name in parts[0]
   }
-  sizes = [len(part["image"]) for part in parts]
+  sizes = [len(part["mask"]) for part in parts]
   firsts = np.cumsum([0, *sizes[:-1]])
   owners = zip(parts, firsts, strict=True)
   batch["owner"] = np.concatenate([p["owner"] + first for p, first in owners])
   batch["reading"] = sum(part["reading"] for part in parts)
-  return batch
+  return {"image": images, **batch}

@@ -74,12 +74,14 @@ class _Input:
 
   def _batch(self, step: int) -> Batch:
     """This host's slice of a batch, computed in this thread."""
-    return self._finish(self.parts.open(0, 1, examples_ahead=0)(step))
+    images = np.empty(self.parts.shape, np.uint8)
+    part = self.parts.open(0, 1, examples_ahead=0)(step, images)
+    return self._finish(join(images, [part]))
 
   def _iterate(self, steps: Iterable[int]) -> Iterator[Batch]:
     parts = self._workers.iterate(self.parts, steps)
     with contextlib.closing(parts):
-      yield from map(self._finish, map(join, parts))
+      yield from map(self._finish, itertools.starmap(join, parts))
 
   def _finish(self, batch: Batch) -> Batch:
     """Converts a collated batch to the form that is sent to the devices."""

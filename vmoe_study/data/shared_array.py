@@ -3,11 +3,10 @@
 import math
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
-
-ALIGNMENT = 64  # Bytes.
 
 
 class SharedMemory(mmap.mmap):
@@ -31,8 +30,22 @@ class SharedMemory(mmap.mmap):
     os.close(self.descriptor)
 
 
-def shared_zeros(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-  """Like `np.zeros`; the array's `base` is its `SharedMemory`."""
-  size = math.prod(shape) * dtype.itemsize
-  padded = size + ALIGNMENT - size % ALIGNMENT  # Never empty.
-  return np.ndarray(tuple(shape), dtype, SharedMemory(padded))
+class SharedArrays:
+  """Arrays of one shape, whose memory is used again.
+
+  The memory of an array is free as soon as neither the array nor a view of it
+  exists. It is kept, as new memory costs time: the system clears every page.
+  """
+
+  def __init__(self, shape: Sequence[int]):
+    """Takes the shape of the arrays, which are uint8."""
+    self._shape = tuple(shape)
+    self._free: list[SharedMemory] = []
+
+  def take(self) -> np.ndarray:
+    """An array with any values; its `base` is its `SharedMemory`."""
+    size = max(1, math.prod(self._shape))  # Bytes; memory is never empty.
+    memory = self._free.pop() if self._free else SharedMemory(size)
+    array = np.ndarray(self._shape, np.uint8, memory)
+    weakref.finalize(array, self._free.append, memory).atexit = False
+    return array

@@ -2,13 +2,15 @@
 
 Every batch is cut into one part per worker. A worker always computes the same
 part, so it knows what it will read next, and no worker holds a finished batch
-while the others work on later ones. Parts are returned in anonymous shared
-memory (`shared_array`), so the size of /dev/shm does not matter.
+while the others work on later ones. Workers write the images of a batch into
+the same array, which is in anonymous shared memory (`shared_array`), so the
+size of /dev/shm does not matter. All else is sent to the main process.
 """
 
 import atexit
 import collections
 import contextlib
+import dataclasses
 import itertools
 import mmap
 import multiprocessing
@@ -28,7 +30,7 @@ import cv2
 import numpy as np
 
 from vmoe_study.data.freed_memory import keep_freed_memory
-from vmoe_study.data.shared_array import ALIGNMENT, SharedMemory
+from vmoe_study.data.shared_array import SharedArrays
 
 CPU_LIMIT = "/sys/fs/cgroup/cpu.max"  # "QUOTA PERIOD" in the same unit.
 KEPT_BYTES = 2**28  # Freed memory that a worker process keeps at most.
@@ -36,18 +38,20 @@ THREADS = 2  # Of this process, if there are no worker processes.
 BATCHES_AHEAD = 2
 
 Part = dict[str, np.ndarray]
-ComputePart = Callable[[int], Part]
+ComputePart = Callable[[int, np.ndarray], Part]
+"""Takes the step, and the images of the whole batch, of which it writes its
+own; returns the other arrays of its part."""
 
 
 class Parts(Protocol):
   """Batches to be computed in parts; pickled for the workers."""
 
   @property
-  def size(self) -> int:
-    """Number of images of a batch on this host."""
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the images of a batch on this host; they are uint8."""
 
   def open(self, number: int, count: int) -> ComputePart:
-    """Returns a function of the step that computes part `number` of `count`."""
+    """Returns a function that computes part `number` of `count`."""
 
 
 class WorkerError(OSError):
@@ -68,8 +72,10 @@ class Workers:
     self._numbers = itertools.count()
     self._lock = threading.Lock()
 
-  def iterate(self, parts: Parts, steps: Iterable[int]) -> Iterator[list[Part]]:
-    """Yields all parts of the batches of `steps`, in order.
+  def iterate(
+    self, parts: Parts, steps: Iterable[int]
+  ) -> Iterator[tuple[np.ndarray, list[Part]]]:
+    """Yields the images and all parts of the batches of `steps`, in order.
 
     Several iterations may run at the same time, in several threads. Close the
     iterator (or let it be garbage-collected) to stop its work.
@@ -78,18 +84,21 @@ class Workers:
       Exception: a part could not be computed.
       WorkerError: a worker process has ended.
     """
-    workers = self._start()[: parts.size]
-    number = next(self._numbers)
+    workers = self._start()[: parts.shape[0]]
+    number, memory = next(self._numbers), SharedArrays(parts.shape)
     for place, worker in enumerate(workers):
       worker.open(number, parts, place, len(workers))
-    waiting: collections.deque[list[Future[Part]]] = collections.deque()
+    waiting: collections.deque[_Waiting] = collections.deque()
     try:
       for step in steps:
-        waiting.append([worker.submit(number, step) for worker in workers])
+        images = memory.take()
+        futures = [worker.submit(number, step, images) for worker in workers]
+        waiting.append(_Waiting(images, futures))
+        del images  # So that it is free when the caller no longer uses it.
         if len(waiting) > BATCHES_AHEAD:
-          yield [future.result() for future in waiting.popleft()]
+          yield waiting.popleft().result()
       while waiting:
-        yield [future.result() for future in waiting.popleft()]
+        yield waiting.popleft().result()
     finally:
       for worker in workers:
         worker.forget(number)
@@ -110,6 +119,17 @@ class Workers:
       workers, self._workers = self._workers, []
     for worker in workers:
       worker.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Waiting:
+  """A batch that is being computed."""
+
+  images: np.ndarray
+  parts: list[Future[Part]]
+
+  def result(self) -> tuple[np.ndarray, list[Part]]:
+    return self.images, [part.result() for part in self.parts]
 
 
 def num_cores() -> int:
@@ -149,8 +169,8 @@ class _Thread:
   def open(self, number: int, parts: Parts, place: int, count: int) -> None:
     self._open[number] = parts.open(place, count)
 
-  def submit(self, number: int, step: int) -> Future[Part]:
-    return self._thread.submit(self._open[number], step)
+  def submit(self, number: int, step: int, images: np.ndarray) -> Future[Part]:
+    return self._thread.submit(self._open[number], step, images)
 
   def forget(self, number: int) -> None:
     self._open.pop(number, None)
@@ -174,23 +194,29 @@ class _Process:
     theirs.close()  # So that reading ends with the process.
     self._lock, self._sending = threading.Lock(), threading.Lock()
     self._waiting: dict[tuple[int, int], Future[Part]] = {}
+    self._known: dict[int, set[int]] = {}  # Files that the process has.
     self._error: Exception | None = None
     self._receiver = threading.Thread(target=self._receive, daemon=True)
     self._receiver.start()
 
   def open(self, number: int, parts: Parts, place: int, count: int) -> None:
+    self._known[number] = set()
     self._send(number, None, (parts, place, count))
 
-  def submit(self, number: int, step: int) -> Future[Part]:
+  def submit(self, number: int, step: int, images: np.ndarray) -> Future[Part]:
     future: Future[Part] = Future()
     with self._lock:
       if self._error is not None:
         raise self._error
       self._waiting[number, step] = future
-    self._send(number, step, None)
+    file = images.base.descriptor
+    is_new = file not in self._known[number]
+    self._known[number].add(file)
+    self._send(number, step, (file, is_new), file=file if is_new else None)
     return future
 
   def forget(self, number: int) -> None:
+    self._known.pop(number, None)
     self._send(number, None, None)
 
   def close(self) -> None:
@@ -199,21 +225,23 @@ class _Process:
     self._receiver.join()
     self._connection.close()
 
-  def _send(self, *message: Any) -> None:
+  def _send(self, *message: Any, file: int | None = None) -> None:
+    """Sends a message, and the descriptor of a file."""
     # `_receive` notices the end of the process, too.
     with self._sending, contextlib.suppress(OSError):
       self._connection.send(message)
+      if file is not None:
+        reduction.send_handle(self._connection, file, self._process.pid)
 
   def _receive(self) -> None:
     with contextlib.suppress(EOFError, OSError):
       while True:
-        number, step, layout, error = self._connection.recv()
+        number, step, part, error = self._connection.recv()
         future = self._waiting.pop((number, step))
         if error is not None:
           future.set_exception(error)
         else:
-          file = reduction.recv_handle(self._connection)
-          future.set_result(_unpack(file, layout))
+          future.set_result(part)
     self._process.join()
     with self._lock:
       self._error = WorkerError(_describe_end(self._process.exitcode))
@@ -235,35 +263,48 @@ def _describe_end(exit_code: int | None) -> str:
 def _serve(requests: connection.Connection) -> None:
   """The main function of a worker process.
 
-  A request is (number of an iteration, step, None) for a part, (number, None,
-  what to open) to begin an iteration, or (number, None, None) to drop it.
+  A request is (number of an iteration, step, file of the images) for a part,
+  (number, None, what to open) to begin an iteration, or (number, None, None) to
+  drop it.
   """
   cv2.setNumThreads(1)  # The workers share the cores.
   keep_freed_memory(KEPT_BYTES)
   threading.Thread(target=_end_with_parent, daemon=True).start()
-  compute: dict[int, ComputePart] = {}
+  iterations: dict[int, _Iteration] = {}
   while True:
-    number, step, opened = requests.recv()
-    if opened is not None:
-      parts, place, count = opened
-      compute[number] = parts.open(place, count)
-    elif step is None:
-      compute.pop(number, None)
+    number, step, what = requests.recv()
+    if step is not None:
+      file, is_new = what
+      if is_new:
+        iterations[number].add(file, reduction.recv_handle(requests))
+      requests.send((number, step, *iterations[number].answer(step, file)))
+    elif what is not None:
+      iterations[number] = _Iteration(*what)
     else:
-      _answer(requests, number, step, compute[number])
+      iterations.pop(number, None)
 
 
-def _answer(
-  requests: connection.Connection, number: int, step: int, compute: ComputePart
-) -> None:
-  try:
-    file, layout = _pack(compute(step))
-  except Exception as error:
-    requests.send((number, step, None, _picklable(error)))
-    return
-  requests.send((number, step, layout, None))
-  reduction.send_handle(requests, file, os.getppid())
-  os.close(file)
+class _Iteration:
+  """An iteration, as seen from a worker process."""
+
+  def __init__(self, parts: Parts, place: int, count: int):
+    self._shape, self._compute = parts.shape, parts.open(place, count)
+    self._images: dict[int, np.ndarray] = {}
+
+  def add(self, file: int, descriptor: int) -> None:
+    """Opens an array; `file` is its descriptor in the main process."""
+    memory = mmap.mmap(descriptor, 0)
+    os.close(descriptor)
+    self._images[file] = np.ndarray(self._shape, np.uint8, memory)
+
+  def answer(
+    self, step: int, file: int
+  ) -> tuple[Part | None, Exception | None]:
+    """Computes a part; returns it, or an error."""
+    try:
+      return self._compute(step, self._images[file]), None
+    except Exception as error:
+      return None, _picklable(error)
 
 
 def _picklable(error: Exception) -> Exception:
@@ -274,45 +315,6 @@ def _picklable(error: Exception) -> Exception:
   except Exception:
     return RuntimeError("\n".join(error.__notes__))
   return error
-
-
-Layout = list[
-  tuple[str, str, tuple[int, ...], int]
-]  # Name, type, shape, place.
-
-
-def _pack(part: Part) -> tuple[int, Layout]:
-  """Puts arrays into memory that another process can open.
-
-  The first array that is in such memory already is not copied.
-
-  Returns:
-    The descriptor of a file in memory, and where in it the arrays are.
-  """
-  bases = [array.base for array in part.values()]
-  shared = next((b for b in bases if isinstance(b, SharedMemory)), None)
-  memory = shared or SharedMemory(ALIGNMENT)
-  layout = []
-  with os.fdopen(memory.descriptor, "wb", closefd=False) as file:
-    file.seek(0, os.SEEK_END)
-    for name, array in part.items():
-      is_there = array.base is shared is not None
-      place = 0 if is_there else file.tell()
-      layout.append((name, array.dtype.str, array.shape, place))
-      if not is_there:
-        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-        file.write(bytes(-file.tell() % ALIGNMENT))
-  return os.dup(memory.descriptor), layout
-
-
-def _unpack(descriptor: int, layout: Layout) -> Part:
-  """The arrays of a file from `_pack`, read-only; closes it."""
-  memory = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
-  os.close(descriptor)
-  return {
-    name: np.ndarray(shape, dtype, memory, place)
-    for name, dtype, shape, place in layout
-  }
 
 
 @contextlib.contextmanager

@@ -174,11 +174,13 @@ class _DecodeOnly(ExampleReader):
 
   def __init__(self, reader: ExampleReader):
     vars(self).update(vars(reader))
+    self.image_shape = 0, 0, 0
 
   def read(self, index: int, rng: np.random.Generator | None = None) -> Example:
     decode(self.source[index]["image"])
-    nothing = np.zeros(0, np.int64)
-    return {"image": nothing, "labels": nothing, "mask": 1.0, "skipped": 0}
+    image = np.zeros(self.image_shape, np.uint8)
+    labels = np.zeros(0, np.int64)
+    return {"image": image, "labels": labels, "mask": 1.0, "skipped": 0}
 
 
 def describe_images(source: Source) -> str:
