@@ -43,6 +43,7 @@ def run_examples(name):
   assert result.attempted and not result.failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(modules_with_examples()))
 def test_examples(name):
   run_examples(name)

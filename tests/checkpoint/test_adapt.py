@@ -10,6 +10,8 @@ from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import VisionTransformer
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
   "num_classes": 5,
   "patch_size": 4,

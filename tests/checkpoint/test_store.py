@@ -200,6 +200,7 @@ def test_differences_are_named(saved, states, change):
   store.close()
 
 
+@pytest.mark.slow
 def test_damage_anywhere_is_never_silent(directory, saved, states):
   """Every file deleted, cut short, and flipped at random bytes."""
   rng = np.random.default_rng(0)
@@ -319,6 +320,7 @@ def test_a_failed_save_surfaces_and_leaves_the_last_intact(
   assert load_lib.load_params(directory)[2] == 8
 
 
+@pytest.mark.slow
 def test_a_failed_save_that_is_still_written_does_not_fail_the_next(
   directory, states, file_size_limit
 ):

@@ -14,6 +14,8 @@ from vmoe_study.cli.main import main
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.metrics_file import read_metrics
 
+from ..programs import xla_flags
+
 # Orbax leaves threads and coroutines behind when a write fails.
 pytestmark = pytest.mark.filterwarnings(
   "ignore::pytest.PytestUnraisableExceptionWarning",
@@ -73,8 +75,10 @@ def space(disk, monkeypatch):
     save(store, step, *saved, **parts)
 
   monkeypatch.setattr(CheckpointStore, "save", save_with_space)
+  gc.freeze()
   yield changes
   gc.collect()  # Orbax leaves coroutines behind.
+  gc.unfreeze()
 
 
 def train(disk, *more):
@@ -96,7 +100,10 @@ def test_one_sentence_and_no_traceback(disk, fault):
     folder = disk / "work" / "checkpoints" / str(STEPS) / "params"
     for path in folder.rglob("d/*"):
       os.truncate(path, path.stat().st_size // 2)
-  found = subprocess.run(command, capture_output=True, text=True)
+  environment = os.environ | {"XLA_FLAGS": xla_flags(1)}
+  found = subprocess.run(
+    command, capture_output=True, text=True, env=environment
+  )
   said = found.stderr.splitlines()
   assert "Traceback" not in found.stderr and "Exception" not in found.stderr
   if fault == "full disk":

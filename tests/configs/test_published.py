@@ -25,6 +25,8 @@ from vmoe_study.run.config_file import load_config
 from vmoe_study.run.experiment import Model, Training
 from vmoe_study.training.optimizer import ScheduleSpec, make_schedule
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = pathlib.Path(__file__).parents[1] / "data" / "reference"
 JFT, I1K, I21K, JFT4B = range(4)
 OF_COLUMN = {JFT: "", I1K: "data=imagenet1k", I21K: "data=imagenet21k"}
@@ -268,7 +270,6 @@ def _decays(config):
   }
 
 
-@pytest.mark.slow
 def test_decay_masks():
   smoke = "smoke=true,fewshot=none"
   found = _decays(pretrained(JFT, smoke))
@@ -288,7 +289,6 @@ def test_decay_masks():
     assert decay == wanted, path
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("column", COLUMNS)
 def test_initial_distributions(column):
   """The distributions of section 4 of recipes.txt."""

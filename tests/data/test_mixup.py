@@ -12,6 +12,8 @@ from jax.sharding import AxisType, NamedSharding
 
 from vmoe_study.data.mixup import mixup, rolled_mixup
 
+pytestmark = pytest.mark.slow
+
 
 def make_batch(size, seed=0):
   rng = np.random.default_rng(seed)

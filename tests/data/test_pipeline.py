@@ -295,6 +295,7 @@ def test_a_label_out_of_range_is_named_or_counted(plain):
   assert (counted, data.skipped) == ((labels < 5).sum(), (labels >= 5).sum())
 
 
+@pytest.mark.slow
 def test_a_truncated_record_is_named_or_counted(tmp_path):
   make_builder("jft_like/4", str(tmp_path)).download_and_prepare(
     file_format="tfrecord"
@@ -346,6 +347,7 @@ def test_bad_sizes_and_seeds_are_explained(plain):
     train_input(plain, batch_size=8, seed=-1)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_process_reaches_the_consumer(damaged):
   spec = dataclasses.replace(damaged, on_error="raise")
   data = eval_input(spec, batch_size=2, num_workers=1)

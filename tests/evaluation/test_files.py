@@ -7,6 +7,7 @@ import math
 
 import jax
 import numpy as np
+import pytest
 
 from vmoe_study.evaluation.charts import MAX_NAMED
 from vmoe_study.evaluation.files import write_evaluation
@@ -14,6 +15,8 @@ from vmoe_study.evaluation.mistakes import Mistake
 from vmoe_study.evaluation.outcomes import outcomes
 from vmoe_study.evaluation.result import Classification
 from vmoe_study.training.loss import softmax_xent
+
+pytestmark = pytest.mark.slow
 
 NAMES = [
   "größe",

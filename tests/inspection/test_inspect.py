@@ -11,6 +11,8 @@ from vmoe_study.inspection.inspect import inspect
 from vmoe_study.run.checkpoint import Checkpoint
 from vmoe_study.run.experiment import Model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _data(digits_folder):

@@ -18,6 +18,8 @@ from vmoe_study.nn.zoo import ROUTERS
 
 from ..routers import EVERY_KIND
 
+pytestmark = pytest.mark.slow
+
 BATCH, TOKENS, EXPERTS, GROUP = 4, 5, 4, 2
 LAYER = "encoderblock_1"
 IMAGES = jax.random.normal(jax.random.key(0), (BATCH, 8, 8, 1))

@@ -23,6 +23,8 @@ from vmoe_study.inspection.result import Inspection
 from vmoe_study.inspection.statistics import CapacityPoint, layer_statistics
 from vmoe_study.study.statistics import Estimate
 
+pytestmark = pytest.mark.slow
+
 EXPERTS = 3
 GRID = np.array([[[0, 1], [2, -1]], [[-1, 1], [1, 0]]])  # Expert of a patch.
 

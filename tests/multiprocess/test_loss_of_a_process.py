@@ -14,7 +14,7 @@ from vmoe_study.training.metrics_file import read_metrics
 from ..programs import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 200
+STEPS = 120
 HEARTBEAT_SECONDS = 20
 # `python -m vmoe_study`, with a heartbeat for which a test can wait.
 PROGRAM = f"""
@@ -32,7 +32,7 @@ TINY = [
   "--config.model.fields.mlp_dim=32",
   "--config.train.num_epochs=0",
   f"--config.train.num_steps={STEPS}",
-  "--config.train.save_every=20",
+  "--config.train.save_every=10",
   "--config.train.report_every=20",
   "--config.evaluations={}",
   "--config.fewshot={}",
@@ -101,7 +101,7 @@ def test_the_job_goes_on(tmp_path, digits_folder):
   assert 20 <= stopped < STEPS
 
   both = job.start()
-  job.wait_for_step(stopped + 20, both)
+  job.wait_for_step(stopped + 10, both)
   both[1].kill()
   both[1].wait()
   assert both[0].wait(timeout=HEARTBEAT_SECONDS + 20) not in (0, 75)

@@ -14,6 +14,8 @@ from vmoe_study.nn.attention import Attention
 from vmoe_study.nn.fused_attention import fused_attention, is_supported
 from vmoe_study.routing.exchange import Exchange
 
+pytestmark = pytest.mark.slow
+
 # Shapes (B, L, heads, D_head), and whether queries and keys are normalised. One
 # head fills registers, two share them, or they start anywhere.
 CASES = [((2, 49, 1, 128), True), ((3, 20, 4, 64), False)]

@@ -8,6 +8,8 @@ from vmoe_study.nn import cost
 from vmoe_study.nn.moe import MoeOptions
 from vmoe_study.nn.vit import VisionTransformer, backbone_sizes
 
+pytestmark = pytest.mark.slow
+
 IMAGE = (64, 64, 3)
 BATCH = 2
 SIZES = {

@@ -7,6 +7,8 @@ import pytest
 
 from vmoe_study.nn.zoo import make_router
 
+pytestmark = pytest.mark.slow
+
 G, S, D, E = 2, 12, 8, 4
 X = np.float32(np.random.default_rng(0).normal(size=(G, S, D)))
 

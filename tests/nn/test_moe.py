@@ -75,6 +75,7 @@ def test_experts_may_share_their_initial_values(shared, x):
       assert np.array_equal(kernel[0], kernel[e]) == shared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shared", "share"), [(False, 1 / 8), (True, 1 / 2)])
 def test_experts_drop_different_units_unless_they_start_equal(shared, share):
   """Three equal experts get equal inputs; every output is their mean.

@@ -113,6 +113,7 @@ def test_dense_router_is_no_router(images):
   assert _shapes(plain, images) == _shapes(dense, images)
 
 
+@pytest.mark.slow
 def test_moe_blocks_are_named_in_aux(images):
   moe = dataclasses.replace(ROUTED, blocks=(1,))
   model = VisionTransformer(**SIZES, moe=moe)
@@ -186,6 +187,7 @@ def test_unknown_variants(name):
     backbone_sizes(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name, experts, millions",
   [("B/32", 0, 102.1), ("B/32", 32, 980.6), ("B/16", 32, 979.0)],
@@ -215,6 +217,7 @@ def _loss_gradients(model, params, images, **apply):
   return jax.jit(jax.grad(loss))(params)
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient(images):
   model = VisionTransformer(**SIZES, moe=ROUTED)
   params = _params(model, images)
@@ -243,6 +246,7 @@ def test_remat_saves_memory(images):
   assert temporary("full") < temporary("none")
 
 
+@pytest.mark.slow
 def test_bfloat16_leaves_router_and_results_in_float32(images):
   exact = VisionTransformer(**SIZES, moe=ROUTED)
   model = exact.clone(dtype="bfloat16")
@@ -262,6 +266,7 @@ def test_bfloat16_leaves_router_and_results_in_float32(images):
   assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "options",
   [{}, {"pool": "map", "qk_norm": True}, {"representation_size": 5}],
@@ -359,6 +364,7 @@ def test_residual_dtype(images):
   assert {single[path] for path in changed} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_dropout(images):
   model = VisionTransformer(**SIZES, moe=ROUTED, dropout_rate=0.5)
   params = _params(model, images)

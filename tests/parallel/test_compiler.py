@@ -13,6 +13,8 @@ from vmoe_study.parallel.compiler import compiler_options
 from vmoe_study.parallel.mesh import AXES, MeshSpec, make_mesh
 from vmoe_study.performance.target import open_target
 
+pytestmark = pytest.mark.slow
+
 INPUTS, OUTPUTS = jax.P(None, AXES), jax.P("expert", "replica")
 
 

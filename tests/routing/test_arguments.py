@@ -74,6 +74,7 @@ def _equal(one, other):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("use", USES)
 def test_arrays_of_any_kind(use, dtype, values):
@@ -85,6 +86,7 @@ def test_arrays_of_any_kind(use, dtype, values):
   _equal(USES[use](given), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("name", EVERY_KIND)
 def test_router_logits_of_any_kind(name, dtype, values):

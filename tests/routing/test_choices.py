@@ -45,6 +45,7 @@ def test_an_auction_that_ends_is_within_epsilon_of_the_best(S, E, C, std):
     assert best - 0.02 * group.std() * S <= _total(group, found) <= best + 1e-3
 
 
+@pytest.mark.slow
 def test_the_defaults_come_within_a_percent_of_the_best():
   """At the size of one image: 196 tokens, 32 experts; ECs above S."""
   scores = _scores(1, 196, 32)
@@ -56,6 +57,7 @@ def test_the_defaults_come_within_a_percent_of_the_best():
     assert _total(group, found) >= 0.99 * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_iterations", [1, 3])
 def test_tokens_left_over_get_the_free_slots(num_iterations):
   scores = _scores(2, 24, 8)
@@ -66,6 +68,7 @@ def test_tokens_left_over_get_the_free_slots(num_iterations):
   np.testing.assert_array_equal(plan.experts_per_token(), 1)
 
 
+@pytest.mark.slow
 def test_tokens_beyond_all_slots_are_dropped():
   scores = _scores(3, 12, 4)
   plan = balanced_assignment(scores, scores, capacity=2)
@@ -73,6 +76,7 @@ def test_tokens_beyond_all_slots_are_dropped():
   assert plan.experts_per_token().sum(axis=1).tolist() == [8, 8]
 
 
+@pytest.mark.slow
 def test_a_single_expert_takes_all():
   plan = balanced_assignment(_scores(4, 5, 1), _scores(4, 5, 1), capacity=5)
   np.testing.assert_array_equal(plan.experts_per_token(), 1)
@@ -88,6 +92,7 @@ def test_evaluation_is_greedy():
   assert np.any(trained.tokens != found.tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("C, M", [(3, 1), (3, 2), (6, 2), (20, 3)])
 def test_capped_expert_choice(C, M):
   scores = _scores(6, 12, 4)

@@ -11,6 +11,8 @@ from vmoe_study.routing import grouped
 from vmoe_study.routing.exchange import Exchange
 from vmoe_study.routing.grouped import Layout
 
+pytestmark = pytest.mark.slow
+
 SHAPE = 16, 6, 8  # B L D
 E, K = 8, 2
 AXES = ("replica", "expert")

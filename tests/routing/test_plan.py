@@ -57,6 +57,7 @@ def _largest(name, **options):
   return max(_sizes(jaxpr.jaxpr))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["softmax", "transport"])
 @pytest.mark.parametrize("name", SPARSE)
 def test_no_routing_tensor_in_the_index_form(name, weights):
@@ -125,6 +126,7 @@ def test_half_precision_is_summed_in_single(inverse):
   np.testing.assert_array_equal(plan.experts_per_token(), num_slots)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["index", "index with slots", "dense"])
 def test_parts_have_their_own_groups_only(form):
   scores = jax.random.normal(jax.random.key(0), (6, 5, 4))

@@ -11,6 +11,8 @@ from vmoe_study.routing.choice import expert_choice, token_choice
 from vmoe_study.routing.plan import IndexPlan
 from vmoe_study.routing.slot_kernel import combine, dispatch, is_supported
 
+pytestmark = pytest.mark.slow
+
 G, S, E, C, D = 16, 13, 4, 3, 256
 
 

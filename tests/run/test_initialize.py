@@ -31,6 +31,8 @@ from vmoe_study.training.metrics_file import read_metrics
 
 from ..routers import EVERY_KIND
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 REFERENCE = ROOT / "tests" / "data" / "reference"
 PREFIX = str(REFERENCE / "vmoe_checkpoint" / "vmoe_v1")
@@ -216,7 +218,6 @@ def _save(workdir, config, image_shape):
   store.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   "old,new",
   [
@@ -275,7 +276,6 @@ def test_images_of_as_many_patches_in_another_grid_are_refused():
   make_model(posemb="sincos2d").check_images("test", (4, 16, 1))
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_grid_only(tmp_path):
   config = make_model().config.to_dict()
   config["data"] |= {
@@ -374,7 +374,6 @@ def test_imported_model_gives_the_published_logits(photographs):
   np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_fine_tuning_an_imported_model_at_twice_the_resolution(photographs):
   config = imported(photographs, 64)
   data = open_train_input(config)

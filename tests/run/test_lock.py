@@ -19,6 +19,8 @@ from vmoe_study.run.heartbeat_lock import heartbeat_lock
 
 from . import gcs_server
 
+pytestmark = pytest.mark.slow
+
 HOLD = """
 import sys, time
 from vmoe_study.run import lock

@@ -12,6 +12,8 @@ from vmoe_study.drawing.figure_files import figure_pixels
 from vmoe_study.study import cost_figure as costs
 from vmoe_study.study import figures, results
 
+pytestmark = pytest.mark.slow
+
 STUDY = pathlib.Path(__file__).parents[2] / "notebooks" / "study"
 
 

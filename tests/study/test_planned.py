@@ -17,6 +17,8 @@ from vmoe_study.study.planned import (
 )
 from vmoe_study.study.results import Cell
 
+pytestmark = pytest.mark.slow
+
 END_POINTS = {
   "upstream": ("test/accuracy",),
   "few-shot": ("a/10shot", "b/10shot"),

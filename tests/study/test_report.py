@@ -22,6 +22,8 @@ from vmoe_study.study import tables as study
 from vmoe_study.study.contrasts import contrasts, paired_values
 from vmoe_study.study.sweep_manifest import SweepManifest
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 ROUTERS = (
   "softmax_token_choice",
@@ -268,7 +270,6 @@ def test_a_report_of_one_run_has_no_empty_tables(root, tmp_path):
   assert len(rules) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ("folder", "table"),
   [

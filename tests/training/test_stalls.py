@@ -5,6 +5,7 @@ import time
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vmoe_study.training.health import (
   MUST_BE_FINITE,
@@ -16,6 +17,8 @@ from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.stalls import StallWatch
 from vmoe_study.training.state import TrainState
 from vmoe_study.training.steps_ahead import StepsAhead
+
+pytestmark = pytest.mark.slow
 
 LEAST = 0.5
 

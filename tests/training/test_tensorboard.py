@@ -21,6 +21,8 @@ from tensorboard.util import tensor_util
 from vmoe_study.training.metrics import MetricsWriter
 from vmoe_study.training.tensorboard import EventWriter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _without_tensorflow():

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.ndimage
+import scipy  # `scipy.ndimage` is loaded at its first use.
 from jaxtyping import Float
 
 from vmoe_study.checkpoint import tree as tree_lib

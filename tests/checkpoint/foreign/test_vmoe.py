@@ -19,6 +19,8 @@ from vmoe_study.checkpoint.foreign.vmoe import read_vmoe, read_vmoe_shapes
 
 from . import vmoe_writer as writer
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = pathlib.Path(__file__).parents[2] / "data" / "reference"
 
 PREFIX = "memory://bucket/vmoe"
