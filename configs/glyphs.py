@@ -38,12 +38,12 @@ class Arguments(common.Arguments):
   """Arguments of this file; see the module's docstring."""
 
   classes: int = 2000
-  width: int = 64
+  width: int = 40
   mlp: int = 0
   experts: int = 8
   epochs: float = 4.0
-  rate: float = 4e-3
-  decay: float = 0.03
+  rate: float = 6e-3
+  decay: float = 0.3
   select: bool = False
 
 

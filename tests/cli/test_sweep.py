@@ -338,8 +338,8 @@ def test_missing_data_are_said_before_anything_runs(
   root = tmp_path / "root"
   assert main([*table, f"--root={root}"]) == 2
   error = capsys.readouterr().err
-  assert "row glyphs,router=dense,select=true: " in error
-  assert error.count("prepare glyphs/2000") == 3
+  assert "row glyphs,router=dense,rate=0.006,decay=0.3,select=true: " in error
+  assert error.count("prepare glyphs/2000") == 2
   assert not root.exists()
 
 

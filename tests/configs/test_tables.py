@@ -78,15 +78,19 @@ def millions(model):
   return sum(leaf.size for leaf in jax.tree.leaves(model.params_shape)) / 1e6
 
 
+def devices_of(row):
+  return 1 if row.recipe in ("laptop", "glyphs") else POD
+
+
 def name(row):
   return " ".join([row.config, *row.overrides])
 
 
 @pytest.mark.parametrize("table", tables.TABLES)
 def test_every_row_can_be_built(table):
-  devices = 1 if table.startswith(("laptop", "glyphs")) else POD
   rows = {shapes_of(row): row for row in tables.TABLES[table]}
   for row in tables.TABLES[table]:
+    devices = devices_of(row)
     check(row.config, row.overrides, devices)
     if row.parameters:
       model = build(row.config, row.overrides, devices)
@@ -128,9 +132,12 @@ def test_dense_controls_have_the_flops_of_routed_models():
   assert len(controls) > 8
   for row in controls:
     routed = rows[row.note.removeprefix("FLOPs of ")]
+    models = [
+      build(r.config, r.overrides, devices_of(r)) for r in (row, routed)
+    ]
     flops = [
-      sum(forward_flops(build(*r).module, (224, 224, 3)).values())
-      for r in ((row.config, row.overrides), (routed.config,))
+      sum(forward_flops(model.module, model.image_shape).values())
+      for model in models
     ]
     assert flops[0] == pytest.approx(flops[1], rel=1e-4), row.name
 
@@ -144,7 +151,8 @@ def test_planned_contrasts_name_rows_with_their_metrics(table):
   for contrast in analysis.contrasts:
     assert sum(contrast.weights.values()) == pytest.approx(0)
     for name_of_row in contrast.weights:
-      config, _ = check(rows[name_of_row].config)
+      row = rows[name_of_row]
+      config, _ = check(row.config, row.overrides, devices_of(row))
       metrics = {f"{name}/accuracy" for name in config.evaluations}
       metrics |= {f"fewshot/{name}/10shot" for name in config.fewshot}
       assert metrics >= set(itertools.chain(*analysis.end_points.values()))
