@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from configs.datasets import FEWSHOT
+from configs.glyphs import TRANSFER
 from vmoe_study.drawing.render import markdown_table
 from vmoe_study.nn.cost import routing
 from vmoe_study.nn.vit import VisionTransformer
@@ -704,8 +705,7 @@ TABLES: dict[str, Table] = {
       {
         "test": ("test/accuracy",),
         "10-shot": tuple(
-          f"fewshot/{name}/10shot"
-          for name in ("kana", "hangul", "digits", "emoji")
+          f"fewshot/{name.split('/')[-1]}/10shot" for name in TRANSFER
         ),
       },
       best_sparse=_GLYPHS_BEST,
