@@ -15,6 +15,7 @@ from vmoe_study.study.planned import (
   grid_values,
   planned_results,
 )
+from vmoe_study.study.planned_figure import planned_figure
 from vmoe_study.study.results import Cell
 
 pytestmark = pytest.mark.slow
@@ -190,12 +191,30 @@ def test_the_report_has_the_planned_contrasts(tmp_path, capsys):
   fit = GridFit(grid_values(cells, ["test/accuracy"]))
   expected = fit.contrast({"c0": 1, "c1": -1})
   assert f"{expected.estimate:+.2f} ± {expected.half_width:.2f}" in printed
+  assert "![Planned contrasts" in (tmp_path / "report.md").read_text()
   rows = list(
     csv.DictReader((tmp_path / "planned.csv").read_text().splitlines())
   )
   assert [row["margin"] for row in rows] == ["5", ""]
   assert rows[0]["p equivalent"] == "< 0.001"
   assert float(rows[1]["detectable"]) > float(rows[1]["difference ± %"])
+
+
+def test_the_figure_shows_differences_and_fills_those_found():
+  cells = study(np.random.default_rng(8), [0, 0, 0, 0, 4, 0, 0])
+  figure = planned_figure(cells, ANALYSIS)
+  found = iter(planned_results(cells, ANALYSIS))
+  assert [len(panel.containers) for panel in figure.axes] == [5, 5]
+  for panel in figure.axes:
+    assert panel.get_xlabel().split(":")[0] in END_POINTS
+    for row, bars in enumerate(panel.containers):
+      result, (point, _, lines) = next(found), bars
+      effect = result.effect
+      np.testing.assert_allclose(point.get_xydata(), [[effect.estimate, row]])
+      [segment] = lines[0].get_segments()
+      np.testing.assert_allclose(np.ptp(segment[:, 0]), 2 * effect.half_width)
+      is_filled = point.get_markerfacecolor() != "white"
+      assert is_filled == (result.holm_p_value < 0.05) == (row == 4)
 
 
 @pytest.mark.parametrize(

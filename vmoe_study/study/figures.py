@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 from vmoe_study.drawing.labels import text_width
 from vmoe_study.study.cost_figure import cost_figure
+from vmoe_study.study.planned import Analysis
+from vmoe_study.study.planned_figure import planned_figure
 from vmoe_study.study.results import Cell
 from vmoe_study.study.settings import settings
 from vmoe_study.study.statistics import estimate
@@ -37,7 +39,7 @@ def accuracy_figure(cells: Sequence[Cell]) -> Figure:
   """Mean and 95% interval of each accuracy metric, with a row per cell."""
   cells, metrics = by_family(cells), accuracy_metrics(cells)
   colours, handles = cell_colours(cells), shapes(cells)
-  figure, panels = _row_panels(cells, max(len(metrics), 1), 0.5)
+  figure, panels = row_panels(cells, max(len(metrics), 1), 0.5)
   for panel, metric in zip(panels, metrics, strict=False):
     for row, (cell, colour) in enumerate(zip(cells, colours, strict=True)):
       _point(panel, cell, metric, row, colour)
@@ -57,7 +59,7 @@ def accuracy_figure(cells: Sequence[Cell]) -> Figure:
   return figure
 
 
-def _row_panels(
+def row_panels(
   cells: Sequence[Cell], count: int, more: float
 ) -> tuple[Figure, Sequence[Axes]]:
   """Panels side by side, with a row per cell, labelled from top to bottom.
@@ -121,7 +123,7 @@ def routing_figure(cells: Sequence[Cell]) -> Figure:
     if any(map(measure, cells))
   }
   colours = cell_colours(cells)
-  figure, panels = _row_panels(cells, max(len(measures), 1), 0.3)
+  figure, panels = row_panels(cells, max(len(measures), 1), 0.3)
   for panel, (name, measure) in zip(panels, measures.items(), strict=False):
     for row, cell in enumerate(cells):
       found = estimate(measure(cell))
@@ -139,9 +141,15 @@ def routing_figure(cells: Sequence[Cell]) -> Figure:
   return figure
 
 
-def figures(cells: Sequence[Cell]) -> dict[str, Figure]:
-  """All figures by name; "cost" only if there are several cells with runs."""
-  drawn = {"accuracy": accuracy_figure(cells)}
+def figures(
+  cells: Sequence[Cell], analysis: Analysis | None = None
+) -> dict[str, Figure]:
+  """All figures by name.
+
+  "planned" only with an analysis, "cost" only if several cells have runs.
+  """
+  drawn = {"planned": planned_figure(cells, analysis)} if analysis else {}
+  drawn["accuracy"] = accuracy_figure(cells)
   if sum(bool(cell.runs) for cell in cells) > 1:
     drawn["cost"] = cost_figure(cells)
   return drawn | {"health": routing_figure(cells)}

@@ -146,7 +146,7 @@ def write_report(
     numbers = table.as_numbers()
     (out / f"{name}.csv").write_text(csv_table(numbers.header, numbers.rows))
     (out / f"{name}.tex").write_text(latex_table(table.header, table.as_text()))
-  drawn = figures.figures(cells)
+  drawn = figures.figures(cells, analysis)
   for name, figure in drawn.items():
     save_figure(figure, out, name, DOTS_PER_INCH)
   (out / REPORT_FILE).write_text(_markdown(cells, found, list(drawn)))
