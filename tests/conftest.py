@@ -10,10 +10,12 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 from jaxtyping import install_import_hook
 
+from . import devices
 from .programs import start_jax
 from .shared import make_once
 
@@ -35,6 +37,16 @@ OF_FOLDER = {
   "multiprocess": "process",
   "notebooks": "notebook",
 }
+# Folders whose tests see eight devices. Others see one, unless they are marked.
+EIGHT_DEVICES = {
+  "checkpoint",
+  "data",
+  "evaluation",
+  "multidevice",
+  "multiprocess",
+  "parallel",
+  "performance",
+}
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
@@ -46,6 +58,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 start_jax(devices=8)
+devices.show(1)
 install_import_hook("vmoe_study.routing", "beartype.beartype")
 
 
@@ -55,6 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
   for name, meaning in KINDS.items():
     config.addinivalue_line("markers", f"{name}: {meaning}")
   config.addinivalue_line("markers", "slow: takes longer than the others")
+  config.addinivalue_line("markers", "eight_devices: sees them all, not one")
   words = config.invocation_params.args
   asked = any(str(word).startswith(("-m", "-k")) for word in words)
   if not asked and config.args_source is not config.ArgsSource.ARGS:
@@ -76,6 +90,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
       folder = item.path.relative_to(TESTS).parts[0]
       item.add_marker(OF_FOLDER.get(folder, "unit"))
   items.sort(key=place)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _devices(request: pytest.FixtureRequest) -> Iterator[None]:
+  """Shows all devices to a file that is marked, or in a marked folder."""
+  folder = request.path.relative_to(TESTS).parts[0]
+  marked = request.node.get_closest_marker("eight_devices")
+  with devices.shown(8 if marked or folder in EIGHT_DEVICES else 1):
+    yield
+
+
+@pytest.fixture
+def eight_devices() -> Iterator[None]:
+  """Shows all devices to one test."""
+  with devices.shown(8):
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from tensorflow_datasets.core import constants as tfds_constants
 
 from vmoe_study.cli.main import main
 
+from .. import devices
 from ..shared import make_once
 
 
@@ -49,6 +50,7 @@ def trained(digits_folder, tmp_path_factory):
   ]
 
   def make(workdir):
-    assert main(["train", f"--workdir={workdir}", *options, *data]) == 0
+    with devices.shown(8):
+      assert main(["train", f"--workdir={workdir}", *options, *data]) == 0
 
   return make_once(tmp_path_factory, "trained", make)

@@ -91,6 +91,7 @@ def test_groups_are_free_to_change(measure):
   assert alone["test/loss"] != together["test/loss"]
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_images_of_any_size_will_do_without_learned_positions(trained):
   metadata, _ = load_metadata(workdir_lib.checkpoints(trained))
   config = parse(metadata["config"])

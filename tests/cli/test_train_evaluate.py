@@ -13,6 +13,8 @@ from vmoe_study.run import evaluate as evaluate_lib
 from vmoe_study.run import train as train_lib
 from vmoe_study.training.metrics_file import read_metrics
 
+pytestmark = pytest.mark.eight_devices
+
 ARGUMENTS = "router=softmax_token_choice,k=2"
 TINY = [
   "--config.model.fields.width=16",

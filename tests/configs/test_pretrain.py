@@ -47,6 +47,7 @@ def test_two_steps_of_a_router(router):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("eight_devices")
 def test_mixup_of_the_recipes_stays_on_a_device():
   """Labels of eight images on each of eight devices, with those that follow."""
   values = pretrain.get_config("smoke=true,fewshot=none,router=dense").to_dict()

@@ -36,6 +36,7 @@ def test_a_dense_model_has_its_accuracy_and_no_pictures(tmp_path):
   assert inspection.figures() == {}
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_images_make_up_whole_groups():
   images = EvaluationImages(make_model("group=8"), {})
   batches = list(images.batches(17))

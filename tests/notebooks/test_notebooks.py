@@ -24,6 +24,7 @@ from vmoe_study.cli.main import main
 from vmoe_study.run.checkpoint import open_checkpoint
 from vmoe_study.training.metrics_file import read_metrics
 
+from .. import devices
 from ..programs import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -116,7 +117,8 @@ def trained_on_eight(digits_folder, tmp_path_factory):
     "--config.mesh.expert=8",
     *(TINY + QUICK + data),
   ]
-  assert main(["train", *arguments]) == 0
+  with devices.shown(8):
+    assert main(["train", *arguments]) == 0
   *_, evaluated = read_metrics(folder / "work")
   return str(folder / "work"), evaluated
 

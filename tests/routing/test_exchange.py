@@ -16,7 +16,7 @@ from vmoe_study.routing import exchange as exchange_module
 from vmoe_study.routing import slot_kernel
 from vmoe_study.routing.exchange import Exchange
 
-pytestmark = pytest.mark.device
+pytestmark = [pytest.mark.device, pytest.mark.eight_devices]
 
 SHAPE = 16, 6, 8  # B L D
 AXES = ("replica", "expert")

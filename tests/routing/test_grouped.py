@@ -11,7 +11,7 @@ from vmoe_study.routing import grouped
 from vmoe_study.routing.exchange import Exchange
 from vmoe_study.routing.grouped import Layout
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.eight_devices]
 
 SHAPE = 16, 6, 8  # B L D
 E, K = 8, 2

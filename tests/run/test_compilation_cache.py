@@ -54,6 +54,7 @@ def kept(workdir):
   }
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_a_second_start_compiles_nothing(counts, tmp_path):
   config = vmoe_study.load_config("configs/digits.py", TINY)
   whole = vmoe_study.train(config, tmp_path).metrics

@@ -18,7 +18,7 @@ from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.experiment import Model, Training
 from vmoe_study.training.metrics_file import read_metrics
 
-pytestmark = pytest.mark.cli
+pytestmark = [pytest.mark.cli, pytest.mark.eight_devices]
 
 STEPS = 6
 DECAY = 0.75

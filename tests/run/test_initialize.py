@@ -81,6 +81,7 @@ def dense(tmp_path_factory):
   return model, params, InitializeSpec("npz", path)
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_upcycled_model_reproduces_its_dense_parent(dense):
   model, params, spec = dense
   options = {"num_experts": 4, "num_selected_experts": 4}
@@ -364,6 +365,7 @@ def four_devices():
   return make_mesh(MeshSpec(expert=4), jax.devices()[:4])
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_imported_model_gives_the_published_logits(photographs):
   config = imported(photographs, 32)
   model = Model(config, (32, 32, 3), four_devices())
@@ -374,6 +376,7 @@ def test_imported_model_gives_the_published_logits(photographs):
   np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_fine_tuning_an_imported_model_at_twice_the_resolution(photographs):
   config = imported(photographs, 64)
   data = open_train_input(config)

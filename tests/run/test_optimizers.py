@@ -15,7 +15,7 @@ from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.config_file import override_config
 from vmoe_study.run.experiment import Model, Training
 
-pytestmark = pytest.mark.cli
+pytestmark = [pytest.mark.cli, pytest.mark.eight_devices]
 
 STEPS = 4
 TINY = (

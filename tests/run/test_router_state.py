@@ -15,7 +15,7 @@ from vmoe_study.checkpoint.load import (
 )
 from vmoe_study.run import workdir as workdir_lib
 
-pytestmark = pytest.mark.cli
+pytestmark = [pytest.mark.cli, pytest.mark.eight_devices]
 
 STEPS = 6
 TINY = (

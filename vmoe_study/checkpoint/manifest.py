@@ -12,9 +12,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from vmoe_study.checkpoint import fingerprint
 from vmoe_study.checkpoint import tree as tree_lib
 from vmoe_study.checkpoint.errors import CheckpointError
+from vmoe_study.checkpoint.fingerprint import fingerprint
 from vmoe_study.files.json_text import MALFORMED
 
 _FORMAT = 1
@@ -42,7 +42,7 @@ def describe(tree: Any) -> dict[str, dict[str, Any]]:
     name: {
       "shape": list(leaf.shape),
       "dtype": str(leaf.dtype),
-      "fingerprint": fingerprint.to_text(fingerprint.fingerprint(leaf)),
+      "fingerprint": fingerprint(leaf),
     }
     for name, leaf in tree_lib.flatten(tree).items()
   }

@@ -7,7 +7,7 @@ from etils import epath
 from vmoe_study.data.dataset_specs import split_version
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_FEATURES = "features.json"
+FEATURES = "features.json"
 _MAX_SHOWN = 10
 
 
@@ -19,7 +19,7 @@ def explain_missing(data_dir: str, name: str) -> str:
   """
   base = re.split(r"[/:]", name)[0]
   folders = _version_folders(epath.Path(data_dir) / base)
-  complete = [f for f in folders if (f / _FEATURES).exists()]
+  complete = [f for f in folders if (f / FEATURES).exists()]
   if complete:
     stored = ", ".join(_name(base, f) for f in complete[:_MAX_SHOWN])
     return f"It has {stored}. Use one of these names."
@@ -27,7 +27,7 @@ def explain_missing(data_dir: str, name: str) -> str:
   if not wanted:
     return ""
   return (
-    f"{wanted[-1]} has no {_FEATURES}, as TFDS wrote none before version 4.0. "
+    f"{wanted[-1]} has no {FEATURES}, as TFDS wrote none before version 4.0. "
     "Add it from Python, with the features that the data was written with: "
     "tensorflow_datasets.features.FeaturesDict({'image': ..., 'label': ...})"
     f".save_config({str(wanted[-1])!r}); if TFDS knows the data set, "

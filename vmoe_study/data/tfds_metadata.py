@@ -13,7 +13,12 @@ import threading
 from collections.abc import Iterable, Iterator
 
 import tensorflow_datasets as tfds
+from etils import epath
 from tensorflow_datasets.core.read_only_builder import builder_from_files
+from tensorflow_datasets.core.utils.version import list_all_versions
+
+from vmoe_study.data.dataset_specs import split_version
+from vmoe_study.data.tfds_folder import FEATURES
 
 _TFDS = "tensorflow_datasets."
 _LOCK = threading.Lock()
@@ -32,7 +37,22 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     ForeignClassError: a feature has an unknown class.
   """
   with _no_foreign_imports(name):
+    if folder := _version_folder(name, data_dir):
+      return tfds.builder_from_directory(folder)
+    # The default config may be known to TFDS's code alone. To look it up, TFDS
+    # imports its 500 data sets, for half a second.
     return builder_from_files(name, data_dir=data_dir)
+
+
+def _version_folder(name: str, data_dir: str | None) -> epath.Path | None:
+  """FOLDER/NAME/VERSION of the given or the last version, if it exists."""
+  bare, version = split_version(name)
+  folder = epath.Path(data_dir or tfds.core.constants.DATA_DIR) / bare
+  versions = [version] if version else list_all_versions(folder)[-1:]
+  for path in (folder / str(version) for version in versions):
+    if (path / FEATURES).exists():
+      return path
+  return None
 
 
 @contextlib.contextmanager

@@ -62,7 +62,9 @@ class Model:
       exchange=Exchange(self.mesh, AXES),
     )
     self.evaluation_module = self.module.clone(moe=config.evaluation_moe)
-    shapes = self._shapes(self.module, image_shape)
+    init = functools.partial(self._init, self.module, image_shape)
+    self._variables = jax.jit(init)
+    shapes = jax.eval_shape(self._variables, jax.random.key(0))
     self.params_shape = shapes["params"]
     self.router_state_shape = shapes.get(ROUTER_STATE, {})
     if config.evaluation_capacity:
@@ -100,10 +102,10 @@ class Model:
     return self._compiled_init(ROUTER_STATE, self.router_state_sharding)
 
   def _compiled_init(self, collection: str, shardings: Any) -> Any:
-    def init(key):
-      return self._init(self.module, self.image_shape, key)[collection]
-
-    init = jax.jit(init, out_shardings=shardings)
+    # `_variables` has been traced for the shapes, and is not traced again.
+    init = jax.jit(
+      lambda key: self._variables(key)[collection], out_shardings=shardings
+    )
     return init(jax.random.key(self.config.seed))
 
   def _init(
@@ -115,17 +117,15 @@ class Model:
     batch = self.mesh.size * self.config.group_images
     return module.init(key, jnp.zeros((batch, *image_shape)))
 
-  def _shapes(
-    self, module: VisionTransformer, image_shape: tuple[int, int, int]
-  ) -> Any:
-    """Traces a module and returns the shapes of its variables."""
-    init = functools.partial(self._init, module, image_shape)
+  def _evaluation_shapes(self, image_shape: tuple[int, int, int]) -> Any:
+    """Traces the evaluation module and returns the shapes of its variables."""
+    init = functools.partial(self._init, self.evaluation_module, image_shape)
     return jax.eval_shape(init, jax.random.key(0))
 
   def _check_evaluation(self) -> None:
     """Raises ValueError if the model cannot run at `evaluation_capacity`."""
     try:
-      self._shapes(self.evaluation_module, self.image_shape)
+      self._evaluation_shapes(self.image_shape)
     except ValueError as error:
       text = str(error).replace("capacity_factor", "evaluation_capacity")
       raise ValueError(text) from error
@@ -140,7 +140,7 @@ class Model:
     if shape == self.image_shape:
       return
     try:
-      wanted = self._shapes(self.evaluation_module, shape)
+      wanted = self._evaluation_shapes(shape)
     except ValueError as error:
       raise ValueError(
         f"{where}: its images are {_size(shape)}: {error}"
