@@ -447,15 +447,22 @@ def _glyphs_gate() -> Iterator[Row]:
   yield _glyphs_trial("soft")
 
 
+# Peak learning rate and weight decay.
+_GLYPHS_TRIALS = (
+  *itertools.product((6e-3, 9e-3), (0.1, 0.3)),
+  (12e-3, 0.3),
+  (9e-3, 0.6),
+)
+
+
 def _glyphs_tuning() -> Iterator[Row]:
-  """Four trials of every router and the dense model, each a whole run.
+  """Six trials of every router and the dense model, each a whole run.
 
   At half the epochs models have not left the plateau where training begins.
   """
-  for router, rate, decay in itertools.product(
-    ("dense", *ROUTERS), (6e-3, 9e-3), (0.1, 0.3)
-  ):
-    yield _glyphs_trial(router, rate, decay)
+  for router in ("dense", *ROUTERS):
+    for rate, decay in _GLYPHS_TRIALS:
+      yield _glyphs_trial(router, rate, decay)
 
 
 def _cell(router: str, cost: int = 1, **more: Any) -> dict[str, Any]:
