@@ -19,11 +19,13 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from configs.common import BALANCED_BY_LOSSES, tokens_choose
 from configs.datasets import FEWSHOT
 from configs.glyphs import TRANSFER
 from vmoe_study.drawing.render import markdown_table
 from vmoe_study.nn.cost import routing
 from vmoe_study.nn.vit import VisionTransformer
+from vmoe_study.nn.zoo import ROUTERS as ZOO
 from vmoe_study.options import check_names
 from vmoe_study.performance.data_sizes import image_side
 from vmoe_study.run.config_file import load_config
@@ -465,6 +467,20 @@ def _glyphs_tuning() -> Iterator[Row]:
       yield _glyphs_trial(router, rate, decay)
 
 
+# The rates of the two best trials of seed 0, at decay 0.3, which get seed 1.
+_GLYPHS_FINALISTS = {
+  router: (9e-3, 6e-3 if router == "dense" else 12e-3)
+  for router in ("dense", *ROUTERS)
+}
+
+
+def _glyphs_finalists() -> Iterator[Row]:
+  """The two best trials of every router and the dense model."""
+  for router, rates in _GLYPHS_FINALISTS.items():
+    for rate in rates:
+      yield _glyphs_trial(router, rate)
+
+
 def _cell(router: str, cost: int = 1, **more: Any) -> dict[str, Any]:
   """Arguments of a cell of a grid: a router with `cost` slots per token."""
   if router in TOKEN_CHOICE:
@@ -608,6 +624,20 @@ def _glyphs_pairs() -> Iterator[Row]:
   yield from (row for row in _glyphs_grid() if row.name in names)
 
 
+def _glyphs_zoo() -> Iterator[Row]:
+  """The other routers at cost 1, each in the recipe of its kind."""
+  for router, spec in ZOO.items():
+    if router in ROUTERS:
+      continue
+    cell = {"router": router, "capacity": 1}
+    if tokens_choose(router):
+      balance = 0.05 if router in BALANCED_BY_LOSSES else 0
+      cell |= {"k": 1, "group": 8, "balance": balance}
+    elif spec.guarantees.slots != "a mean":
+      cell |= {"group": 8}
+    yield Row("glyphs", cell)
+
+
 def _laptop_untuned() -> Iterator[Row]:
   """Token choice with the published weight of the balance losses, untuned.
 
@@ -703,6 +733,10 @@ TABLES: dict[str, Table] = {
     "Of no paper: how the recipe of every model of the small study is chosen",
     tuple(_glyphs_tuning()),
   ),
+  "glyphs_finalists": Table(
+    "Of no paper: the best two trials of every model, which get a second seed",
+    tuple(_glyphs_finalists()),
+  ),
   "glyphs_grid": Table(
     "The comparison of 2401.15969 on Han characters, with the planned "
     "contrasts; nothing is published at this scale",
@@ -724,6 +758,10 @@ TABLES: dict[str, Table] = {
     "Of no paper: the cells of the small study that are compared one by one, "
     "which get 16 seeds",
     tuple(_glyphs_pairs()),
+  ),
+  "glyphs_zoo": Table(
+    "Of no paper: the other routers of ROUTERS.md at cost 1, not tuned",
+    tuple(_glyphs_zoo()),
   ),
   "laptop_untuned": Table(
     "Of no paper: the laptop study's token choice with the published balance",
