@@ -42,7 +42,7 @@ class Arguments(common.Arguments):
   mlp: int = 0
   experts: int = 8
   epochs: float = 4.0
-  rate: float = 6e-3
+  rate: float = 9e-3
   decay: float = 0.3
   select: bool = False
 

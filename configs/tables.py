@@ -591,9 +591,15 @@ def _imagenet1k_grid() -> Iterator[Row]:
     yield dataclasses.replace(control, note=f"FLOPs of {routed.name}")
 
 
-# What differs from the arguments of `glyphs.py`; those of the gate, until the
-# tuning has chosen (notebooks/study/PLAN.md).
-_GLYPHS_RECIPES = {"softmax_token_choice": {"balance": 0.05}}
+# What differs from the arguments of `glyphs.py`, by the tuning
+# (notebooks/study/PLAN.md).
+_GLYPHS_RECIPES: dict[str, dict[str, Any]] = {
+  "softmax_token_choice": {"balance": 0.05},
+  "sinkhorn_token_choice": {"rate": 12e-3},
+  "softmax_expert_choice": {"rate": 12e-3},
+  "sparsity_constrained_expert_choice": {"rate": 12e-3},
+  "soft": {"rate": 12e-3},
+}
 _GLYPHS_BEST = _cell("softmax_token_choice")
 # The `mlp_dim` at which Soft MoE has the FLOPs of sparse routers at cost 1, and
 # a dense model those of expert choice at cost 2 (`nn.cost`).
@@ -625,7 +631,8 @@ def _glyphs_pairs() -> Iterator[Row]:
 
 
 def _glyphs_zoo() -> Iterator[Row]:
-  """The other routers at cost 1, each in the recipe of its kind."""
+  """The other routers at cost 1, and the dense model of the grid."""
+  yield _glyphs_row(_cell("dense"))
   for router, spec in ZOO.items():
     if router in ROUTERS:
       continue
