@@ -52,3 +52,21 @@ def test_a_wrong_config_is_reported_before_data_is_read(arguments, tmp_path):
   found = imported(["train", *arguments, f"--workdir={workdir}"])
   assert found == {"jax"}
   assert not workdir.exists()
+
+
+@pytest.mark.parametrize("name", ["digits", "digits:1.0.0"])
+def test_data_is_opened_without_the_code_of_other_data_sets(
+  name, digits_folder
+):
+  code = (
+    "import sys\n"
+    "from vmoe_study.data.builders import open_prepared\n"
+    f"builder = open_prepared({name!r}, {str(digits_folder)!r})\n"
+    "print(builder.info.full_name, *sys.modules)\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], check=True, capture_output=True, text=True
+  )
+  opened, *modules = done.stdout.split()
+  assert opened == "digits/1.0.0"
+  assert "tensorflow_datasets.image_classification" not in modules
