@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_study.checkpoint.load import read_manifest
+from vmoe_study.checkpoint.errors import CheckpointError
+from vmoe_study.checkpoint.load import load_params, read_manifest
 from vmoe_study.cli.main import main
 from vmoe_study.data import device_ops
 from vmoe_study.data.pipeline import TrainInput
@@ -103,17 +104,24 @@ def test_a_run_that_skips_in_vain_stops(stopped, capsys):
     json.loads(line, parse_constant=refuse)
 
 
-def damage(folder):
-  """Flips a bit in every 256th byte of the largest file.
+def damage(checkpoints, step):
+  """Flips one bit of the parameters that reading them depends on.
 
-  A single byte may belong to an index that was replaced and is not read.
+  Bytes of an index that was replaced are still in the file, but are not read.
   """
+  folder = checkpoints / str(step) / "params"
   files = [path for path in folder.rglob("*") if path.is_file()]
   largest = max(files, key=lambda path: path.stat().st_size)
-  content = bytearray(largest.read_bytes())
-  for place in range(128, len(content), 256):
+  intact = largest.read_bytes()
+  for place in range(len(intact) // 2, len(intact), 97):
+    content = bytearray(intact)
     content[place] ^= 1
-  largest.write_bytes(bytes(content))
+    largest.write_bytes(bytes(content))
+    try:
+      load_params(checkpoints, step)
+    except CheckpointError:
+      return
+  raise AssertionError("no flipped bit was noticed")
 
 
 def test_a_bad_batch_is_told_and_left_out(tmp_path, monkeypatch, capsys):
@@ -150,7 +158,7 @@ def test_a_bad_batch_is_told_and_left_out(tmp_path, monkeypatch, capsys):
 
   checkpoints = tmp_path / "checkpoints"
   saved = read_manifest(checkpoints / str(STEPS))["items"]
-  damage(checkpoints / str(STEPS) / "params")
+  damage(checkpoints, STEPS)
   assert train(tmp_path, *words) == 0  # From step 8, which is intact.
   assert read_manifest(checkpoints / str(STEPS))["items"] == saved
   assert (checkpoints / f"damaged-{STEPS}").exists()
