@@ -79,6 +79,18 @@ def test_boxes_are_distributed_as_tensorflows(height, width):
     assert test.pvalue > 1e-3, (name, test)
 
 
+def test_boxes_lie_at_independent_rows_and_columns():
+  rng = np.random.default_rng(0)
+  boxes = (augment.sample_box(200, 200, rng) for _ in range(2000))
+  places = [
+    (top / (200 - height), left / (200 - width))
+    for top, left, height, width in boxes
+    if height < 180 and width < 180
+  ]
+  assert len(places) > 1000
+  assert abs(scipy.stats.spearmanr(*zip(*places, strict=True))[0]) < 0.1
+
+
 def test_inception_crop_takes_the_box_that_was_drawn():
   image = photo(60, 90)
   crop = augment.inception_crop(image, 32, rng=np.random.default_rng(5))
