@@ -10,7 +10,7 @@ from vmoe_study.parallel.mesh import MeshSpec, make_mesh
 from vmoe_study.performance.target import open_target
 from vmoe_study.run.experiment import Model, Training
 
-from .tiny import STUDY, assert_only_exchanges, batch, config
+from .tiny import assert_only_exchanges, batch, config
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,11 @@ def compiled(chips, router, expert):
   return training.step.lower(training.state_template(), images).compile()
 
 
-@pytest.mark.parametrize("router", STUDY)
+# Every form of plan, and both kinds of transport, which are loops.
+@pytest.mark.parametrize(
+  "router",
+  ["sinkhorn_token_choice", "sparsity_constrained_expert_choice", "soft"],
+)
 def test_one_all_to_all_each_way_and_no_all_gather(chips, router):
   assert_only_exchanges(compiled(chips, router, 8).as_text(), router)
 

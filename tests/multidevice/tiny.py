@@ -6,15 +6,20 @@ import re
 import numpy as np
 
 from vmoe_study.config import parse
-from vmoe_study.nn import zoo
 
 from .. import routers
 
-ROUTERS = (*zoo.ROUTERS, "dense")
-STUDY = (*routers.STUDY, "dense")
-# One router of every form of plan, and none: they train on every mesh. What is
+# One router of every form of plan, and none: they train for longer. What is
 # exchanged depends on the plan, not on how its tokens were chosen.
 DEEP = ("softmax_token_choice", "softmax_expert_choice", "soft", "dense")
+# And the study's other routers, states that all devices share, and an exchange
+# of its own. `routing/test_exchange.py` sends the tokens of every router.
+ROUTERS = (
+  *dict.fromkeys((*DEEP, *routers.STUDY)),
+  "bias_adjusted_token_choice",
+  "relu",
+  "dropless_token_choice",
+)
 BATCH = 32
 
 
@@ -65,12 +70,12 @@ def config(router, replica, expert, **changes):
 
 def num_blocks(router):
   """All are routed."""
-  return 2 if router in STUDY else 1
+  return 2 if router in DEEP else 1
 
 
 def num_steps(router):
   """Until rounding has grown, or decided a choice, in some of the others."""
-  return 20 if router in STUDY else 5
+  return 20 if router in DEEP else 5
 
 
 def batch(number=0):
