@@ -1,7 +1,5 @@
 """What routers do, against plain loops over the routing tensors."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,14 +55,23 @@ def make_params(module, collection="params"):
   return tree.unflatten([rng.normal(size=s.shape) for s in leaves])
 
 
-def measure_image_routing(module):
+def measure_routing(module):
+  """Compiled measure of the routing of every layer, by image and by patch."""
   return measure.measure_routing(
-    module, lambda tokens, images: measure.image_routing(tokens)
+    module,
+    lambda tokens, images: (
+      measure.image_routing(tokens),
+      content.patch_routing(tokens, images, patch_size=4),
+    ),
   )
 
 
 class Layer:
-  """A model with random parameters, and what went in and out of its layer."""
+  """A model with random parameters, and what went in and out of its layer.
+
+  `apply` returns the layer's input, output, logits and two tensors; `measure`
+  is that of `measure_routing`. Both are compiled.
+  """
 
   def __init__(self, router):
     self.module = make_module(router)
@@ -73,27 +80,26 @@ class Layer:
       self.params["Encoder"][LAYER]["Moe"]["Router"]["dense"]["kernel"] *= -1
     state = make_params(self.module, names.ROUTER_STATE)
     self.variables = {"params": self.params, names.ROUTER_STATE: state}
-    self.x = self.y = None
+    self.measure = measure_routing(self.module)
+    seen = []
 
     def watch(call, args, kwargs, context):
       result = call(*args, **kwargs)
       if isinstance(context.module, Moe) and context.method_name == "__call__":
-        self.x, self.y = args[0], result[0]
+        seen[:] = args[0], result[0]
       return result
 
     @jax.jit
-    def apply(variables):
+    def apply(variables, images):
       with nn.intercept_methods(watch):
-        self.module.apply(variables, IMAGES)
-      return self.x, self.y
+        plan, logits = measure.capture_routing(self.module, variables, images)[
+          LAYER
+        ]
+      return *seen, logits.clean, plan.dispatch_tensor(), plan.combine_tensor()
 
-    self.x, self.y = apply(self.variables)
-    plan, self.logits = measure.capture_routing(
-      self.module, self.variables, IMAGES
-    )[LAYER]
-    self.plan = plan
-    self.dispatch = np.asarray(plan.dispatch_tensor())
-    self.combine = np.asarray(plan.combine_tensor())
+    self.apply = apply
+    self.x, self.y, *found = apply(self.variables, IMAGES)
+    self.logits, self.dispatch, self.combine = jax.device_get(found)
 
   def output(self, without=()):
     """Of the layer, by its definition, with the outputs of experts missing."""
@@ -118,9 +124,7 @@ def test_the_plan_is_what_the_layer_computed_with(layer):
 
 
 def test_image_routing_is_what_loops_count(layer):
-  found = measure_image_routing(layer.module)(layer.variables, BATCHED)
-  found = jax.device_get(found)[LAYER]
-  logits = np.asarray(layer.logits.clean)
+  found, _ = jax.device_get(layer.measure(layer.variables, BATCHED))[LAYER]
   some_unprocessed = False
   for image in range(BATCH):
     sent, returned = np.zeros(EXPERTS), np.zeros(EXPERTS)
@@ -133,7 +137,8 @@ def test_image_routing_is_what_loops_count(layer):
         sent[expert] += sum(layer.dispatch[group, row, expert])
         returned[expert] += sum(layer.combine[group, row, expert])
       counts[served] += 1
-      chances = softmax(logits[group, row]).reshape(EXPERTS, -1).sum(axis=1)
+      logits = layer.logits[group, row]
+      chances = softmax(logits).reshape(EXPERTS, -1).sum(axis=1)
       nats += entropy(chances)
     np.testing.assert_allclose(found.dispatched[image], sent, rtol=1e-5)
     np.testing.assert_allclose(found.combined[image], returned, rtol=1e-4)
@@ -150,13 +155,8 @@ def test_patches_with_content_are_what_loops_count(layer):
   images[0, :4, :4] = images[1, 4:, :4] = 0.5  # Background.
   images[2] = 0.5  # A blank image has none.
   batch = {**BATCHED, "image": images}
-  summary = functools.partial(content.patch_routing, patch_size=4)
-  found = measure.measure_routing(layer.module, summary)(layer.variables, batch)
-  found = jax.device_get(found)[LAYER]
-  plan, _ = measure.capture_routing(layer.module, layer.variables, images)[
-    LAYER
-  ]
-  dispatch = np.asarray(plan.dispatch_tensor())
+  _, found = jax.device_get(layer.measure(layer.variables, batch))[LAYER]
+  *_, dispatch, _ = jax.device_get(layer.apply(layer.variables, images))
   for image in range(BATCH):
     expected = np.zeros((3, 2))
     for patch in range(TOKENS - 1):  # The first token is the class token.
@@ -244,5 +244,5 @@ def test_a_dense_model_has_no_layers():
   module = make_module("softmax_expert_choice").clone(moe=None)
   assert measure.layer_names(module) == ()
   params = make_params(module)
-  assert measure_image_routing(module)({"params": params}, BATCHED) == {}
+  assert measure_routing(module)({"params": params}, BATCHED) == {}
   assert effects.measure_ablation(module)({"params": params}, BATCHED) == {}
