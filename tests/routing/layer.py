@@ -153,11 +153,17 @@ def layer(params, x, plan):
   return plan.combine(jnp.tanh(outputs))
 
 
-def route(router, params, state, x, noise):
-  """The plan of a training step, and its aux."""
+def noisy_logits(router, params, state, x, noise):
+  """The logits of a training step with this noise."""
   variables = {"params": params["router"], ROUTER_STATE: state}
   logits = router.apply(variables, x, True, method="logits")
-  return router.route(logits._replace(noise=noise), deterministic=False)
+  return logits._replace(noise=noise)
+
+
+def route(router, params, state, x, noise):
+  """The plan of a training step, and its aux."""
+  logits = noisy_logits(router, params, state, x, noise)
+  return router.route(logits, deterministic=False)
 
 
 def loss(y, aux):
@@ -172,16 +178,20 @@ def _run(name, setting, params, state, x, noise):
   x = x.astype(setting.dtype)
 
   def losses(params, x):
-    plan, aux = route(router_of(name, setting), params, state, x, noise)
+    router = router_of(name, setting)
+    logits = noisy_logits(router, params, state, x, noise)
+    plan, aux = router.route(logits, deterministic=False)
     plans = [plan, plan.to_dense()] if len(plan_forms(name)) > 1 else [plan]
     outputs = [layer(params, x, plan) for plan in plans]
-    return [loss(y, aux) for y in outputs], (plans, outputs, aux)
+    clean = logits.clean
+    return [loss(y, aux) for y in outputs], (clean, plans, outputs, aux)
 
-  values, gradient, (plans, outputs, aux) = jax.vjp(
+  values, gradient, (clean, plans, outputs, aux) = jax.vjp(
     losses, params, x, has_aux=True
   )
   return {
     form: {
+      "logits": clean,
       "dispatch": plan.dispatch_tensor(),
       "combine": plan.combine_tensor(),
       "tokens_per_expert": plan.tokens_per_expert(),
@@ -200,7 +210,8 @@ def _run(name, setting, params, state, x, noise):
 def outcomes(name, setting) -> list[tuple[str, int, Data, str, dict[str, Any]]]:
   """(kind of case, seed, data, plan form, outcome) of all cases.
 
-  An outcome has both routing tensors, load, output, aux and gradients.
+  An outcome has the logits without noise, both routing tensors, load, output,
+  aux and gradients.
   """
   cases = [case for seed in SEEDS for case in _variants(name, setting, seed)]
   cases += [_extreme(name, setting, kind) for kind in EXTREMES]

@@ -22,11 +22,12 @@ from vmoe_study.nn.zoo import ROUTERS
 pytestmark = pytest.mark.slow
 
 WIDTH, HIDDEN, GROUPS = 8, 16, 2
+ROOMY = "a slot for every token"
 # Tokens, experts, dtype.
 SETTINGS = {
   "a single token": (1, 3, "float32"),
   "a single expert": (6, 1, "float32"),
-  "a slot for every token": (6, 3, "bfloat16"),
+  ROOMY: (6, 3, "bfloat16"),
 }
 INPUTS = ("plain", "huge logits", "equal tokens", "an empty expert")
 
@@ -50,8 +51,19 @@ def layer(name, setting, form):
   return Moe(MoeOptions(name, options), HIDDEN, dtype=dtype)
 
 
-def forms(name):
-  return ("index", "dense") if "plan_form" in ROUTERS[name].options() else ("",)
+def forms(name, setting):
+  if "plan_form" not in ROUTERS[name].options():
+    return ("",)
+  return ("index", "dense") if setting == ROOMY else ("index",)
+
+
+@functools.cache
+def shapes(name, setting):
+  """Of the variables of a layer, in every plan form."""
+  tokens, _, dtype = SETTINGS[setting]
+  module = layer(name, setting, forms(name, setting)[0])
+  x = jax.ShapeDtypeStruct((GROUPS, tokens, WIDTH), dtype)
+  return jax.eval_shape(module.init, jax.random.key(0), x)
 
 
 @functools.cache
@@ -61,10 +73,10 @@ def compiled(name, setting):
   def run(params, x):
     def loss(params, x, form):
       module = layer(name, setting, form)
-      shapes = jax.eval_shape(module.init, jax.random.key(0), x)
       # A threshold that every token passes.
       state = jax.tree.map(
-        lambda leaf: jnp.full(leaf.shape, -1.0), shapes.get(ROUTER_STATE, {})
+        lambda leaf: jnp.full(leaf.shape, -1.0),
+        shapes(name, setting).get(ROUTER_STATE, {}),
       )
       y, aux = module.apply({"params": params, ROUTER_STATE: state}, x)
       weights = jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
@@ -72,7 +84,7 @@ def compiled(name, setting):
       return total, (y, aux)
 
     grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
-    return [grad(params, x, form) for form in forms(name)]
+    return [grad(params, x, form) for form in forms(name, setting)]
 
   return jax.jit(run)
 
@@ -84,10 +96,9 @@ def draw(name, setting, inputs):
   x = random.normal(size=(GROUPS, tokens, WIDTH)).astype(dtype)
   if inputs == "equal tokens":
     x[:] = x[:1, :1]
-  module = layer(name, setting, forms(name)[0])
-  shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
   params = jax.tree.map(
-    lambda p: random.normal(size=p.shape).astype(np.float32) / 4, shapes
+    lambda p: random.normal(size=p.shape).astype(np.float32) / 4,
+    shapes(name, setting)["params"],
   )
   router = jax.tree.leaves(params.get("Router", {}))
   if inputs == "huge logits":
@@ -146,8 +157,21 @@ TRUTHS = {
 TRUTHS |= {"soft": soft_mixture}
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("name", TRUTHS)
+# Every transport, either choice, dropless routing and slots of means. The
+# contract tests take every part through one token and one expert.
+WITH_ONE = (
+  "softmax_token_choice",
+  "sparsity_constrained_token_choice",
+  "sinkhorn_expert_choice",
+  "sparsity_constrained_expert_choice",
+  "dropless_token_choice",
+  "soft",
+)
+CASES = [(name, ROOMY) for name in TRUTHS]
+CASES += [(name, s) for name in WITH_ONE for s in SETTINGS if s != ROOMY]
+
+
+@pytest.mark.parametrize(("name", "setting"), CASES)
 def test_finite_and_right(name, setting):
   for inputs in INPUTS:
     params, x = draw(name, setting, inputs)
