@@ -33,9 +33,12 @@ def bytes_of(arrays):
 @pytest.mark.parametrize(
   "options",
   [
-    ["mesh.expert=4"],
+    [
+      "mesh.expert=4",
+      "train.optimizer.moment_dtype=bfloat16",
+      "train.batches_ahead=0",
+    ],
     ["mesh.expert=2", "mesh.fsdp=true", "train.batches_ahead=4"],
-    ["train.optimizer.moment_dtype=bfloat16", "train.batches_ahead=0"],
   ],
 )
 def test_live_arrays_are_what_plan_counts(options, tmp_path, monkeypatch):

@@ -181,8 +181,11 @@ def _run(name, setting, params, state, x, noise):
     router = router_of(name, setting)
     logits = noisy_logits(router, params, state, x, noise)
     plan, aux = router.route(logits, deterministic=False)
-    plans = [plan, plan.to_dense()] if len(plan_forms(name)) > 1 else [plan]
-    outputs = [layer(params, x, plan) for plan in plans]
+    plans, outputs = [plan], [layer(params, x, plan)]
+    if len(plan_forms(name)) > 1:
+      plans.append(plan.to_dense())
+      multiplies = dataclasses.replace(plan, multiplies=True)
+      outputs.append(layer(params, x, multiplies))
     clean = logits.clean
     return [loss(y, aux) for y in outputs], (clean, plans, outputs, aux)
 

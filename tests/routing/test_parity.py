@@ -163,6 +163,8 @@ def test_sinkhorn(file):
 
 
 SPARSE = r"sparsity_ec/(C\d_\w+\d)/"
+# One program for all numbers of steps.
+ADAM = jax.jit(SOLVERS["adam"], static_argnums=(1, 3))
 
 
 @pytest.mark.parametrize(
@@ -172,8 +174,7 @@ def test_adam_takes_the_authors_steps(file, case):
   reference, (tag, steps) = FILES[file], case.groups()
   capacity = reference[f"sparsity_ec/{tag}/maxiter20/dispatch"].shape[-1]
   affinity = jnp.asarray(reference["softmax"])
-  solver = jax.jit(SOLVERS["adam"], static_argnums=(1, 2))
-  alpha = solver(affinity, capacity, int(steps))
+  alpha = ADAM(affinity, capacity, int(steps))
   np.testing.assert_allclose(alpha, reference[case.string], atol=1e-5)
 
 
@@ -211,8 +212,7 @@ def test_adam_takes_the_authors_steps_for_experts(file, case):
   reference, (K, steps) = FILES[file], map(int, case.groups())
   affinity = jnp.asarray(reference["softmax"]).swapaxes(1, 2)
   row_mass = affinity.shape[2] / affinity.shape[1]
-  solver = jax.jit(SOLVERS["adam"], static_argnums=(1, 2, 3))
-  alpha = solver(affinity, K, steps, row_mass)
+  alpha = ADAM(affinity, K, steps, row_mass)
   np.testing.assert_allclose(alpha, reference[case.string], atol=1e-5)
   if steps == 20:
     transport_plan = RowSparseTransport()(reference["logits"], 1, K)
@@ -222,30 +222,37 @@ def test_adam_takes_the_authors_steps_for_experts(file, case):
     np.testing.assert_allclose(found.swapaxes(1, 2), expected, atol=1e-5)
 
 
-def _row_sparse(reference, tag, kernel):
-  """Plans that weigh by softmax and by transport, and the loss of the first."""
-  params = {"params": {"dense": {"kernel": kernel}}}
-  plans = [
-    make_router(
-      "sparsity_constrained_token_choice",
-      **_options(reference, tag),
-      weights=weights,
-    ).apply(params, reference["X"])[0]
-    for weights in ("softmax", "transport")
-  ]
-  combined = plans[0].combine_tensor().sum(axis=3)
-  return jnp.sum(reference["cotangent"] * combined), plans
+@functools.cache
+def _row_sparse(**options):
+  """Plans that weigh by softmax and by transport; a gradient of the first."""
+
+  def loss(kernel, x, cotangent):
+    params = {"params": {"dense": {"kernel": kernel}}}
+    plans = [
+      make_router(
+        "sparsity_constrained_token_choice", **options, weights=weights
+      ).apply(params, x)[0]
+      for weights in ("softmax", "transport")
+    ]
+    combined = plans[0].combine_tensor().sum(axis=3)
+    return jnp.sum(cotangent * combined), plans
+
+  return jax.jit(jax.grad(loss, has_aux=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "file, case", _cases(r"(k\d_bpr\d_C\d_\w+\d)/dispatch")
+  "file, case",
+  [
+    case
+    for case in _cases(r"(k\d_bpr\d_C\d_\w+\d)/dispatch")
+    if not re.search("_t16_.*ceil4", case.id)  # C is a multiple of 4 anyway.
+  ],
 )
 def test_sparsity_constrained_token_choice(file, case):
   reference, tag = FILES[file], case[1]
-  loss = functools.partial(_row_sparse, dict(reference), tag)
-  kernel = jnp.asarray(reference["W"])
-  gradient, plans = jax.grad(loss, has_aux=True)(kernel)
+  run = _row_sparse(**_options(reference, tag))
+  gradient, plans = run(*(reference[name] for name in ("W", "X", "cotangent")))
   for plan, kind in zip(
     plans, ("combine", "combine_plan_weights"), strict=True
   ):

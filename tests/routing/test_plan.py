@@ -9,6 +9,11 @@ import numpy as np
 import pytest
 
 from vmoe_study.nn.zoo import ROUTERS
+from vmoe_study.routing.affinity import (
+  RowSparseTransport,
+  Sinkhorn,
+  SparseTransport,
+)
 from vmoe_study.routing.choice import expert_choice, token_choice
 from vmoe_study.routing.plan import IndexPlan
 
@@ -57,14 +62,34 @@ def _largest(name, **options):
   return max(_sizes(jaxpr.jaxpr))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("weights", ["softmax", "transport"])
-@pytest.mark.parametrize("name", SPARSE)
-def test_no_routing_tensor_in_the_index_form(name, weights):
+def _routing_tensor(name):
+  """Elements of a routing tensor."""
   capacity = router_of(name, SETTING).capacity(SETTING.tokens)
-  tensor = SETTING.groups * SETTING.tokens * SETTING.experts * capacity
-  assert _largest(name, plan_form="index", weights=weights) < tensor
-  assert _largest(name, plan_form="dense", weights=weights) >= tensor
+  return SETTING.groups * SETTING.tokens * SETTING.experts * capacity
+
+
+TRANSPORTS = (Sinkhorn, SparseTransport, RowSparseTransport)
+CASES = [(name, "softmax") for name in SPARSE]
+CASES += [
+  (name, "transport")
+  for name in SPARSE
+  if ROUTERS[name].parts["affinity"] in TRANSPORTS
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "weights"), CASES)
+def test_no_routing_tensor_in_the_index_form(name, weights):
+  largest = _largest(name, plan_form="index", weights=weights)
+  assert largest < _routing_tensor(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "name", ["softmax_token_choice", "softmax_expert_choice"]
+)
+def test_a_routing_tensor_in_the_dense_form(name):
+  assert _largest(name, plan_form="dense") >= _routing_tensor(name)
 
 
 @pytest.fixture(params=["slots known", "slots unknown", "dense"])
