@@ -1,5 +1,7 @@
 """The names are those of real models, and of the public V-MoE code."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -31,6 +33,7 @@ ROUTED = {
 }
 
 
+@functools.cache
 def paths(router="dense", pool="token"):
   """Shapes of a small model's parameters, by path."""
   model = VisionTransformer(

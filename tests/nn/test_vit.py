@@ -188,28 +188,6 @@ def test_unknown_variants(name):
     backbone_sizes(name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  "name, experts, millions",
-  [("B/32", 0, 102.1), ("B/32", 32, 980.6), ("B/16", 32, 979.0)],
-)
-def test_published_parameter_counts(name, experts, millions):
-  """2106.05974, appendix: 18,291 classes, with a representation layer."""
-  sizes = backbone_sizes(name)
-  options = {"num_experts": experts}
-  router = "softmax_token_choice" if experts else "dense"
-  model = VisionTransformer(
-    num_classes=18_291,
-    pool="token",
-    representation_size=sizes["width"],
-    moe=MoeOptions(router, options if experts else {}),
-    **sizes,
-  )
-  shapes = _shapes(model, jnp.zeros((1, 224, 224, 3)))
-  count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-  assert round(count / 1e6, 1) == millions
-
-
 def _loss_gradients(model, params, images, **apply):
   def loss(params):
     logits, outputs = model.apply({"params": params}, images, **apply)

@@ -17,6 +17,7 @@ from vmoe_study.routing.affinity import (
 from vmoe_study.routing.choice import expert_choice, token_choice
 from vmoe_study.routing.plan import IndexPlan
 
+from ..jaxprs import equations
 from .layer import Setting, draw, layer, loss, route, router_of
 
 # Many tokens of small width: the routing tensors are the largest arrays.
@@ -24,26 +25,8 @@ SETTING = Setting(groups=2, tokens=64, experts=4)
 SPARSE = [n for n, spec in ROUTERS.items() if "plan_form" in spec.options()]
 
 
-def _inner(value):
-  """The programs in a parameter of an equation."""
-  values = value if isinstance(value, tuple | list) else [value]
-  for item in values:
-    jaxpr = getattr(item, "jaxpr", item)
-    if hasattr(jaxpr, "eqns"):
-      yield jaxpr
-
-
-def _sizes(jaxpr):
-  """Elements of every array that a program and its inner programs make."""
-  for equation in jaxpr.eqns:
-    for made in equation.outvars:
-      yield math.prod(getattr(made.aval, "shape", ()))
-    for value in equation.params.values():
-      for inner in _inner(value):
-        yield from _sizes(inner)
-
-
 def _largest(name, **options):
+  """Elements of the largest array that a training step makes."""
   data = draw(name, SETTING)
   router = router_of(name, SETTING, **options)
 
@@ -59,7 +42,11 @@ def _largest(name, **options):
 
   run = jax.value_and_grad(outcome, argnums=(0, 1), has_aux=True)
   jaxpr = jax.make_jaxpr(run)(data.params, data.x, data.noise)
-  return max(_sizes(jaxpr.jaxpr))
+  return max(
+    math.prod(getattr(made.aval, "shape", ()))
+    for equation in equations(jaxpr.jaxpr)
+    for made in equation.outvars
+  )
 
 
 def _routing_tensor(name):
