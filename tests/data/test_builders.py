@@ -1,6 +1,8 @@
 """Building data sets from local files; errors name what is missing."""
 
+import collections
 import gzip
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -80,12 +82,14 @@ def test_a_damaged_idx_file_is_named(tmp_path):
   not (fashion_mnist.DEBIAN_DIR / "train-images-idx3-ubyte.gz").exists(),
   reason="the Debian package dataset-fashion-mnist is not installed",
 )
-def test_fashion_mnist_of_debian(tmp_path):
-  builder = builders.prepare("fashion_mnist", str(tmp_path))
-  sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
-  assert sizes == {"train": 60_000, "test": 10_000}
-  labels = open_split("fashion_mnist", "test", str(tmp_path)).labels()
-  assert np.bincount(labels).tolist() == [1000] * 10
+def test_fashion_mnist_of_debian():
+  for split, count in (("train", 6000), ("test", 1000)):
+    images, labels = (
+      fashion_mnist.read_idx(fashion_mnist.DEBIAN_DIR / name)
+      for name in fashion_mnist.FILES[split]
+    )
+    assert images.shape == (10 * count, 28, 28)
+    assert np.bincount(labels).tolist() == [count] * 10
 
 
 @pytest.mark.slow
@@ -95,11 +99,28 @@ def test_fashion_mnist_of_debian(tmp_path):
   ),
   reason="the packages fonts-noto-color-emoji, unicode-data are not installed",
 )
-def test_emoji_of_debian(tmp_path):
+def test_emoji_of_debian(tmp_path, monkeypatch):
+  """Every emoji of the list is in the font; five of each subgroup are drawn."""
+  subgroups = collections.defaultdict(list)
+  for subgroup, points in emoji.read_list(emoji.SHARE_DIR / emoji.LIST):
+    subgroups[subgroup].append((subgroup, points))
+  sizes = np.array([len(found) for found in subgroups.values()])
+  in_test = (sizes // emoji.TEST_EVERY).sum()
+  assert len(sizes) == 99 and sizes.sum() - in_test > 4 * in_test > 2000
+  font = emoji.EmojiFont(emoji.SHARE_DIR / emoji.FONT)
+  with monkeypatch.context() as patch:
+    blank = np.zeros((1, 1, 4), np.uint8)
+    patch.setattr(emoji.cv2, "imdecode", lambda *unused: blank)
+    for _, points in itertools.chain(*subgroups.values()):
+      font.image(points)
+
+  few = [row for found in subgroups.values() for row in found[:5]]
+  monkeypatch.setattr(emoji, "read_list", lambda path: few)
   builders.prepare("emoji", str(tmp_path))
   train = open_split("emoji", "train", str(tmp_path))
   test = open_split("emoji", "test", str(tmp_path))
-  assert train.num_classes == 99 and len(train) > 4 * len(test) > 2000
+  assert train.num_classes == 99
+  assert len(test) == (sizes >= 5).sum() == len(few) - len(train)
   image = decode(train[0]["image"])
   assert image.shape == (128, 136, 3) and (image[0, 0] == 255).all()
 

@@ -1,5 +1,6 @@
 """`glyphs` and `glyph_scenes`, drawn with a font that the test makes."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -65,22 +66,28 @@ def font_dir(tmp_path_factory):
   return folder
 
 
-@pytest.fixture
-def designs(monkeypatch):
-  """One design for each split."""
+@contextlib.contextmanager
+def one_design_for_each_split():
   files = {"train": "flat.ttf", "val": "steep.ttf", "test": "poor.ttf"}
   table = {s: (fonts.Design("fonts-x", f),) for s, f in files.items()}
-  monkeypatch.setattr(fonts, "HAN", table)
-  return table
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(fonts, "HAN", table)
+    yield
 
 
-def test_every_split_draws_its_characters_in_its_own_design(
-  font_dir, designs, tmp_path
-):
-  builders.prepare("glyphs/7", str(tmp_path), str(font_dir))
+@pytest.fixture(scope="module")
+def seven(font_dir, tmp_path_factory):
+  """A folder with `glyphs/7`."""
+  folder = tmp_path_factory.mktemp("seven")
+  with one_design_for_each_split():
+    builders.prepare("glyphs/7", str(folder), str(font_dir))
+  return folder
+
+
+def test_every_split_draws_its_characters_in_its_own_design(seven):
   images = {}
   for split, size in (("train", 7), ("val", 7), ("test", 6)):
-    source = open_split("glyphs/7", split, str(tmp_path))
+    source = open_split("glyphs/7", split, str(seven))
     assert len(source) == size
     assert list(source.class_names) == glyphs.han(7)
     images[split] = {
@@ -95,11 +102,12 @@ def test_every_split_draws_its_characters_in_its_own_design(
 
 
 def test_a_scene_has_the_glyphs_of_its_labels_in_its_boxes(
-  font_dir, designs, tmp_path, monkeypatch
+  font_dir, tmp_path, monkeypatch
 ):
   counts = {"train": 40, "val": 2, "test": 2}
   monkeypatch.setattr(glyph_scenes, "IMAGES", counts)
-  builders.prepare("glyph_scenes/6", str(tmp_path), str(font_dir))
+  with one_design_for_each_split():
+    builders.prepare("glyph_scenes/6", str(tmp_path), str(font_dir))
   builder = builders.open_prepared("glyph_scenes/6", str(tmp_path))
   numbers = set()
   for example in builder.as_data_source("train"):
@@ -169,9 +177,8 @@ def test_an_impossible_size_is_an_error(name, tmp_path):
     builders.prepare(name, str(tmp_path))
 
 
-def test_the_features_name_only_classes_of_tfds(font_dir, designs, tmp_path):
-  builders.prepare("glyphs/7", str(tmp_path), str(font_dir))
-  text = (tmp_path / "glyphs/7/1.0.0/features.json").read_text()
+def test_the_features_name_only_classes_of_tfds(seven):
+  text = (seven / "glyphs/7/1.0.0/features.json").read_text()
   assert json.loads(text)["pythonClassName"].startswith("tensorflow_datasets.")
 
 

@@ -1,5 +1,6 @@
 """Worker processes: shared, without /dev/shm, and missed when they end."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -37,7 +38,7 @@ class Numbers:
     return compute
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def workers():
   workers = Workers(2)
   yield workers
@@ -85,14 +86,15 @@ def test_an_error_of_a_worker_is_raised_here_and_the_others_go_on(workers):
   assert len(list(workers.iterate(Numbers(), range(2)))) == 2
 
 
-def test_a_worker_that_is_killed_is_missed(workers):
-  batches = workers.iterate(Numbers(), iter(range(6, 10**6)))
-  _, parts = next(batches)
-  pid = int(parts[1]["pid"][0])
-  os.kill(pid, signal.SIGKILL)
-  with pytest.raises(WorkerError, match=r"has ended: Killed.*num_workers"):
-    for _ in range(20):
-      next(batches)
+def test_a_worker_that_is_killed_is_missed():
+  with contextlib.closing(Workers(2)) as workers:
+    batches = workers.iterate(Numbers(), iter(range(6, 10**6)))
+    _, parts = next(batches)
+    pid = int(parts[1]["pid"][0])
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match=r"has ended: Killed.*num_workers"):
+      for _ in range(20):
+        next(batches)
 
 
 def test_all_inputs_of_a_process_share_workers():
