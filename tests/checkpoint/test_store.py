@@ -213,6 +213,8 @@ def test_damage_anywhere_is_never_silent(directory, saved, states):
       flipped = bytearray(content)
       flipped[position] ^= 1 << rng.integers(8)
       damages.append(bytes(flipped))
+    if "opt_state" in file.parts:
+      del damages[1:]  # Parameters are read without it.
     for damage in damages:
       file.unlink() if damage is None else file.write_bytes(damage)
       read, config, step = load_lib.load_params(directory, template=params)

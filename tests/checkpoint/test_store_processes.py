@@ -1,15 +1,18 @@
 """Checkpoints across device counts and across processes."""
 
+import inspect
 import os
 import socket
 import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 
 from vmoe_study.checkpoint import load as load_lib
+from vmoe_study.checkpoint import store as store_lib
 
 from ..programs import xla_flags
 
@@ -17,34 +20,29 @@ pytestmark = pytest.mark.process
 
 VALUES = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
 
-PRELUDE = """
+
+def place(shape, spec):
+  """A sharding over the first devices, and the values with it."""
+  mesh = jax.make_mesh(
+    shape,
+    ("replica", "expert"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    devices=jax.devices()[: int(np.prod(shape))],
+  )
+  sharding = jax.sharding.NamedSharding(mesh, spec)
+  return sharding, jax.make_array_from_callback(
+    VALUES.shape, sharding, lambda index: VALUES[index]
+  )
+
+
+PRELUDE = f"""
 import sys
 import jax, numpy as np
 from vmoe_study.checkpoint import store as store_lib
 directory = sys.argv[1]
-values = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+VALUES = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
 
-def place(shape, spec):
-  count = int(np.prod(shape))
-  mesh = jax.make_mesh(shape, ("replica", "expert"),
-                       axis_types=(jax.sharding.AxisType.Auto,) * 2,
-                       devices=jax.devices()[:count])
-  sharding = jax.sharding.NamedSharding(mesh, spec)
-  return sharding, jax.make_array_from_callback(
-      values.shape, sharding, lambda index: values[index])
-"""
-
-EIGHT_TO_FOUR = """
-_, eight = place((2, 4), jax.P("expert", "replica"))
-store = store_lib.CheckpointStore(directory)
-store.save(1, {"w": eight}, {"m": 2 * eight}, {"devices": 8})
-sharding, four = place((1, 4), jax.P(None, "expert"))
-template = jax.ShapeDtypeStruct(values.shape, np.float32, sharding=sharding)
-restored = store.restore(params={"w": template}, opt_state={"m": template})
-assert restored.params["w"].sharding == sharding
-np.testing.assert_array_equal(restored.params["w"], values)
-np.testing.assert_array_equal(restored.opt_state["m"], 2 * values)
-store.close()
+{inspect.getsource(place)}
 """
 
 TWO_PROCESSES = """
@@ -69,7 +67,7 @@ multihost_utils.sync_global_devices("damaged")
 restored = store.restore(params={"w": w}, opt_state=None)
 assert (restored.step, restored.metadata) == (1, {"step": 1})
 for shard in restored.params["w"].addressable_shards:
-  np.testing.assert_array_equal(shard.data, values[shard.index])
+  np.testing.assert_array_equal(shard.data, VALUES[shard.index])
 store.save(2, {"w": 2 * w}, None, {"step": 2})
 store.close()
 """
@@ -96,8 +94,17 @@ def _finish(*processes):
     assert process.returncode == 0, output[-4000:]
 
 
-def test_eight_devices_to_four_and_to_this_process(tmp_path):
-  _finish(_start(EIGHT_TO_FOUR, str(tmp_path), devices=8))
+def test_eight_devices_to_four_and_to_host_memory(tmp_path):
+  _, eight = place((2, 4), jax.P("expert", "replica"))
+  store = store_lib.CheckpointStore(tmp_path)
+  store.save(1, {"w": eight}, {"m": 2 * eight}, {"devices": 8})
+  sharding, _ = place((1, 4), jax.P(None, "expert"))
+  template = jax.ShapeDtypeStruct(VALUES.shape, np.float32, sharding=sharding)
+  restored = store.restore(params={"w": template}, opt_state={"m": template})
+  store.close()
+  assert restored.params["w"].sharding == sharding
+  np.testing.assert_array_equal(restored.params["w"], VALUES)
+  np.testing.assert_array_equal(restored.opt_state["m"], 2 * VALUES)
   params, config, _ = load_lib.load_params(tmp_path)
   assert config == {"devices": 8}
   np.testing.assert_array_equal(params["w"], VALUES)

@@ -1,5 +1,7 @@
 """The bytes of a layer by part, and those of an ideal layer."""
 
+import dataclasses
+
 import pytest
 
 from vmoe_study.performance import layer_traffic
@@ -51,6 +53,9 @@ def test_an_ideal_layer_of_b16():
 
   arguments = "router=softmax_expert_choice,backbone=B/16,fewshot=none"
   config = load_config(f"configs/pretrain.py:{arguments}", ["mesh.expert=16"])
+  shallow = {**config.model.fields, "depth": 2}  # One of the layers is enough.
+  model = dataclasses.replace(config.model, fields=shallow)
+  config = dataclasses.replace(config, model=model)
   model = model_on(open_target("v5e:4x4"), config, (224, 224, 3))
   slots, tokens = 256 * 32 * 6, 256 * 197  # On each device.
   assert layer_traffic.ideal(model) == {

@@ -17,9 +17,10 @@ from vmoe_study.training.optimizer import (
   make_schedule,
 )
 
+# Of one shape: operations are compiled for each.
 PARAMS = {
-  "head": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])},
-  "body": {"kernel": jnp.array([[4.0]])},
+  "head": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0, 0.5])},
+  "body": {"kernel": jnp.array([4.0, -1.0])},
 }
 # Optimizers of Optax that decay weights by themselves.
 NO_DECAY = {"lion": {"weight_decay": 0.0}}

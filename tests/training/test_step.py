@@ -1,5 +1,7 @@
 """The step: accumulation equals the large batch, noise is (seed, step)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,11 +35,17 @@ def noisy_loss_fn(params, router_state, batch, key):
   return loss, {"loss": loss, "noise": noise}
 
 
+SGD = optax.sgd(0.1)
+
+
+@functools.cache
+def make_step(loss, **options):
+  return jax.jit(make_train_step(make_gradient(loss, **options), SGD))
+
+
 def run(loss, steps=2, seed=0, **options):
-  optimizer = optax.sgd(0.1)
-  gradient = make_gradient(loss, **options)
-  step = jax.jit(make_train_step(gradient, optimizer))
-  state = TrainState.create(0, PARAMS, optimizer.init(PARAMS), seed=seed)
+  step = make_step(loss, **options)
+  state = TrainState.create(0, PARAMS, SGD.init(PARAMS), seed=seed)
   history = []
   for _ in range(steps):
     state, metrics = step(state, BATCH)
