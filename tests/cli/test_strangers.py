@@ -25,7 +25,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 IMAGE = tfds.features.Image(shape=(8, 8, 1))
 LABEL = tfds.features.ClassLabel(num_classes=10)
 TEST = "evaluations.test.data"
-COMMANDS = {"evaluate": [], "inspect": ["--num-images=8", "--num-shown=1"]}
+COMMANDS = {
+  "evaluate": [],
+  "inspect": ["--num-images=8", "--num-shown=1", "--capacities=0.5"],
+}
 
 
 @pytest.fixture
@@ -125,16 +128,17 @@ def test_a_folder_is_read_when_it_is_confirmed(
   assert "--trust-data-dirs (trust_data_dirs=True in Python)" in error
   assert f"or name it: --config.{TEST}.data_dir=DIR." in error
   assert "config.data.data_dir" not in error  # Training data are not needed.
-  assert run(command, workdir, "--trust-data-dirs") == 2
-  assert "the class 'stranger.Image'" in capsys.readouterr().err
+  fields = (f"{TEST}.data_dir", "data.data_dir")
+  named = [f"--config.{field}={tmp_path}" for field in fields]
+  for confirmed in ("--trust-data-dirs", *named):
+    assert run(command, workdir, confirmed) == 2
+    assert "the class 'stranger.Image'" in capsys.readouterr().err, confirmed
+  assert run(command, workdir, "--config.evaluations.test.batch_size=64") == 2
+  assert "the checkpoint's own" in capsys.readouterr().err
   assert not (tmp_path / "ran").exists()
 
   edit(folder / "features.json", "stranger.Image", name)
   assert run(command, workdir, "--trust-data-dirs") == 0
-  for field in (f"{TEST}.data_dir", "data.data_dir"):
-    named = f"--config.{field}={tmp_path}"
-    assert run(command, workdir, named) == 0, field
-  assert run(command, workdir, f"--config.{TEST}.batch_size=64") == 2
 
 
 def test_the_users_own_tfds_folder_needs_no_word(
@@ -166,29 +170,51 @@ def in_a_process(*words, cwd, **environment):
   )
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("kind", ["gs", "http"])
-def test_no_connection_is_made(trained, tmp_path, kind):
+def test_no_connection_is_made(trained, tmp_path, capsys):
   with serve() as server:
-    url = "gs://bucket/tfds" if kind == "gs" else f"{server.url}/tfds"
+    url = f"{server.url}/tfds"
     workdir = checkpoint_of(trained, tmp_path / "workdir", url)
-
-    def evaluate(*words):
-      return in_a_process(
-        "evaluate",
-        f"--workdir={workdir}",
-        *words,
-        cwd=ROOT,
-        STORAGE_EMULATOR_HOST=server.url,
-      )
-
-    found = evaluate()
-    assert found.returncode == 2 and "Traceback" not in found.stderr
-    assert f"data_dir='{url}'" in found.stderr
+    assert run("evaluate", workdir) == 2
+    error = capsys.readouterr().err
+    assert f"data_dir='{url}'" in error and "Traceback" not in error
     assert server.connections == 0
-    if kind == "gs":  # The server is the one that would be asked.
-      found = evaluate("--trust-data-dirs")
-      assert found.returncode == 2 and server.connections > 0
+
+
+# Evaluates a checkpoint, and on a line of input again, trusting its folders.
+TWICE = """
+import sys
+from vmoe_study.cli.main import main
+print(main(sys.argv[1:]), flush=True)
+input()
+print(main([*sys.argv[1:], "--trust-data-dirs"]))
+"""
+
+
+@pytest.mark.process
+def test_no_connection_is_made_to_a_store(trained, tmp_path):
+  url, log = "gs://bucket/tfds", tmp_path / "stderr"
+  workdir = checkpoint_of(trained, tmp_path / "workdir", url)
+  words = [sys.executable, "-c", TWICE, "evaluate", f"--workdir={workdir}"]
+  with (
+    serve() as server,
+    log.open("w") as stderr,
+    subprocess.Popen(
+      words,
+      cwd=ROOT,
+      env=os.environ | {"STORAGE_EMULATOR_HOST": server.url},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=stderr,
+      text=True,
+    ) as process,
+  ):
+    assert process.stdout.readline() == "2\n", log.read_text()
+    said = log.read_text()
+    assert f"data_dir='{url}'" in said and "Traceback" not in said
+    assert server.connections == 0
+    # The server is the one that is asked then.
+    assert process.communicate("\n")[0] == "2\n", log.read_text()
+    assert server.connections > 0
 
 
 @pytest.mark.process
