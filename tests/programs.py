@@ -1,6 +1,8 @@
-"""How the tests compile: in the process of pytest and in those they start."""
+"""How the tests compile, here and in other processes; a Python for scripts."""
 
 import os
+import pathlib
+import sys
 from importlib import metadata
 
 # A tiny program takes far longer to compile than to run.
@@ -35,3 +37,15 @@ def start_jax(devices: int) -> None:
   jax.devices()  # The CPU's compiler has read its flags, libtpu reads later.
   later = xla_flags(1).replace(OLD_EMITTERS, "")
   os.environ["XLA_FLAGS"] = f"{given} {later}"
+
+
+def unchecking_python(folder: pathlib.Path) -> str:
+  """A Python for the launch scripts, whose check any command then passes."""
+  program = folder / "unchecking_python"
+  program.write_text(
+    "#!/bin/sh\n"
+    'case "$1" in */check_command.py) exit 0 ;; esac\n'
+    f'exec {sys.executable} "$@"\n'
+  )
+  program.chmod(0o755)
+  return str(program)

@@ -18,6 +18,8 @@ import yaml
 
 from vmoe_study.cli.main import main
 
+from ..programs import unchecking_python
+
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = ["local.sh", "tpu_vm.sh", "gke.sh", "slurm.sh"]
@@ -402,28 +404,29 @@ def test_a_typo_has_no_effect(script, arguments, message, calls):
   assert not calls.read_text()
 
 
+CHECKING = {
+  "tpu_vm.sh": ["run", *TPU_VM],
+  "gke.sh": ["resume", *GKE, "--yes"],
+  "slurm.sh": ["run", "--name=moe"],
+  "local.sh": [],
+}
+TYPOS = [
+  (["trian", *TRAIN[1:]], "invalid choice: 'trian'"),
+  ([*TRAIN, "--alow-change"], "--alow-change"),
+]
+
+
 @pytest.mark.parametrize(
-  "script, arguments",
+  "script, command, message",
   [
-    ("tpu_vm.sh", ["run", *TPU_VM]),
-    ("gke.sh", ["resume", *GKE, "--yes"]),
-    ("slurm.sh", ["run", "--name=moe"]),
-    ("local.sh", []),
+    *((script, *typo) for script in CHECKING for typo in TYPOS),
+    # This takes longer: it reads the config.
+    ("slurm.sh", [*TRAIN, "--config.mesh.exprt=4"], "Did you mean 'expert'?"),
   ],
 )
-@pytest.mark.parametrize(
-  "command, message",
-  [
-    (["trian", *TRAIN[1:]], "invalid choice: 'trian'"),
-    ([*TRAIN, "--alow-change"], "--alow-change"),
-    ([*TRAIN, "--config.mesh.exprt=4"], "Did you mean 'expert'?"),
-  ],
-)
-def test_a_typo_in_the_command_has_no_effect(
-  script, arguments, command, message, calls
-):
+def test_a_typo_in_the_command_has_no_effect(script, command, message, calls):
   environment = with_calls(calls, PYTHON=sys.executable)
-  done = run(script, *arguments, "--", *command, **environment)
+  done = run(script, *CHECKING[script], "--", *command, **environment)
   assert done.returncode == 2
   assert message in done.stderr
   assert "nothing was started" in done.stderr
@@ -431,9 +434,8 @@ def test_a_typo_in_the_command_has_no_effect(
   assert not calls.read_text()
 
 
-def test_hosts_get_the_command_that_was_checked(calls):
-  environment = with_calls(calls, PYTHON=sys.executable)
-  done = run("gke.sh", "run", *GKE, "--", *TRAIN, **environment)
+def test_hosts_get_a_command_that_passes_its_check(calls):
+  done = run("gke.sh", "run", *GKE, "--", *TRAIN, **with_calls(calls))
   assert (done.returncode, done.stderr) == (0, "")
   assert calls.read_text() == "kubectl apply -f -\n"
 
@@ -712,17 +714,20 @@ def test_slurm_submits_one_process_per_gpu():
 
 
 @pytest.mark.parametrize(
-  "options, asked",
+  "workers, asked",
   [
-    ([], ["--cpus-per-task=14", "--mem=160G"]),
-    (["--config.train.num_workers=5"], ["--cpus-per-task=7", "--mem=104G"]),
+    ("auto", ["--cpus-per-task=14", "--mem=160G"]),
+    ("5", ["--cpus-per-task=7", "--mem=104G"]),
   ],
 )
-def test_slurm_asks_for_what_the_input_needs(options, asked):
-  command = [*train_with("--workdir=/shared/run"), *options]
-  done = run(
-    "slurm.sh", "run", "--name=m", "--dry-run", *command, PYTHON=sys.executable
-  )
+def test_slurm_asks_for_what_the_input_needs(workers, asked, tmp_path):
+  """As the check says; `cli/test_check.py` tests that it says "auto", too."""
+  auto = tmp_path / "python"
+  write_program(auto, "#!/bin/sh\necho num_workers=auto\n")
+  python = str(auto) if workers == "auto" else sys.executable
+  options = ["--workdir=/shared/run", f"--config.train.num_workers={workers}"]
+  command = ["run", "--name=m", "--dry-run", *train_with(*options)]
+  done = run("slurm.sh", *command, PYTHON=python)
   assert set(asked) <= set(shlex.split(done.stdout)), done.stderr
 
 
@@ -741,10 +746,11 @@ def test_slurm_puts_a_job_that_was_asked_to_stop_back(record, result):
   assert more == ([["requeue", "7"]] if result == 75 else [])
 
 
-def test_local_numbers_its_processes():
+def test_local_numbers_its_processes(tmp_path):
   options = ["--processes=3", "--devices=2", "--dry-run"]
   command = [*TRAIN[:2], "--workdir=here"]
-  done = run("local.sh", *options, "--", *command, PYTHON=sys.executable)
+  python = unchecking_python(tmp_path)
+  done = run("local.sh", *options, "--", *command, PYTHON=python)
   commands = [shlex.split(line) for line in done.stdout.splitlines()]
   ids = [command[-1] for command in commands]
   assert ids == [f"--process-id={i}" for i in range(3)]

@@ -3,12 +3,11 @@
 import os
 import pathlib
 import subprocess
-import sys
 
 from vmoe_study.checkpoint.load import load_metadata
 from vmoe_study.cli.main import main
 
-from ..programs import xla_flags
+from ..programs import unchecking_python, xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIVERGING = [
@@ -22,12 +21,14 @@ DIVERGING = [
   "--config.train.schedule.name=constant",
   "--config.train.schedule.warmup_steps=0",
   "--config.train.schedule.peak=1e16",
+  "--config.evaluations={}",
+  "--config.fewshot={}",
 ]
 
 
 def test_both_stop_at_the_step_and_keep_it(tmp_path, digits_folder):
   environment = {
-    "PYTHON": sys.executable,
+    "PYTHON": unchecking_python(tmp_path),
     "TFDS_DATA_DIR": str(digits_folder),
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": xla_flags(2),

@@ -14,7 +14,7 @@ from tensorflow_datasets.core import constants as tfds_constants
 from vmoe_study.cli.main import main
 from vmoe_study.training.metrics_file import read_metrics
 
-from ..programs import xla_flags
+from ..programs import unchecking_python, xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = [
@@ -32,31 +32,17 @@ TINY = [
 TIMING = ("second", "wait")
 
 
-def command(data, *arguments, processes=1, devices=8):
-  """Starts a command of the program in one or more processes."""
-  words = [sys.executable, "-m", "vmoe_study"]
-  environment = {"PYTHON": sys.executable, "TFDS_DATA_DIR": str(data)}
-  environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices)}
-  if processes > 1:
-    words = ["launch/local.sh", f"--processes={processes}"]
-    words += [f"--devices={devices}", "--"]
+def start_two(python, *arguments, **environment):
+  """Starts a command in two processes, each with four devices."""
+  environment |= {"PYTHON": python, "XLA_FLAGS": xla_flags(4)}
   return subprocess.Popen(
-    [*words, *arguments],
+    ["launch/local.sh", "--processes=2", "--devices=4", "--", *arguments],
     cwd=ROOT,
     env=os.environ | environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
   )
-
-
-def finish(process):
-  try:
-    output, _ = process.communicate(timeout=600)
-  finally:
-    process.kill()
-  assert process.returncode == 0, output[-4000:]
-  return output
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +53,18 @@ def runs(digits_folder, tmp_path_factory):
   """
   folder = tmp_path_factory.mktemp("runs")
   one, two = folder / "one", folder / "two"
-  train = ["train", *TINY]
-  alone = command(digits_folder, *train, f"--workdir={one}")
-  traced = *train, f"--workdir={two}", "--profile=2"
-  pair = command(digits_folder, *traced, processes=2, devices=4)
-  finish(alone)
-  return one, two, finish(pair)
+  train, data = ["train", *TINY], str(digits_folder)
+  traced = [*train, f"--workdir={two}", "--profile=2"]
+  pair = start_two(unchecking_python(folder), *traced, TFDS_DATA_DIR=data)
+  try:
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(tfds_constants, "DATA_DIR", data)
+      assert main([*train, f"--workdir={one}"]) == 0
+    output, _ = pair.communicate(timeout=600)
+  finally:
+    pair.terminate()
+  assert pair.returncode == 0, output[-4000:]
+  return one, two, output
 
 
 def measured(workdir):
@@ -122,14 +114,29 @@ def test_one_process_evaluates_what_two_have_trained(
   )
 
 
-def test_a_killed_process_takes_the_others_along(digits_folder, tmp_path):
-  train = ["train", *TINY, f"--workdir={tmp_path}"]
-  run = command(digits_folder, *train, processes=2, devices=4)
-  while not (tmp_path / "config.json").exists():  # They are connected by now.
+# A Python for which a command only writes down its process, and waits.
+WAITING = f"""#!/bin/bash
+case "$1" in
+  -c) exec {sys.executable} "$@" ;;
+  */check_command.py) exit 0 ;;
+esac
+echo $$ > "$STARTED/${{*: -1}}"
+exec sleep 100
+"""
+
+
+def test_a_killed_process_takes_the_others_along(tmp_path):
+  python = tmp_path / "python"
+  python.write_text(WAITING)
+  python.chmod(0o755)
+  run = start_two(str(python), "train", STARTED=str(tmp_path))
+  files = [tmp_path / f"--process-id={number}" for number in range(2)]
+  while not all(file.exists() and file.read_text() for file in files):
     assert run.poll() is None
-    time.sleep(0.2)
-  children = f"/proc/{run.pid}/task/{run.pid}/children"
-  _, second = pathlib.Path(children).read_text().split()
-  os.kill(int(second), 9)
+    time.sleep(0.05)
+  first, second = (int(file.read_text()) for file in files)
+  os.kill(second, 9)
   run.communicate(timeout=20)
   assert run.returncode == 128 + 9
+  with pytest.raises(ProcessLookupError):
+    os.kill(first, 0)
