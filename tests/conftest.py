@@ -117,3 +117,45 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     builders.prepare("digits", str(folder))
 
   return make_once(tmp_path_factory, "digits", make)
+
+
+@pytest.fixture(scope="session")
+def trained(
+  digits_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+  """The workdir of a run on eight devices, evaluated at capacity 0.5.
+
+  Nothing may be written to it.
+  """
+  from vmoe_study.cli.main import main
+
+  data = {
+    f"--config.{where}.data_dir={digits_folder}"
+    for where in (
+      "data",
+      "evaluations.test.data",
+      "fewshot.digits.train",
+      "fewshot.digits.test",
+    )
+  }
+  options = [
+    "--config=configs/digits.py:router=softmax_token_choice,k=2",
+    "--config.model.fields.width=16",
+    "--config.model.fields.depth=2",
+    "--config.model.fields.mlp_dim=32",
+    "--config.model.moe.options.num_experts=4",
+    "--config.train.num_epochs=0",
+    "--config.train.num_steps=32",
+    "--config.train.schedule.warmup_steps=2",
+    "--config.train.schedule.peak=0.01",
+    "--config.train.report_every=8",
+    "--config.shots=(1,)",
+    "--config.mesh.expert=4",
+    "--config.evaluation_capacity=0.5",
+  ]
+
+  def make(workdir: pathlib.Path) -> None:
+    with devices.shown(8):
+      assert main(["train", f"--workdir={workdir}", *options, *data]) == 0
+
+  return make_once(tmp_path_factory, "trained", make)

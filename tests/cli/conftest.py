@@ -1,4 +1,4 @@
-"""What the tests of commands share: a data set and a trained run."""
+"""What the tests of commands share: data, and the files of an evaluation."""
 
 import pytest
 from tensorflow_datasets.core import constants as tfds_constants
@@ -19,38 +19,12 @@ def _data(digits_folder):
 
 
 @pytest.fixture(scope="session")
-def trained(digits_folder, tmp_path_factory):
-  """The workdir of a run on eight devices, evaluated at capacity 0.5.
+def evaluated(trained, tmp_path_factory):
+  """The folder that `evaluate` writes for the trained run."""
 
-  Nothing may be written to it.
-  """
-  data = {
-    f"--config.{where}.data_dir={digits_folder}"
-    for where in (
-      "data",
-      "evaluations.test.data",
-      "fewshot.digits.train",
-      "fewshot.digits.test",
-    )
-  }
-  options = [
-    "--config=configs/digits.py:router=softmax_token_choice,k=2",
-    "--config.model.fields.width=16",
-    "--config.model.fields.depth=2",
-    "--config.model.fields.mlp_dim=32",
-    "--config.model.moe.options.num_experts=4",
-    "--config.train.num_epochs=0",
-    "--config.train.num_steps=32",
-    "--config.train.schedule.warmup_steps=2",
-    "--config.train.schedule.peak=0.01",
-    "--config.train.report_every=8",
-    "--config.shots=(1,)",
-    "--config.mesh.expert=4",
-    "--config.evaluation_capacity=0.5",
-  ]
+  def make(folder):
+    words = [f"--workdir={trained}", "--trust-data-dirs", f"--out={folder}"]
+    with devices.shown(1):
+      assert main(["evaluate", *words]) == 0
 
-  def make(workdir):
-    with devices.shown(8):
-      assert main(["train", f"--workdir={workdir}", *options, *data]) == 0
-
-  return make_once(tmp_path_factory, "trained", make)
+  return make_once(tmp_path_factory, "evaluated", make)

@@ -13,14 +13,7 @@ from PIL import Image
 from vmoe_study.cli.main import main
 from vmoe_study.data.sources import open_split
 from vmoe_study.run.checkpoint import open_checkpoint
-
-
-@pytest.fixture(scope="module")
-def out(trained, tmp_path_factory):
-  folder = tmp_path_factory.mktemp("evaluation") / "out"
-  command = ["evaluate", f"--workdir={trained}", "--trust-data-dirs"]
-  assert main([*command, f"--out={folder}"]) == 0
-  return folder
+from vmoe_study.training.metrics_file import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -61,24 +54,36 @@ def rows(file):
     return list(csv.DictReader(lines))
 
 
-def test_every_image_is_counted_as_it_is_predicted(out, images, predictions):
+def test_metrics_are_those_of_the_run(trained, evaluated):
+  found = json.loads((evaluated / "metrics.json").read_text())
+  expected = {}
+  for row in read_metrics(trained):
+    expected |= row
+  for name in ("test/accuracy", "fewshot/digits/1shot"):
+    assert found[name] == pytest.approx(expected[name], rel=1e-6)
+  assert found["step"] == 32 and found["test/examples"] == 359
+
+
+def test_every_image_is_counted_as_it_is_predicted(
+  evaluated, images, predictions
+):
   matrix = np.zeros((10, 10), int)
   np.add.at(matrix, (images[1], predictions.argmax(1)), 1)
-  found = rows(out / "test" / "confusion.csv")
+  found = rows(evaluated / "test" / "confusion.csv")
   counts = [[int(row[str(n)]) for n in range(10)] for row in found]
   np.testing.assert_array_equal(counts, matrix)
-  metrics = json.loads((out / "metrics.json").read_text())
+  metrics = json.loads((evaluated / "metrics.json").read_text())
   assert metrics["test/accuracy"] == pytest.approx(matrix.trace() / 359)
-  bins = rows(out / "test" / "calibration.csv")
+  bins = rows(evaluated / "test" / "calibration.csv")
   assert sum(int(row["images"]) for row in bins) == 359
-  for row in rows(out / "test" / "confused_pairs.csv"):
+  for row in rows(evaluated / "test" / "confused_pairs.csv"):
     label, predicted = int(row["class"]), int(row["predicted"])
     assert int(row["images"]) == matrix[label, predicted]
 
 
-def test_the_page_shows_the_surest_mistakes(out, images, predictions):
+def test_the_page_shows_the_surest_mistakes(evaluated, images, predictions):
   page = Mistakes()
-  page.feed((out / "index.html").read_text())
+  page.feed((evaluated / "index.html").read_text())
   wrong = np.flatnonzero(predictions.argmax(1) != images[1])
   confidence = predictions[wrong].max(1)
   order = wrong[np.argsort(-confidence, kind="stable")]
@@ -92,8 +97,8 @@ def test_the_page_shows_the_surest_mistakes(out, images, predictions):
   assert f"{100 * confidence.max():.2f}%" in page.text
 
 
-def test_figures_are_written_in_both_forms(out):
-  names = {path.name for path in (out / "test").iterdir()}
+def test_figures_are_written_in_both_forms(evaluated):
+  names = {path.name for path in (evaluated / "test").iterdir()}
   drawn = {"calibration", "confusion"}
   assert {f"{n}.{form}" for n in drawn for form in ("png", "svg")} <= names
 
