@@ -12,6 +12,7 @@ import time
 import pytest
 
 from vmoe_study.checkpoint.load import complete_steps, read_manifest
+from vmoe_study.cli.main import main
 from vmoe_study.run import lock
 from vmoe_study.training.metrics_file import read_metrics
 
@@ -20,13 +21,15 @@ from ..programs import xla_flags
 pytestmark = pytest.mark.process
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS, KILLS = 60, 2
+STEPS, KILLS = 90, 2
 SAVING = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
+REPORTED = re.compile(r"step \d+/")
 TINY = [
   "--config=configs/digits.py",
   "--config.model.fields.width=16",
-  "--config.model.fields.depth=2",
+  "--config.model.fields.depth=1",
   "--config.model.fields.mlp_dim=32",
+  "--config.model.moe.blocks=every 1",
   "--config.data.ops=pad_crop(2)|value_range(-1, 1)",
   "--config.train.num_epochs=0",
   f"--config.train.num_steps={STEPS}",
@@ -100,6 +103,16 @@ def kill(run):
   return len(workers)
 
 
+def kill_worker(run):
+  """Kills one of the processes that read data."""
+
+  def is_worker(pid):
+    return b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+
+  worker = next(filter(is_worker, descendants(run.pid)))
+  os.kill(worker, signal.SIGKILL)
+
+
 def fingerprints(workdir):
   directory = workdir / "checkpoints"
   manifest = read_manifest(directory / str(STEPS))
@@ -123,7 +136,7 @@ def undisturbed(environment, tmp_path_factory):
 def test_killed_at_any_moment_and_stopped(undisturbed, environment, tmp_path):
   """Also while it saves, which it does nearly all of the time here."""
   workdir, choice = tmp_path / "work", random.Random(0)
-  directory = workdir / "checkpoints"
+  directory, log = workdir / "checkpoints", workdir.with_suffix(".log")
   reached = 0
   for _ in range(KILLS):
     run = start(workdir, environment)
@@ -143,45 +156,35 @@ def test_killed_at_any_moment_and_stopped(undisturbed, environment, tmp_path):
   assert run.wait(timeout=60) == 75
   stopped, reached = reached, max(complete_steps(directory))
   assert stopped < reached < STEPS
+
+  # Then a process that reads data is killed, and it saves because of that.
+  never = ["--config.train.save_every=0", "--allow-change"]
+  run = start(workdir, environment, *never)
+  wait_for(lambda: REPORTED.search(log.read_text()), run)
+  kill_worker(run)
+  assert run.wait(timeout=60) == 2
+  said = log.read_text()
+  assert f"step {reached} of {STEPS}" in said
+  last = said.splitlines()[-1]
+  assert "Traceback" not in said and "leaked" not in said
+  assert last.startswith("error: a process that reads data has ended: Killed.")
+  assert "train.num_workers" in last
+  stopped, reached = reached, max(complete_steps(directory))
+  assert stopped < reached < STEPS
   (directory / "9999.orbax-checkpoint-tmp").mkdir()  # Whatever the kills left.
 
-  finish(workdir, environment)
-  assert f"step {reached} of {STEPS}" in workdir.with_suffix(".log").read_text()
+  finish(workdir, environment, "--allow-change")
+  assert f"step {reached} of {STEPS}" in log.read_text()
   assert fingerprints(workdir) == fingerprints(undisturbed)
   assert measured(workdir) == measured(undisturbed)
   assert not list(directory.glob("*tmp*"))
   assert not list(directory.glob("damaged*"))
 
 
-def test_a_second_run_in_the_same_workdir_is_refused(environment, tmp_path):
+def test_a_second_run_in_the_same_workdir_is_refused(tmp_path, capsys):
   workdir = tmp_path / "work"
   with lock.hold(workdir):
-    second = start(workdir, environment)
-    assert second.wait(timeout=100) == 2
-  said = workdir.with_suffix(".log").read_text()
+    words = [*TINY, "--config.train.num_workers=0", f"--workdir={workdir}"]
+    assert main(["train", *words]) == 2
+  said = capsys.readouterr().err
   assert f"in use by another run, process {os.getpid()}" in said
-
-
-def test_a_killed_worker_is_one_sentence(undisturbed, environment, tmp_path):
-  workdir = tmp_path / "work"
-  directory = workdir / "checkpoints"
-  log = workdir.with_suffix(".log")
-  run = start(workdir, environment, "--config.train.save_every=0")
-  wait_for(lambda: "step 3/" in log.read_text(), run)
-
-  def is_worker(pid):
-    return b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
-
-  worker = next(filter(is_worker, descendants(run.pid)))
-  os.kill(worker, signal.SIGKILL)
-  assert run.wait(timeout=60) == 2
-  said = log.read_text()
-  last = said.splitlines()[-1]
-  assert "Traceback" not in said and "leaked" not in said
-  assert last.startswith("error: a process that reads data has ended: Killed.")
-  assert "train.num_workers" in last
-  [saved] = complete_steps(directory)  # Because of the error.
-  finish(workdir, environment, "--allow-change")
-  assert f"step {saved} of {STEPS}" in log.read_text()
-  assert fingerprints(workdir) == fingerprints(undisturbed)
-  assert measured(workdir) == measured(undisturbed)
