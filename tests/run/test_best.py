@@ -110,8 +110,9 @@ def _interrupted(workdir, copy, step, evaluated):
   return copy
 
 
-@pytest.mark.parametrize("evaluated", [True, False])
-@pytest.mark.parametrize("at", ["best", "later"])
+@pytest.mark.parametrize(
+  ("at", "evaluated"), [("best", False), ("later", True)]
+)
 def test_a_killed_run_ends_like_one_that_was_not(
   stopped, tmp_path, at, evaluated
 ):

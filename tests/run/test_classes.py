@@ -1,5 +1,6 @@
 """The classes of a run keep their numbers, whatever folders data sets have."""
 
+import collections
 import shutil
 
 import cv2
@@ -178,36 +179,38 @@ def test_a_single_class_is_no_task(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def examine(status, *given, workdir=None):
-  found = Examination(load_values(*given), 8, workdir).run()
-  return [(f.subject, f.text) for f in found if f.status == status]
+def examine(*given, workdir=None):
+  """Subjects and texts of what the doctor finds, by status."""
+  found = collections.defaultdict(list)
+  for finding in Examination(load_values(*given), 8, workdir).run():
+    found[finding.status].append((finding.subject, finding.text))
+  return found
 
 
 def test_the_doctor_compares_classes(run, photos, tmp_path):
-  given = arguments(photos)
-  assert examine("PROBLEM", *given) == []
-  notes = examine("note", *given)
+  found = examine(*arguments(photos))
+  assert found["PROBLEM"] == []
   text = "no images of class 'green'; the others keep their numbers"
-  assert ("evaluations.test.data", text) in notes
-  assert ("classes", "3: 'blue', 'green', 'red'") in examine("ok", *given)
+  assert ("evaluations.test.data", text) in found["note"]
+  assert ("classes", "3: 'blue', 'green', 'red'") in found["ok"]
   root = split(tmp_path / "train", "blue", "red")
   split(tmp_path / "test", "blue", rot="red")
   add(tmp_path / "train" / "red" / "old", "red")
   for name in ("rouge", "rot"):
     (tmp_path / "train" / name).mkdir()
-  ((subject, text), *_) = examine("PROBLEM", *arguments(root))
+  ((subject, text), *_) = examine(*arguments(root))["PROBLEM"]
   assert subject == "data" and "rot, " in text and "rouge: no .jpg" in text
   for name in ("rouge", "rot"):
     (tmp_path / "train" / name).rmdir()
-  ((subject, text),) = examine("PROBLEM", *arguments(root))
+  found = examine(*arguments(root))
+  ((subject, text),) = found["PROBLEM"]
   assert subject == "evaluations.test.data" and "class 'rot'" in text
-  notes = dict(examine("note", *arguments(root)))
-  assert "(red/old), with 8 files" in notes["data"]
+  assert "(red/old), with 8 files" in dict(found["note"])["data"]
 
 
 def test_the_doctor_knows_the_classes_of_the_workdir(run, photos, tmp_path):
   root = split(tmp_path / "train", "blue", "green", "red")
   split(tmp_path / "test", "blue")
   (root / "train" / "green").rename(root / "train" / "verde")
-  problems = examine("PROBLEM", *arguments(root), workdir=str(run))
+  problems = examine(*arguments(root), workdir=str(run))["PROBLEM"]
   assert any(s == "data" and "class 'verde'" in text for s, text in problems)

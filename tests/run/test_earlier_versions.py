@@ -18,7 +18,7 @@ from vmoe_study.run.initialize import initial_params
 from vmoe_study.run.saved_config import CONFIG_FILE, follow_defaults, upgrade
 from vmoe_study.study import results
 
-pytestmark = [pytest.mark.cli, pytest.mark.eight_devices]
+pytestmark = pytest.mark.cli
 
 RUNS = pathlib.Path(__file__).parents[1] / "data" / "runs_of_version_0.1.0"
 TINY = (

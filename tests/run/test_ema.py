@@ -1,7 +1,5 @@
 """The moving average of the parameters: kept, evaluated, resumed, sharded."""
 
-import shutil
-
 import jax
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from vmoe_study.run import workdir as workdir_lib
 from vmoe_study.run.experiment import Model, Training
 from vmoe_study.training.metrics_file import read_metrics
 
-pytestmark = [pytest.mark.cli, pytest.mark.eight_devices]
+pytestmark = pytest.mark.cli
 
 STEPS = 6
 DECAY = 0.75
@@ -27,7 +25,7 @@ TINY = (
   *("model.fields.num_heads=2", "model.moe.options.num_experts=4"),
   *("train.num_epochs=0.0", f"train.num_steps={STEPS}", "train.keep=10"),
   *("train.schedule.warmup_steps=0", "train.report_every=3"),
-  *("train.save_every=1", "mesh.expert=4", "fewshot={}"),
+  *("train.save_every=1", "fewshot={}"),
 )
 
 
@@ -100,17 +98,10 @@ def test_it_is_what_the_run_is_evaluated_with(averaged, plain):
   assert evaluated != pytest.approx(without["test/loss"])
 
 
-def test_a_resumed_run_ends_with_the_same_average(averaged, tmp_path):
-  workdir = shutil.copytree(averaged, tmp_path / "run")
-  for step in range(4, STEPS + 1):
-    shutil.rmtree(absolute(workdir_lib.checkpoints(workdir)) / str(step))
-  vmoe_study.train(_config(f"train.ema_decay={DECAY}"), workdir)
-  assert _fingerprints(workdir) == _fingerprints(averaged)
-
-
-@pytest.mark.parametrize("fsdp", [False, True])
-def test_it_is_sharded_like_the_parameters(fsdp):
-  config = _config(f"train.ema_decay={DECAY}", f"mesh.fsdp={fsdp}")
+@pytest.mark.usefixtures("eight_devices")
+def test_it_is_sharded_like_the_parameters():
+  mesh = ("mesh.expert=4", "mesh.fsdp=True")
+  config = _config(f"train.ema_decay={DECAY}", *mesh)
   training = Training(Model(config, (8, 8, 1)), 100)
   state = training.init()
   jax.tree.map(

@@ -29,8 +29,6 @@ from vmoe_study.run.metadata import Metadata
 from vmoe_study.run.train import train as train_run
 from vmoe_study.training.metrics_file import read_metrics
 
-from ..routers import EVERY_KIND
-
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -98,7 +96,17 @@ def test_upcycled_model_reproduces_its_dense_parent(dense):
   assert shardings == upcycled.params_sharding
 
 
-@pytest.mark.parametrize("router", EVERY_KIND)
+@pytest.mark.parametrize(
+  "router",
+  [
+    "softmax_expert_choice",
+    "soft",
+    "cosine_token_choice",
+    "hash",
+    "dropless_token_choice",
+    "bias_adjusted_token_choice",
+  ],
+)
 def test_routers_start_from_a_dense_model(dense, router):
   _, params, spec = dense
   moe = {"router": router, "options": {"num_experts": 2}}
@@ -209,7 +217,8 @@ POSITIONS = "Encoder/posembed_input/pos_embedding"
 def _save(workdir, config, image_shape):
   """A checkpoint whose positions are the column of their patch."""
   model = Model(config, image_shape, make_mesh(MeshSpec(), jax.devices()[:1]))
-  leaves = tree_lib.flatten(model.init())
+  shapes = tree_lib.flatten(model.params_shape)
+  leaves = {path: np.zeros(x.shape, x.dtype) for path, x in shapes.items()}
   rows, columns = image_shape[0] // 2, image_shape[1] // 2
   grid = np.broadcast_to(np.arange(columns)[None, :, None], (rows, columns, 16))
   leaves[POSITIONS] = grid.reshape(1, -1, 16).astype(np.float32)
@@ -224,8 +233,6 @@ def _save(workdir, config, image_shape):
   [
     ((4, 16, 1), (8, 8, 1)),  # As many patches, in another order.
     ((8, 8, 1), (4, 16, 1)),
-    ((8, 32, 1), (32, 32, 1)),  # 64 patches, but not 8 x 8.
-    ((4, 6, 1), (8, 12, 1)),
     ((4, 16, 1), (4, 16, 1)),
   ],
 )
@@ -352,7 +359,7 @@ def imported(photographs, size, **moe):
       "initialize": {"kind": "vmoe", "path": PREFIX},
       "train": {
         "batch_size": 64,
-        "num_steps": 60,
+        "num_steps": 40,
         "optimizer": {"clip_norm": 1.0},
         "schedule": {"peak": 3e-3, "warmup_steps": 4},
       },
@@ -361,14 +368,11 @@ def imported(photographs, size, **moe):
   )
 
 
-def four_devices():
-  return make_mesh(MeshSpec(expert=4), jax.devices()[:4])
-
-
 @pytest.mark.usefixtures("eight_devices")
 def test_imported_model_gives_the_published_logits(photographs):
   config = imported(photographs, 32)
-  model = Model(config, (32, 32, 3), four_devices())
+  mesh = make_mesh(MeshSpec(expert=4), jax.devices()[:4])
+  model = Model(config, (32, 32, 3), mesh)
   params = initial_params(config.initialize, model)
   with np.load(REFERENCE / "vit_moe.npz") as published:
     logits = model.predict({"params": params}, published["images"])
@@ -376,12 +380,11 @@ def test_imported_model_gives_the_published_logits(photographs):
   np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-@pytest.mark.usefixtures("eight_devices")
 def test_fine_tuning_an_imported_model_at_twice_the_resolution(photographs):
   config = imported(photographs, 64)
   data = open_train_input(config)
   assert data.image_shape == (64, 64, 3)
-  model = Model(config, data.image_shape, four_devices())
+  model = Model(config, data.image_shape)
   training = Training(model, data.num_examples)
   (evaluator,) = make_evaluators(model)
   state = training.init(initial_params(config.initialize, model))

@@ -64,7 +64,7 @@ def _specs(state, part):
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_statistics_of_experts_stay_with_their_experts(fsdp):
   """Adafactor's for (E, D, F) = (4, 16, 32): rows (E, D), columns (E, F)."""
-  state = _training(*ADAFACTOR, f"mesh.fsdp={fsdp}").init()
+  state = _training(*ADAFACTOR, f"mesh.fsdp={fsdp}").state_template()
   rows, columns = _specs(state, "v_row"), _specs(state, "v_col")
   whole, momentum = _specs(state, "v"), _specs(state, "ema")
   kernel, bias = f"{EXPERTS}/kernel", f"{EXPERTS}/bias"
@@ -101,6 +101,7 @@ def test_a_resumed_run_ends_with_the_same_state(optimizer, tmp_path):
   vmoe_study.train(config, workdir)
   assert read_manifest(last)["items"] == expected
   assert expected["router_state"] and expected["opt_state"]
+  assert bool(expected.get("ema")) == (optimizer is LION)
 
 
 def test_the_saved_config_has_all_arguments():

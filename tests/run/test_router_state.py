@@ -15,7 +15,7 @@ from vmoe_study.checkpoint.load import (
 )
 from vmoe_study.run import workdir as workdir_lib
 
-pytestmark = [pytest.mark.cli, pytest.mark.eight_devices]
+pytestmark = pytest.mark.cli
 
 STEPS = 6
 TINY = (
@@ -43,8 +43,7 @@ def _arrays(workdir, step):
 def biased(tmp_path_factory):
   """A finished run of a router with a bias that every step moves."""
   workdir = tmp_path_factory.mktemp("biased")
-  config = _config("bias_adjusted_token_choice", "train.save_every=3")
-  vmoe_study.train(config, workdir)
+  vmoe_study.train(_config("bias_adjusted_token_choice"), workdir)
   return workdir
 
 
@@ -63,21 +62,8 @@ def test_it_is_an_item_of_checkpoints_but_not_of_the_optimizer(biased):
     assert not [p for p in paths if "'Router'" in p and "'bias'" in p]
 
 
-def test_a_resumed_run_ends_with_the_same_state(biased, tmp_path):
-  """From step 3 on, bit by bit."""
-  config = _config("bias_adjusted_token_choice", "train.save_every=3")
-  workdir = shutil.copytree(biased, tmp_path / "run")
-  shutil.rmtree(absolute(workdir_lib.checkpoints(workdir)) / str(STEPS))
-  vmoe_study.train(config, workdir)
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    _arrays(workdir, STEPS),
-    _arrays(biased, STEPS),
-  )
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("router", ["relu", "threshold", "random"])
+@pytest.mark.parametrize("router", ["relu", "random"])
 def test_other_states_and_random_routing_resume_exactly(router, tmp_path):
   """Other routers have no state, as random routing: they save none."""
   config = _config(router, "train.save_every=3")
