@@ -71,9 +71,12 @@ def test_every_part_of_the_breakdown_is_there(record):
 
 
 @pytest.mark.parametrize(
-  "router, form", [("base", "index"), ("dropless_token_choice", "grouped")]
+  "router, form, capacities",
+  [("base", "index", [1]), ("dropless_token_choice", "grouped", [1, 2])],
 )
-def test_training_is_timed_as_it_is(router, form, tmp_path, monkeypatch):
+def test_training_is_timed_as_it_is(
+  router, form, capacities, tmp_path, monkeypatch
+):
   """Balanced assignment, which evaluation is without; noise; grouped rows."""
   choices = []
   route = SparseRouter.route
@@ -85,17 +88,18 @@ def test_training_is_timed_as_it_is(router, form, tmp_path, monkeypatch):
   monkeypatch.setattr(SparseRouter, "route", record)
   out = tmp_path / "layer.json"
   command = ["bench", "layer", *TINY[:-2], router, f"--out={out}"]
-  assert main([*command, "--forms=index", "--capacities", "1", "2"]) == 0
+  factors = ["--capacities", *map(str, capacities)]
+  assert main([*command, "--forms=index", *factors]) == 0
   rows = json.loads(out.read_text())["rows"]
   assert {(r["form"], r["capacity"], r["pass"]) for r in rows} == {
     (form, capacity, which)
-    for capacity in (1, 2)
+    for capacity in capacities
     for which in ("forward", "forward_backward")
   }
-  # At both capacities: the training pass, and the plan of the breakdown.
+  # At each capacity: the training pass, and the plan of the breakdown.
   is_noisy = router == "dropless_token_choice"
   in_training = [noisy for deterministic, noisy in choices if not deterministic]
-  assert in_training == [is_noisy, False] * 2
+  assert in_training == [is_noisy, False] * len(capacities)
   assert (True, False) in choices
 
 

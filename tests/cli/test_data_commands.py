@@ -11,14 +11,6 @@ import pytest
 
 from vmoe_study.cli import bench_input, prepare
 
-RUN = """
-import argparse, sys
-from vmoe_study.cli import bench_input
-parser = argparse.ArgumentParser()
-bench_input.add_arguments(parser)
-sys.exit(bench_input.run(parser.parse_args()))
-"""
-
 
 def parse(command, *words):
   """Parses as the command line would."""
@@ -63,18 +55,14 @@ def test_a_home_folder_in_the_environment(tmp_path):
   assert "error: TFDS_DATA_DIR='': must be a path" in done.stderr
 
 
-def test_bench_prints_every_rate(data_dir, tmp_path):
+def test_bench_prints_every_rate(data_dir, tmp_path, capsys):
   out = tmp_path / "rates.json"
   options = ["--name=jft_like/64", f"--data-dir={data_dir}", "--workers=1"]
   sizes = ["--batch-size=4", "--num-batches=3", "--rounds=2", f"--out={out}"]
-  done = subprocess.run(
-    [sys.executable, "-c", RUN, *options, *sizes],
-    check=True,
-    capture_output=True,
-    text=True,
-  )
-  assert "64 images; the first 64 have" in done.stdout
-  row = done.stdout.splitlines()[-1]
+  assert bench_input.run(parse(bench_input, *options, *sizes)) == 0
+  printed = capsys.readouterr().out
+  assert "64 images; the first 64 have" in printed
+  row = printed.splitlines()[-1]
   # Local files: no request, no byte of a request.
   rates = r"\| +1 \| +16( \| +\d+){3}( \| +\d+\.\d\d){3}"
   assert re.fullmatch(rates + r" \| +0\.000 \| +0 \| +[01]\.\d\d \|", row), row

@@ -17,6 +17,7 @@ from vmoe_study.checkpoint.foreign.vmoe import read_vmoe
 from vmoe_study.checkpoint.store import CheckpointStore
 from vmoe_study.cli.main import main
 from vmoe_study.config import parse
+from vmoe_study.data import probe as probe_lib
 from vmoe_study.data.pipeline import train_input
 from vmoe_study.doctor.examine import Examination
 from vmoe_study.doctor.workdir import checkpoints_at_once
@@ -34,18 +35,19 @@ PREFIX = str(REFERENCE / "vmoe_checkpoint" / "vmoe_v1")
 
 @pytest.fixture(scope="module", autouse=True)
 def _cache(tmp_path_factory):
-  """Caches are in a folder of the test."""
+  """Caches are in a folder of the test, and few examples are read."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    patch.setattr(probe_lib, "EXAMPLES", 100)
     yield
 
 
 @pytest.fixture
 def doctor(capsys):
-  """Runs the command; returns its exit code and what it prints."""
+  """Runs the command on VALUES; returns its exit code and what it prints."""
 
-  def run(*words, config=CONFIG):
-    code = main(["doctor", config, *words])
+  def run(*words):
+    code = main(["doctor", CONFIG, "--config.model.fields.depth=2", *words])
     return code, capsys.readouterr().out
 
   return run
@@ -79,8 +81,7 @@ def test_a_good_run(doctor, tmp_path):
   assert "image float32 (64, 8, 8, 1) from -1 to 1" in out
   assert "at least 139 images in each of 10 classes" in out
   assert "1,798 steps of 64 images = 80.02 epochs of 1,438 images" in out
-  config = digits.get_config("router=softmax_token_choice").to_dict()
-  model = Model(parse(config), (8, 8, 1))
+  model = Model(parse(VALUES), (8, 8, 1))
   count = sum(leaf.size for leaf in jax.tree.leaves(model.params_shape))
   assert f"{count:,} parameters" in out
   assert cv2.imread(str(picture)).shape[1] > 1000

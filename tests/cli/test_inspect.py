@@ -5,22 +5,33 @@ import json
 import pytest
 
 from vmoe_study.cli.main import main
-from vmoe_study.inspection.inspect import inspect
+from vmoe_study.inspection import inspect as inspect_lib
+from vmoe_study.inspection.files import write_inspection
 from vmoe_study.training.metrics_file import read_metrics
 
 
-def run(trained, out):
-  options = ["--num-images=1000", "--num-shown=3", "--capacities=0.01,0.5,1"]
-  assert (
-    main(["inspect", f"--workdir={trained}", f"--out={out}", *options]) == 0
-  )
-  return out
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+  """What `inspect` wrote, the options it gave to Python, and the result."""
+  out, calls = tmp_path_factory.mktemp("inspect") / "out", []
+  inspect = inspect_lib.inspect
+
+  def kept(checkpoint, **options):
+    calls.append((options, inspect(checkpoint, **options)))
+    return calls[-1][1]
+
+  words = ["--num-images=1000", "--num-shown=3", "--capacities=0.01,0.5,1"]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(inspect_lib, "inspect", kept)
+    command = ["inspect", f"--workdir={trained}", f"--out={out}"]
+    assert main([*command, *words]) == 0
+  [(options, inspection)] = calls
+  return out, options, inspection
 
 
 @pytest.fixture(scope="module")
-def out(trained, tmp_path_factory):
-  """What `inspect` wrote."""
-  return run(trained, tmp_path_factory.mktemp("inspect") / "out")
+def out(run):
+  return run[0]
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +86,14 @@ def test_it_leaves_a_page_and_pictures(out):
 KINDS = ("charts", "classes", "patches", "tensors")
 
 
-def test_python_writes_the_same_as_the_command(trained, out, tmp_path):
-  again = tmp_path / "again"
-  inspection = inspect(
-    trained,
-    num_images=1000,
-    num_shown=3,
-    capacity_factors=[0.01, 0.5, 1],
-    out=again,
-  )
+def test_python_writes_the_same_as_the_command(run, tmp_path):
+  out, options, inspection = run
+  expected = {"num_images": 1000, "num_shown": 3, "out": str(out)}
+  assert options == {**expected, "capacity_factors": [0.01, 0.5, 1]}
   names = {path.stem for path in out.glob("*.png")}
   assert inspection.figures().keys() == names
+  again = tmp_path / "again"
+  write_inspection(inspection, again)
   for path in out.iterdir():
     assert (again / path.name).read_bytes() == path.read_bytes(), path.name
 

@@ -1,5 +1,7 @@
 """Resource estimates; libtpu compiles, no TPU is needed."""
 
+import contextlib
+import io
 import json
 import re
 
@@ -137,25 +139,31 @@ def test_not_fitting_is_an_answer(tmp_path, capsys):
   assert "--config.mesh.fsdp=true" in answer
 
 
-def test_nothing_is_promised(tmp_path, capsys):
-  plan(tmp_path, "--devices=h100:8", "--config.mesh.expert=8")
-  answer = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def on_gpus(tmp_path_factory):
+  """The report on eight GPUs, and what is printed."""
+  options = ["--devices=h200:8", "--config.mesh.expert=8"]
+  options.append("--config.model.moe.options.capacity_factor=1.3")
+  with contextlib.redirect_stdout(io.StringIO()) as printed:
+    report = plan(tmp_path_factory.mktemp("gpus"), *options)
+  return report, printed.getvalue()
+
+
+def test_nothing_is_promised(on_gpus):
+  _, answer = on_gpus
   assert "at most" not in answer and "The time of a step is a model" in answer
   assert "none: analytic" in answer
 
 
-def test_the_actual_capacity_factor_is_shown(tmp_path, capsys):
+def test_the_actual_capacity_factor_is_shown(on_gpus):
   """16 tokens, 8 experts: 2.6 slots are 3."""
-  factor = "--config.model.moe.options.capacity_factor=1.3"
-  report = plan(tmp_path, "--devices=h100:8", factor)
+  report, answer = on_gpus
   assert report["capacity_factor"] == 1.5
-  assert re.search(
-    r"\| actual capacity factor +\| 1\.5 ", capsys.readouterr().out
-  )
+  assert re.search(r"\| actual capacity factor +\| 1\.5 ", answer)
 
 
-def test_gpus_by_the_analytic_model(tmp_path):
-  report = plan(tmp_path, "--devices=h200:8", "--config.mesh.expert=8")
+def test_gpus_by_the_analytic_model(on_gpus):
+  report, _ = on_gpus
   assert report.keys() >= PROMISED
   assert report["compiler"] == "none: analytic" and report["devices"] == 8
   assert report["hbm_bytes"]["capacity"] == 141e9

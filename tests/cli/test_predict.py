@@ -40,9 +40,14 @@ def predict(trained, *arguments):
 
 @pytest.fixture(scope="module")
 def predicted(trained, digits, tmp_path_factory):
-  """What the command writes for all images: JSON lines and features."""
+  """What the command writes for all images: JSON lines and features.
+
+  It needs none of the data sets of the config.
+  """
   folder = tmp_path_factory.mktemp("predicted")
   options = [f"--out={folder}/found.jsonl", f"--features={folder}/features.npz"]
+  for field in ("data", "evaluations.test.data"):
+    options.append(f"--config.{field}.data_dir=/nowhere")
   assert predict(trained, digits[0], *options, "--top=10") == 0
   lines = (folder / "found.jsonl").read_text().splitlines()
   with np.load(folder / "features.npz") as arrays:
@@ -126,14 +131,6 @@ def test_the_rest_goes_on_if_an_image_is_bad(
   assert f"left out: {bad}: " in caplog.text
   assert f"left out: {tmp_path}/none.png: " in caplog.text
   assert "2 of 3 images could not be used" in caplog.text
-
-
-def test_data_sets_are_not_read(trained, digits):
-  nowhere = [
-    f"--config.{field}.data_dir=/nowhere"
-    for field in ("data", "evaluations.test.data")
-  ]
-  assert predict(trained, digits[0] / "000.png", *nowhere) == 0
 
 
 def test_a_table_and_pictures(trained, digits, tmp_path, capsys):

@@ -51,10 +51,10 @@ class Row:
       "report_every": 1,
       "schedule.warmup_steps": 90 if late else 0,
     }
-    small = {"width": 16, "depth": 2, "mlp_dim": 32, "num_heads": 2}
+    small = {"width": 16, "depth": 1, "mlp_dim": 32, "num_heads": 2}
     overrides = [f"train.{k}={v}" for k, v in short.items()]
     overrides += [f"model.fields.{k}={v}" for k, v in small.items()]
-    overrides += ["fewshot={}"]
+    overrides += ["model.moe.blocks=every 1", "fewshot={}"]
     if self.name == "diverging":
       overrides += ["train.schedule.peak=1e38", "train.optimizer.clip_norm=0.0"]
     if self.start:
