@@ -9,11 +9,14 @@ import gc
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 
 import pytest
 from jaxtyping import install_import_hook
+
+from vmoe_study.cli.background import without_orbax
 
 from . import devices
 from .programs import start_jax
@@ -62,9 +65,12 @@ devices.show(1)
 install_import_hook("vmoe_study.routing", "beartype.beartype")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
   """Registers the kinds; selects `DEFAULT` if nothing else is asked for."""
   gc.set_threshold(20_000, 20, 20)  # Tracing makes many objects, few cycles.
+  # Reads that Orbax abandons may end in any later test. Commands ignore them.
+  sys.unraisablehook = without_orbax(sys.unraisablehook)
   for name, meaning in KINDS.items():
     config.addinivalue_line("markers", f"{name}: {meaning}")
   config.addinivalue_line("markers", "slow: takes longer than the others")

@@ -359,7 +359,7 @@ def imported(photographs, size, **moe):
       "initialize": {"kind": "vmoe", "path": PREFIX},
       "train": {
         "batch_size": 64,
-        "num_steps": 40,
+        "num_steps": 60,
         "optimizer": {"clip_norm": 1.0},
         "schedule": {"peak": 3e-3, "warmup_steps": 4},
       },

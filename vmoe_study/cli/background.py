@@ -16,15 +16,15 @@ from vmoe_study.run.log_setup import is_from_orbax
 
 def silence_background_errors() -> None:
   """Installs the filters in this process."""
-  sys.unraisablehook = _filtered(sys.unraisablehook)
-  threading.excepthook = _filtered(threading.excepthook)
+  sys.unraisablehook = without_orbax(sys.unraisablehook)
+  threading.excepthook = without_orbax(threading.excepthook)
   warnings.filterwarnings("ignore", "coroutine .* was never awaited")
   # Futures whose error nobody has asked for when the process ends.
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
-def _filtered(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
-  """Wraps a hook so that it ignores errors of Orbax."""
+def without_orbax(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
+  """Wraps a hook for errors so that it ignores those of Orbax."""
 
   def filtered(found: Any) -> None:
     # A read or write of TensorStore has ended after Orbax's loop.
