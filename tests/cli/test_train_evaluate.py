@@ -118,6 +118,19 @@ def test_a_finished_run_is_described_in_a_line_and_stays(finished, caplog):
   assert rows_without_timing(finished) == before
 
 
+def test_evaluate_finds_what_training_found(finished, tmp_path, capsys):
+  out = tmp_path / "metrics.json"
+  assert main(["evaluate", f"--workdir={finished}", f"--out={out}"]) == 0
+  found = json.loads(out.read_text())
+  trained = {}
+  for row in read_metrics(finished):
+    trained |= row
+  for name in ("test/accuracy", "test/loss", "fewshot/digits/5shot"):
+    np.testing.assert_allclose(found[name], trained[name], rtol=1e-6)
+  assert found["step"] == 6 and found["test/examples"] == 359
+  assert "test/accuracy" in capsys.readouterr().out
+
+
 def test_a_metric_that_is_not_a_number_is_null(finished, tmp_path, monkeypatch):
   out = tmp_path / "metrics.json"
   found = {"step": 6, "test/loss": float("nan")}
