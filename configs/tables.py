@@ -374,59 +374,6 @@ def _finetune() -> Iterator[Row]:
         yield Row("finetune", {**start, **row.arguments})
 
 
-LAPTOP_RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
-LAPTOP_BALANCES = ("0", "0.0005", "0.005", "0.05")
-
-
-_ROUTING = {
-  "router": "",
-  "k": 1,
-  "capacity": 1,
-  "group": 1,
-  "batch_priority": "false",
-}
-
-
-def _routing(row: Row) -> tuple[Any, ...]:
-  """The routing arguments of a row, completed by defaults."""
-  return tuple(row.arguments.get(*default) for default in _ROUTING.items())
-
-
-def _laptop() -> Iterator[Row]:
-  """The study at laptop size, with the published results of B/32 on JFT."""
-  published = {
-    _routing(row): row
-    for row in _soft_moe()
-    if row.arguments["backbone"] == _B32
-  }
-  for row in _sweep():
-    ours, routing = dataclasses.replace(row, recipe="laptop"), _routing(row)
-    if routing not in published:
-      yield ours
-      continue
-    source, expected = f"{SOFT_MOE}, B/32", published[routing].expected
-    note = "measured at another scale; only the ranking is comparable"
-    yield _expect(ours, source, note, expected=expected)
-
-
-def _laptop_rates() -> Iterator[Row]:
-  """Learning rates for every router, evaluated on held-out images."""
-  for router, rate in itertools.product(("dense", *ROUTERS), LAPTOP_RATES):
-    arguments: dict[str, Any] = {"router": router}
-    if router in TOKEN_CHOICE + EXPERT_CHOICE:
-      arguments["group"] = 8
-    if router in TOKEN_CHOICE:
-      arguments["balance"] = "0.005"
-    yield Row("laptop", {**arguments, "rate": rate, "select": "true"})
-
-
-def _laptop_balance() -> Iterator[Row]:
-  """Weights of the balance losses of token choice, on held-out images."""
-  for router, balance in itertools.product(TOKEN_CHOICE, LAPTOP_BALANCES):
-    arguments = {"router": router, "group": 8}
-    yield Row("laptop", {**arguments, "balance": balance, "select": "true"})
-
-
 def _glyphs_trial(
   router: str, rate: float = 6e-3, decay: float = 0.3, **more: Any
 ) -> Row:
@@ -645,16 +592,6 @@ def _glyphs_zoo() -> Iterator[Row]:
     yield Row("glyphs", cell)
 
 
-def _laptop_untuned() -> Iterator[Row]:
-  """Token choice with the published weight of the balance losses, untuned.
-
-  It thus has as many tuning trials as the routers without these losses.
-  """
-  for router, group in itertools.product(TOKEN_CHOICE, (1, 8)):
-    arguments = {"router": router, "group": group, "balance": "0.005"}
-    yield Row("laptop", arguments)
-
-
 TABLES: dict[str, Table] = {
   "study": Table(
     "2401.15969: six routers with 32 experts, at cost 1 and 2. Data, groups, "
@@ -719,19 +656,6 @@ TABLES: dict[str, Table] = {
     'Of no paper: images per second of the models of table "study"',
     tuple(_throughput()),
   ),
-  "laptop": Table(
-    "The comparison of 2401.15969 at laptop size; expected numbers are those "
-    "of 2308.00951, Table 9, at another scale",
-    tuple(_laptop()),
-  ),
-  "laptop_rates": Table(
-    "Of no paper: how the learning rate of the laptop study was chosen",
-    tuple(_laptop_rates()),
-  ),
-  "laptop_balance": Table(
-    "Of no paper: how the balance losses of the laptop study were chosen",
-    tuple(_laptop_balance()),
-  ),
   "glyphs_gate": Table(
     "Of no paper: whether the data of the small study can tell models apart",
     tuple(_glyphs_gate()),
@@ -769,10 +693,6 @@ TABLES: dict[str, Table] = {
   "glyphs_zoo": Table(
     "Of no paper: the other routers of ROUTERS.md at cost 1, not tuned",
     tuple(_glyphs_zoo()),
-  ),
-  "laptop_untuned": Table(
-    "Of no paper: the laptop study's token choice with the published balance",
-    tuple(_laptop_untuned()),
   ),
 }
 

@@ -95,7 +95,7 @@ def millions(model):
 
 
 def devices_of(row):
-  return 1 if row.recipe in ("laptop", "glyphs") else POD
+  return 1 if row.recipe == "glyphs" else POD
 
 
 def name(row):
@@ -139,8 +139,8 @@ def test_every_row_has_a_smoke_size():
 
 def test_every_model_has_a_dense_counterpart():
   for name_of_table, rows in tables.TABLES.items():
-    if name_of_table in ("laptop_balance", "laptop_untuned", "dense_controls"):
-      continue  # These vary what only token choice has, or only dense models.
+    if name_of_table == "dense_controls":
+      continue
     models: dict[bool, set] = {True: set(), False: set()}
     for row in rows:
       dense = row.arguments["router"] == "dense"
@@ -270,9 +270,9 @@ def _squeezed(text):
 
 def test_a_mistyped_table_is_an_error(capsys):
   with pytest.raises(SystemExit, match="2"):
-    tables.main(["labtop"])
+    tables.main(["glyphs_gird"])
   error = capsys.readouterr().err
-  assert "error: tables" in error and "Did you mean 'laptop'?" in error
+  assert "error: tables" in error and "Did you mean 'glyphs_grid'?" in error
 
 
 def test_a_closed_pipe_ends_the_program_silently():

@@ -347,8 +347,8 @@ def test_the_committed_results_make_the_committed_tables(run):
   found = run(
     "study_tables.ipynb",
     "[[*map(len, (cells, figures(cells)))], list(differences.values())]",
-    RESULTS=[str(NOTEBOOKS / "study")],
+    RESULTS=[str(NOTEBOOKS / "study" / "grid")],
   )
   (count, drawn), differences = found
-  assert count == 31 and drawn == 3
+  assert count == 21 and drawn == 3
   assert len(differences) == 24

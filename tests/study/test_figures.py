@@ -14,13 +14,18 @@ from vmoe_study.study import figures, results
 
 pytestmark = pytest.mark.slow
 
-STUDY = pathlib.Path(__file__).parents[2] / "notebooks" / "study"
+GRID = pathlib.Path(__file__).parents[2] / "notebooks" / "study" / "grid"
+
+SOFTMAX = {
+  f"glyphs,router=softmax_token_choice,k=1,capacity=1,group=8,{priority}balance=0.05"
+  for priority in ("", "batch_priority=true,")
+}
 
 
 @pytest.fixture(scope="module")
 def cells():
-  """The committed results: 31 models, five seeds each."""
-  return results.load([STUDY])
+  """The committed results: 21 models, eight seeds or more of each."""
+  return results.load([GRID])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -48,9 +53,10 @@ def test_points_that_are_apart_are_not_moved():
 def test_every_model_has_a_point_of_its_own(cells):
   panel = costs.cost_figure(cells).axes[0]
   points = [bars[0].get_xydata()[0] for bars in panel.containers]
-  assert len(points) == len(cells) == 31
+  assert len(points) == len(cells) == 21
   steps = np.diff(sorted(x for x, _ in points))
-  assert steps.min() > 0.9 * costs.MIN_GAP * 0.5  # TFLOPs span more than 0.5.
+  tflops = [np.mean(costs.training_tflops(cell)) for cell in cells]
+  assert steps.min() > 0.9 * costs.MIN_GAP * np.ptp(tflops)
 
 
 def test_the_legend_shows_routers_as_they_are_drawn(cells):
@@ -72,7 +78,7 @@ def test_the_legend_shows_routers_as_they_are_drawn(cells):
   ("seeds", "text"),
   [
     ((0, 1), "Mean over 2 seeds with 95% interval."),
-    ((0,), "Mean over 1 to 5 seeds with 95% interval."),
+    ((0,), "Mean over 1 to 16 seeds with 95% interval."),
     ((), "One seed"),
   ],
 )
@@ -87,7 +93,7 @@ def test_the_title_says_how_many_seeds(cells, seeds, text):
 
 def test_rows_have_no_empty_margin(cells):
   for draw in (figures.accuracy_figure, figures.routing_figure):
-    assert draw(cells).axes[0].get_ylim() == (30.5, -0.5)
+    assert draw(cells).axes[0].get_ylim() == (20.5, -0.5)
 
 
 def test_what_cannot_be_negative_begins_at_zero(cells):
@@ -124,7 +130,8 @@ def test_long_and_odd_names_leave_room_for_the_panels(cells, changes, recwarn):
   ]
   for figure in figures.figures(odd).values():
     size = figure_pixels(figure).shape
-    assert size[1] < 20 * figure.dpi
+    panels = figures.PANEL * len(figure.axes)
+    assert size[1] < (10.4 + panels) * figure.dpi
     for panel in figure.axes:
       box = panel.get_window_extent()
       assert box.width > 1.2 * figure.dpi and box.height > 0.4 * figure.dpi
@@ -140,7 +147,7 @@ def test_runs_with_the_same_settings_are_called_by_their_names(cells):
   same = [named(cells[1], "first"), named(cells[1], "second")]
   panel = figures.accuracy_figure(same).axes[0]
   texts = [text.get_text() for text in panel.get_yticklabels()]
-  assert texts == [f"{n}, softmax token choice" for n in ("first", "second")]
+  assert texts == [f"{n}, softmax expert choice" for n in ("first", "second")]
   key = costs.cost_figure(same).legends[0]
   assert [text.get_text() for text in key.get_texts()] == texts
   colours = {to_hex(line.get_color()) for line in key.legend_handles}
@@ -148,11 +155,20 @@ def test_runs_with_the_same_settings_are_called_by_their_names(cells):
 
 
 def test_what_all_cells_share_is_not_in_their_labels(cells):
-  """Both have one expert per token and route one image at a time."""
-  first, second = cells[1], cells[3]
+  """Both have one expert per token and route eight images at a time."""
+  first, second = (cell for cell in cells if cell.name in SOFTMAX)
   panel = figures.accuracy_figure([first, second]).axes[0]
   texts = [text.get_text() for text in panel.get_yticklabels()]
-  assert texts == ["softmax token choice", "sinkhorn token choice"]
+  assert texts == ["softmax token choice", "softmax token choice, priority"]
+
+
+def test_values_of_most_cells_are_in_the_title_only(cells):
+  figure = figures.accuracy_figure(cells)
+  texts = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+  assert "Where not stated: mlp_dim=160" in figure.get_suptitle()
+  assert not any("mlp_dim=160" in text for text in texts)
+  assert sum("mlp_dim=" in text for text in texts) == 2
+  assert len({*texts}) == len(cells)
 
 
 def test_routers_outside_the_study_have_colours_of_their_own(cells):

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "table",
     metavar="FILE.py:TABLE",
     help="a file with TABLES of rows, and one of its tables, such as "
-    "configs/tables.py:laptop; change any field of all its rows with "
+    "configs/tables.py:glyphs_grid; change any field of all its rows with "
     "--config.FIELD=VALUE",
   )
   parser.add_argument(

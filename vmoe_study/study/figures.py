@@ -21,7 +21,9 @@ from vmoe_study.study.styles import (
   marker,
   percent,
   percent_label,
+  setting,
   shapes,
+  usual_values,
 )
 from vmoe_study.study.tables import (
   MISSING,
@@ -48,7 +50,7 @@ def accuracy_figure(cells: Sequence[Cell]) -> Figure:
         panel.axvline(mean, color=colour, lw=0.6, ls=":")
     panel.set_xlabel(percent_label(metric))
     panel.grid(axis="x", alpha=0.3)
-  notes = [describe_seeds(cells)]
+  notes = [describe_seeds(cells), *_unlabelled(cells)]
   if any(cell.router == "dense" and cell.runs for cell in cells):
     notes.append("Dotted line: dense model")
   if "group" in settings(cells).names:
@@ -57,6 +59,12 @@ def accuracy_figure(cells: Sequence[Cell]) -> Figure:
   if handles:
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
   return figure
+
+
+def _unlabelled(cells: Sequence[Cell]) -> list[str]:
+  """A note on the values that `labels` leaves out, if there are any."""
+  texts = [setting(*item) for item in usual_values(cells).items() if item[1]]
+  return [f"Where not stated: {', '.join(texts)}"] if texts else []
 
 
 def row_panels(
@@ -135,8 +143,13 @@ def routing_figure(cells: Sequence[Cell]) -> Figure:
     panel.grid(axis="x", alpha=0.3)
   _title(
     figure,
-    "Routing of the last training batch, averaged over layers, and speed. "
-    + describe_seeds(cells),
+    ". ".join(
+      (
+        "Routing of the last training batch, averaged over layers, and speed",
+        describe_seeds(cells),
+        *_unlabelled(cells),
+      )
+    ),
   )
   return figure
 

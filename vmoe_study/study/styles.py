@@ -2,13 +2,19 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from matplotlib.lines import Line2D
 
 from vmoe_study.drawing.labels import name_label, shortened
 from vmoe_study.study.results import Cell
-from vmoe_study.study.settings import RUN, settings
+from vmoe_study.study.settings import (
+  RUN,
+  differing_fields,
+  field_text,
+  settings,
+)
 from vmoe_study.study.statistics import Estimate, estimate
 
 # The palette of Okabe and Ito, which colour-blind readers can tell apart.
@@ -43,10 +49,32 @@ def labels(cells: Sequence[Cell]) -> list[str]:
   The label of a run that its settings do not distinguish includes its name.
 
   Args:
-    cells: all cells of the figure; what they have in common is left out.
+    cells: all cells of the figure; what they have in common is left out, and
+      `usual_values`.
   """
   names, rows, _ = settings(cells)
-  return [_label(dict(zip(names, row, strict=True))) for row in rows]
+  usual = usual_values(cells)
+  return [
+    _label(
+      {
+        name: text
+        for name, text in zip(names, row, strict=True)
+        if text != usual.get(name)
+      }
+    )
+    for row in rows
+  ]
+
+
+def usual_values(cells: Sequence[Cell]) -> dict[str, str]:
+  """Values that more than half of the cells share, by field of the config."""
+  usual = {}
+  for name in differing_fields(cells):
+    texts = Counter(field_text(cell, name) for cell in cells)
+    text, count = texts.most_common(1)[0]
+    if 2 * count > len(cells):
+      usual[name] = text
+  return usual
 
 
 def _label(texts: dict[str, str]) -> str:
@@ -60,11 +88,13 @@ def _label(texts: dict[str, str]) -> str:
   group, priority = texts.pop("group", ""), texts.pop("batch priority", "")
   words += [f"{group} im."] if group else []
   words += ["priority"] if priority == "yes" else []
-  words += [
-    f"{name.rpartition('.')[2]}={shortened(value, VALUE_WIDTH)}"
-    for name, value in texts.items()
-  ]
+  words += [setting(name, value) for name, value in texts.items()]
   return name_label(", ".join(words), LABEL_WIDTH)
+
+
+def setting(name: str, value: str) -> str:
+  """A field of the config and its value, such as "mlp_dim=160"."""
+  return f"{name.rpartition('.')[2]}={shortened(value, VALUE_WIDTH)}"
 
 
 def cell_colours(cells: Sequence[Cell]) -> list[str]:
