@@ -159,6 +159,21 @@ def test_the_detectable_difference_is_found_as_often_as_stated():
   assert abs(np.mean(found) - 0.8) < 3 * np.sqrt(0.8 * 0.2 / 1000)
 
 
+def test_the_check_by_seed_is_the_paired_t_test_of_common_seeds():
+  cells = study(np.random.default_rng(7), [0] * 7)
+  cells[5].runs.pop(2)
+  result = planned_results(cells, ANALYSIS)[1]
+  first, *second = (
+    [100 * c.runs[s]["test/accuracy"] for s in (0, 1, 3, 4, 5, 6, 7)]
+    for c in (cells[1], cells[5], cells[6])
+  )
+  expected = stats.ttest_rel(first, np.mean(second, axis=0))
+  np.testing.assert_allclose(result.paired.p_value, expected.pvalue)
+  low, high = expected.confidence_interval()
+  assert result.paired.difference.mean == pytest.approx((low + high) / 2)
+  assert result.paired.difference.half_width == pytest.approx((high - low) / 2)
+
+
 def test_a_row_without_runs_is_named():
   cells = study(np.random.default_rng(5), [0] * 6)
   with pytest.raises(ValueError, match="row c6 has no run"):
@@ -198,6 +213,8 @@ def test_the_report_has_the_planned_contrasts(tmp_path, capsys):
   )
   assert [row["margin"] for row in rows] == ["5", ""]
   assert rows[0]["p equivalent"] == "< 0.001"
+  difference = float(rows[0]["by seed %"])
+  assert difference == pytest.approx(expected.estimate, abs=0.01)
   assert float(rows[1]["detectable"]) > float(rows[1]["difference ± %"])
 
 

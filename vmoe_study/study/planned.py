@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vmoe_study.study.linear_model import Effect, GridFit
 from vmoe_study.study.results import Cell
-from vmoe_study.study.statistics import holm
+from vmoe_study.study.statistics import Comparison, compare, holm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +60,16 @@ class PlannedResult(NamedTuple):
     end_point: name of the end point.
     contrast: the planned contrast.
     effect: the estimated difference.
-    holm_p_value: p-value of the test of no difference, corrected for all
+    paired: the two sides compared seed by seed, for the seeds of all their
+      rows: a check that needs no error variance in common with other rows.
+    holm_p_value: p-value of the test that `effect` is 0, corrected for all
       contrasts of all end points.
   """
 
   end_point: str
   contrast: PlannedContrast
   effect: Effect
+  paired: Comparison
   holm_p_value: float
 
 
@@ -108,9 +111,22 @@ def planned_results(
           f"with {', '.join(metrics)}. Run the sweep to its end."
         )
     fit = GridFit(values)
-    found += [(name, c, fit.contrast(c.weights)) for c in analysis.contrasts]
-  corrected = holm([effect.p_value for _, _, effect in found])
+    for contrast in analysis.contrasts:
+      effect = fit.contrast(contrast.weights)
+      found.append((name, contrast, effect, _paired(values, contrast)))
+  corrected = holm([effect.p_value for _, _, effect, _ in found])
   return [
     PlannedResult(*result, p_value)
     for result, p_value in zip(found, corrected, strict=True)
   ]
+
+
+def _paired(
+  values: Mapping[str, Mapping[int, float]], contrast: PlannedContrast
+) -> Comparison:
+  seeds = set.intersection(*(set(values[name]) for name in contrast.weights))
+  first, second = (
+    [statistics.fmean(values[name][seed] for name in side) for seed in seeds]
+    for side in (contrast.first, contrast.second)
+  )
+  return compare(first, second)

@@ -29,7 +29,9 @@ NOTES = {
       "error variance pooled over all cells; p: two-sided t-test; Holm: p "
       "after correction for all rows. `detectable`: the smallest true "
       "difference that is found in 80% of such studies at 0.05, divided by "
-      "the number of rows.",
+      "the number of rows. `by seed`: the same difference with the paired "
+      "t-test over the seeds that both sides have, which needs no common "
+      "error variance; its p is not corrected.",
     ),
     (
       ("margin", "p equivalent"),

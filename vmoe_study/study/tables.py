@@ -231,10 +231,10 @@ def contrast_table(cells: Sequence[Cell]) -> Table:
 def planned_table(cells: Sequence[Cell], analysis: Analysis) -> Table:
   """The planned contrasts; Holm's correction is over all rows."""
   header = ["end point", "first against second", "difference", "p", "Holm"]
-  header += ["margin", "p equivalent", "detectable"]
+  header += ["margin", "p equivalent", "detectable", "by seed", "p by seed"]
   results = planned_results(cells, analysis)
   rows: list[list[str | Estimate]] = []
-  for end_point, contrast, effect, corrected in results:
+  for end_point, contrast, effect, paired, corrected in results:
     difference = Estimate(effect.estimate, effect.half_width, effect.degrees)
     row = [end_point, contrast.text, difference]
     row += [_p(effect.p_value), _p(corrected)]
@@ -244,7 +244,8 @@ def planned_table(cells: Sequence[Cell], analysis: Analysis) -> Table:
     detectable = detectable_difference(
       effect.standard_error, effect.degrees, 0.05 / len(results), power=0.8
     )
-    rows.append([*row, f"{detectable:.2f}"])
+    row += [f"{detectable:.2f}", paired.difference, _p(paired.p_value)]
+    rows.append(row)
   return Table(header, rows, signed=True).without_empty_columns()
 
 
