@@ -578,8 +578,11 @@ def _glyphs_pairs() -> Iterator[Row]:
 
 
 def _glyphs_zoo() -> Iterator[Row]:
-  """The other routers at cost 1, and the dense model of the grid."""
+  """The other routers at cost 1, and two models to compare them with."""
   yield _glyphs_row(_cell("dense"))
+  weak = {"k": 1, "capacity": 1, "group": 8, "balance": 0.005}
+  note = "balance weight of 2106.05974"
+  yield Row("glyphs", {"router": "softmax_token_choice"} | weak, note=note)
   for router, spec in ZOO.items():
     if router in ROUTERS:
       continue
@@ -691,7 +694,8 @@ TABLES: dict[str, Table] = {
     tuple(_glyphs_pairs()),
   ),
   "glyphs_zoo": Table(
-    "Of no paper: the other routers of ROUTERS.md at cost 1, not tuned",
+    "Of no paper: the other routers of ROUTERS.md at cost 1, not tuned, and "
+    "softmax token choice with a smaller balance weight",
     tuple(_glyphs_zoo()),
   ),
 }
