@@ -351,4 +351,4 @@ def test_the_committed_results_make_the_committed_tables(run):
   )
   (count, drawn), differences = found
   assert count == 21 and drawn == 3
-  assert len(differences) == 24
+  assert len(differences) == 13
