@@ -142,8 +142,16 @@ CONTRASTS = {
     (softmax(balance="0"),),
     (DENSE,),
   ),
+  "expert choice - softmax token choice with balance 0.005": (
+    ONE,
+    (softmax(balance="0.005"),),
+  ),
   "expert choice - softmax token choice with balance 0": (
     ONE,
+    (softmax(balance="0"),),
+  ),
+  "Sinkhorn - softmax token choice with balance 0": (
+    (sinkhorn(),),
     (softmax(balance="0"),),
   ),
   "Soft MoE of equal FLOPs - softmax token choice with balance 0": (
