@@ -26,6 +26,8 @@ def events(path):
   return [e for plane in planes for line in plane.lines for e in line.events]
 
 
+# Of the classes in which JAX 0.12 reads a profile, with Python 3.13.
+@pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")
 def test_a_trace_has_the_steps_up_to_a_checkpoint(tmp_path):
   # In a process of its own, as users have it: where much else is loaded, as in
   # that of the tests, JAX's profiler may end it when it starts.
