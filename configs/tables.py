@@ -578,7 +578,8 @@ def _glyphs_pairs() -> Iterator[Row]:
 
 
 def _glyphs_balance() -> Iterator[Row]:
-  """The best router of the grid with less balance, and without."""
+  """The best router of the grid with less balance, and without; and dense."""
+  yield _glyphs_row(_cell("dense"))
   for balance, note in ((0.005, "balance weight of 2106.05974"), (0, "")):
     row = _glyphs_row(_GLYPHS_BEST)
     arguments = {**row.arguments, "balance": balance}

@@ -216,7 +216,9 @@ def main() -> None:
   parser.add_argument("roots", nargs="+", help="roots of sweeps, or reports")
   parser.add_argument("--out", type=pathlib.Path, required=True)
   args = parser.parse_args()
-  cells = results.load(args.roots)
+  # Of a model that several roots have, the one with the most runs.
+  found = sorted(results.load(args.roots), key=lambda cell: len(cell.runs))
+  cells = list({cell.name: cell for cell in found}.values())
   parts = [
     "## Exploratory differences in percentage points, by seed",
     exploratory_table(cells),
