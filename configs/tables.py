@@ -577,13 +577,16 @@ def _glyphs_pairs() -> Iterator[Row]:
   yield from (row for row in _glyphs_grid() if row.name in names)
 
 
-def _glyphs_balance() -> Iterator[Row]:
-  """The best router of the grid with less balance, and without; and dense."""
+def _glyphs_controls() -> Iterator[Row]:
+  """The best router of the grid with less balance, and fixed experts."""
   yield _glyphs_row(_cell("dense"))
   for balance, note in ((0.005, "balance weight of 2106.05974"), (0, "")):
     row = _glyphs_row(_GLYPHS_BEST)
     arguments = {**row.arguments, "balance": balance}
     yield dataclasses.replace(row, arguments=arguments, note=note)
+  yield next(
+    row for row in _glyphs_zoo() if row.arguments["router"] == "identity"
+  )
 
 
 def _glyphs_zoo() -> Iterator[Row]:
@@ -699,10 +702,10 @@ TABLES: dict[str, Table] = {
     "which get 16 seeds",
     tuple(_glyphs_pairs()),
   ),
-  "glyphs_balance": Table(
-    "Of no paper: the best model of the small study with other weights of the "
-    "balance losses",
-    tuple(_glyphs_balance()),
+  "glyphs_controls": Table(
+    "Of no paper: the best router of the small study with other weights of the "
+    "balance losses, and experts chosen by position",
+    tuple(_glyphs_controls()),
   ),
   "glyphs_zoo": Table(
     "Of no paper: the other routers of ROUTERS.md at cost 1, not tuned",
