@@ -67,6 +67,7 @@ SOFT, EQUAL_SOFT, TWO_SOFT = (
   "soft,capacity=2,rate=0.012",
 )
 DENSE, WIDE_DENSE = "dense", "dense,mlp=242"
+BY_POSITION = "identity,capacity=1,k=1,group=8,balance=0"
 
 # Groups have eight images and the cost is 1 where nothing else is said.
 CONTRASTS = {
@@ -157,6 +158,11 @@ CONTRASTS = {
   "Soft MoE of equal FLOPs - softmax token choice with balance 0": (
     (EQUAL_SOFT,),
     (softmax(balance="0"),),
+  ),
+  "experts by position - dense": ((BY_POSITION,), (DENSE,)),
+  "experts by position - softmax token choice": (
+    (BY_POSITION,),
+    (softmax(),),
   ),
 }
 

@@ -7,7 +7,7 @@ import runpy
 import pytest
 
 STUDY = pathlib.Path(__file__).parents[2] / "notebooks" / "study"
-GRID, BALANCE = STUDY / "grid", STUDY / "balance"
+GRID, CONTROLS = STUDY / "grid", STUDY / "controls"
 INTERVAL = re.compile(r"(\d+\.\d+) ± (\d+(?:\.\d+)?)")
 
 pytestmark = pytest.mark.unit
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 def test_the_committed_results_make_the_exploratory_table(
   tmp_path, monkeypatch
 ):
-  words = [str(GRID), str(BALANCE), f"--out={tmp_path}"]
+  words = [str(GRID), str(CONTROLS), f"--out={tmp_path}"]
   monkeypatch.setattr("sys.argv", ["exploratory.py", *words])
   runpy.run_path(str(STUDY / "exploratory.py"), run_name="__main__")
   remade = (tmp_path / "exploratory.md").read_text()
