@@ -7,7 +7,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmoe_study.data.order import WINDOW_BLOCKS, BlockOrder, num_lanes
+from vmoe_study.data.order import (
+  LONGEST_RUN,
+  WINDOW_BLOCKS,
+  BlockOrder,
+  Window,
+  num_lanes,
+)
 
 SIZE, PER_BLOCK = 4000, 10
 BLOCKS = np.append(np.arange(0, SIZE, PER_BLOCK), SIZE)
@@ -66,3 +72,16 @@ def test_lanes_share_no_blocks_but_those_that_a_cut_divides():
 def test_lanes_divide_the_batch_and_have_some_blocks():
   assert [num_lanes(b, 10**6) for b in (4096, 96, 7)] == [WINDOW_BLOCKS, 32, 1]
   assert [num_lanes(64, blocks) for blocks in (0, 7, 20, 150)] == [1, 1, 2, 16]
+
+
+def test_a_window_is_read_in_runs_of_consecutive_examples():
+  assert Window.of([3, 5, 6, 4, 2, 7]).runs == [
+    (3, 4),
+    (5, 7),
+    (4, 5),
+    (2, 3),
+    (7, 8),
+  ]
+  long = Window.of(range(2 * LONGEST_RUN + 5))
+  lengths = [stop - start for start, stop in long.runs]
+  assert lengths == [LONGEST_RUN, LONGEST_RUN, 5]
