@@ -271,7 +271,13 @@ def test_a_report_of_one_run_has_no_empty_tables(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("folder", "table", "count"), [("gate", "", 6), ("grid", "glyphs_grid", 8)]
+  ("folder", "table", "count"),
+  [
+    ("gate", "", 6),
+    ("grid", "glyphs_grid", 8),
+    ("controls", "", 6),
+    ("zoo", "", 6),
+  ],
 )
 def test_the_committed_results_make_the_committed_tables(
   tmp_path, folder, table, count
@@ -286,7 +292,7 @@ def test_the_committed_results_make_the_committed_tables(
     assert path.read_bytes() == (committed / path.name).read_bytes(), path.name
 
 
-@pytest.mark.parametrize("name", ["gate", "grid"])
+@pytest.mark.parametrize("name", ["gate", "grid", "controls", "zoo"])
 def test_the_committed_results_are_of_the_tables_configs(name):
   committed = ROOT / "notebooks" / "study" / name
   cells = results.load([committed])
