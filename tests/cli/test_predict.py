@@ -93,7 +93,13 @@ def test_python_takes_files_bytes_and_arrays(checkpoint, digits, predicted):
       prediction.probabilities, probabilities(predicted[0][7]), atol=2e-6
     )
   [alone] = checkpoint.predict(str(file))
-  assert alone.top(3) == found[0].top(3)
+  # With JAX 0.12, the batch decides the last bits.
+  np.testing.assert_allclose(
+    alone.probabilities, found[0].probabilities, atol=2e-6
+  )
+  assert [name for name, _ in alone.top(3)] == [
+    name for name, _ in found[0].top(3)
+  ]
   with pytest.raises(ImageError, match=r"none.png: cannot be read"):
     checkpoint.predict([file, digits[0] / "none.png"])
 
