@@ -580,10 +580,10 @@ def _glyphs_pairs() -> Iterator[Row]:
 def _glyphs_controls() -> Iterator[Row]:
   """The best router of the grid with less balance, and fixed experts."""
   yield _glyphs_row(_cell("dense"))
+  best = _glyphs_row(_GLYPHS_BEST)
   for balance, note in ((0.005, "balance weight of 2106.05974"), (0, "")):
-    row = _glyphs_row(_GLYPHS_BEST)
-    arguments = {**row.arguments, "balance": balance}
-    yield dataclasses.replace(row, arguments=arguments, note=note)
+    arguments = {**best.arguments, "balance": balance}
+    yield dataclasses.replace(best, arguments=arguments, note=note)
   yield next(
     row for row in _glyphs_zoo() if row.arguments["router"] == "identity"
   )

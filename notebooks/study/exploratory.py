@@ -22,16 +22,12 @@ from vmoe_study.study.planned import (
 )
 from vmoe_study.study.results import Cell
 from vmoe_study.study.statistics import Estimate
-from vmoe_study.study.tables import Table
+from vmoe_study.study.tables import Table, planned_table
 
 PLANNED = TABLES["glyphs_grid"].analysis
 FAILED = "glyphs,router=soft,capacity=1,mlp=150,rate=0.012", 6
-SHOT = "fewshot/{}/10shot"
-END_POINTS = {
-  **PLANNED.end_points,
-  **{
-    name: (SHOT.format(name),) for name in ("digits", "emoji", "hangul", "kana")
-  },
+END_POINTS = PLANNED.end_points | {
+  metric.split("/")[1]: (metric,) for metric in PLANNED.end_points["10-shot"]
 }
 
 
@@ -185,7 +181,7 @@ def exploratory_table(cells: Sequence[Cell]) -> Table:
 
 
 def without_failed_run(cells: Sequence[Cell]) -> Table:
-  """The planned contrasts without one run: in their model, and by seed."""
+  """The planned contrasts without one run."""
   rows_of_grid = {row.name for row in TABLES["glyphs_grid"]}
   left = [
     dataclasses.replace(
@@ -199,21 +195,7 @@ def without_failed_run(cells: Sequence[Cell]) -> Table:
     for cell in cells
     if cell.name in rows_of_grid
   ]
-  rows: list[list[str | Estimate]] = []
-  for name, contrast, effect, paired, corrected in planned_results(
-    left, PLANNED
-  ):
-    pooled = Estimate(effect.estimate, effect.half_width, effect.degrees)
-    row = [name, contrast.text, pooled, f"{corrected:.3f}", paired.difference]
-    rows.append(row)
-  header = [
-    "end point",
-    "first against second",
-    "difference",
-    "Holm",
-    "by seed",
-  ]
-  return Table(header, rows, signed=True)
+  return planned_table(left, PLANNED)
 
 
 def main() -> None:

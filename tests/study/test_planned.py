@@ -17,6 +17,7 @@ from vmoe_study.study.planned import (
 )
 from vmoe_study.study.planned_figure import planned_figure
 from vmoe_study.study.results import Cell
+from vmoe_study.study.tables import planned_table
 
 pytestmark = pytest.mark.slow
 
@@ -172,6 +173,17 @@ def test_the_check_by_seed_is_the_paired_t_test_of_common_seeds():
   low, high = expected.confidence_interval()
   assert result.paired.difference.mean == pytest.approx((low + high) / 2)
   assert result.paired.difference.half_width == pytest.approx((high - low) / 2)
+
+
+def test_sides_without_common_seeds_are_not_compared_by_seed():
+  cells = study(np.random.default_rng(8), [0] * 7)
+  for cell, lost in ((cells[0], range(4)), (cells[5], range(4, 8))):
+    for seed in lost:
+      del cell.runs[seed]
+  table = planned_table(cells, ANALYSIS)
+  column = table.header.index("by seed")
+  first, second, *_ = table.as_text()
+  assert not first[column] and "±" in second[column]
 
 
 def test_a_row_without_runs_is_named():

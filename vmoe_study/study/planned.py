@@ -124,6 +124,7 @@ def planned_results(
 def _paired(
   values: Mapping[str, Mapping[int, float]], contrast: PlannedContrast
 ) -> Comparison:
+  """Compares the sides seed by seed, for the seeds that all rows have."""
   seeds = set.intersection(*(set(values[name]) for name in contrast.weights))
   first, second = (
     [statistics.fmean(values[name][seed] for name in side) for seed in seeds]

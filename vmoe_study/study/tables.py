@@ -48,6 +48,8 @@ class Table(NamedTuple):
   def _text(self, value: str | Estimate) -> str:
     if isinstance(value, str):
       return value
+    if not value.count:
+      return ""
     mean = f"{value.mean:{'+' if self.signed else ''}.2f}"
     width = _number(value.half_width)
     return f"{mean} ± {width}" if width else mean
